@@ -1,0 +1,113 @@
+/**
+ * The operations a model is made of, on buffers that only the backend can look into.
+ *
+ * Operations are issued in order and may return before they are done; `read` waits for everything issued before
+ * it. So the same model code drives plain loops, WASM kernels and, with a queue in between, a GPU.
+ *
+ * Shape letters: T tokens or image patches (rows), S keys, N output width, K input width, H heads, C head width.
+ */
+
+/** Activations: f32 [rows, cols], rows `stride` elements apart. A slice shares the memory of what it was cut from. */
+export interface Tensor {
+  readonly rows: number;
+  readonly cols: number;
+}
+
+/**
+ * How the numbers of a matrix lie in memory; the packing and its inverse are in `lib/weights/quantize.ts`.
+ * - `f32`: row-major [N, K].
+ * - `int8-p8-s4`: panels of 8 columns, one f32 scale per column.
+ * - `int4-g32-p8`: panels of 8 columns, groups of 32 with a 10-bit integer scale in line, one f32 scale per column.
+ */
+export type Scheme = "f32" | "int8-p8-s4" | "int4-g32-p8";
+
+/** A weight matrix as it is stored: out = x · Wᵀ with W [N, K]. */
+export interface StoredMatrix {
+  readonly scheme: Scheme;
+  readonly n: number;
+  readonly k: number;
+  /** f32: Float32Array of N·K. Otherwise the packed bytes. */
+  readonly data: Float32Array | Uint8Array;
+  /** Per output column, length N; absent for f32. */
+  readonly scale?: Float32Array;
+}
+
+/** A weight matrix in the backend's hands. */
+export interface Matrix {
+  readonly n: number;
+  readonly k: number;
+  readonly scheme: Scheme;
+}
+
+export interface LinearOptions {
+  /** [1, N], added to every row. */
+  readonly bias?: Tensor;
+  /** Applied after the bias: 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))). */
+  readonly activation?: "gelu";
+  /** [T, N], added last; may be `out` itself. */
+  readonly residual?: Tensor;
+}
+
+export interface AttentionOptions {
+  readonly heads: number;
+  /** Divides heads; query head h reads key-value head ⌊h / (heads / kvHeads)⌋. */
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly scale: number;
+  /** Scores become softcap · tanh(score / softcap) before the mask; absent: no cap. */
+  readonly softcap?: number;
+  /** Index of the first query row among the S keys. */
+  readonly start: number;
+  /** The first `prefix` rows see one another in full; later rows see what lies before them. */
+  readonly prefix: number;
+  /** A query sees only the last `window` keys, itself included (full inside the prefix); absent: all. */
+  readonly window?: number;
+}
+
+/** Broken shapes are `RangeError`s with the numbers in them. */
+export interface Backend {
+  /** `reference`, `wasm`, `webgpu` … */
+  readonly name: string;
+
+  /** Bytes the backend holds now: weights and activations. */
+  readonly sizeBytes: number;
+
+  /** New activations; the contents are unspecified until written. */
+  tensor(rows: number, cols: number): Tensor;
+  /** Rows [row, row + rows) and columns [col, col + cols) of `t`, sharing its memory; columns default to all. */
+  slice(t: Tensor, row: number, rows: number, col?: number, cols?: number): Tensor;
+  /** Takes a matrix into the backend, packed as its kernels read it. The stored bytes may be dropped afterwards. */
+  matrix(stored: StoredMatrix): Matrix;
+  /** Gives memory back. Slices are not freed; what they were cut from is. */
+  free(...what: (Tensor | Matrix)[]): void;
+
+  /** Row-major values into `t`; length rows · cols. */
+  write(t: Tensor, values: Float32Array): void;
+  /** Row-major copy of `t`, when all that was issued before is done. */
+  read(t: Tensor): Promise<Float32Array>;
+
+  /** out [T, N] = x [T, K] · Wᵀ, then bias, activation, residual. `out` may be `residual`, never `x`. */
+  linear(out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions): void;
+  /** GeGLU: out [T, F] = gelu(x · gateᵀ) ⊙ (x · upᵀ). */
+  gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void;
+  /** out = (x − mean) / √(variance + eps) · weight + bias per row; weight and bias [1, K]. `out` may be `x`. */
+  layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: number): void;
+  /** out = x / √(mean(x²) + eps) · (1 + weight) per row; weight [1, K]. `out` may be `x`. */
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
+  /** out += x. */
+  add(out: Tensor, x: Tensor): void;
+  /**
+   * Rotates each head of x [T, H·C] in place: pair (i, i + C/2) by angle position · theta^(−2i/C), where row t has
+   * position `position` + t. Half-split, as Gemma does it.
+   */
+  rope(x: Tensor, headDim: number, position: number, theta: number): void;
+  /** out [T, H·C] = softmax(mask(q · kᵀ · scale)) · v with q [T, H·C], k and v [S, Hkv·C]. */
+  attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void;
+  /** out [T, K]: row t is row ids[t] of the table [N, K], times `scale`. */
+  embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void;
+  /**
+   * Cuts a picture into patches: pixels [size, size, 3] as x [1, size·size·3], out [g·g, K] with g = size / patch,
+   * each row flattened (c, dy, dx) as the patch embedding's weights are; columns from 3·patch² to K are zero.
+   */
+  patches(out: Tensor, pixels: Tensor, size: number, patch: number): void;
+}

@@ -1,0 +1,29 @@
+/**
+ * Errors a caller can cause, as one closed list.
+ *
+ * A broken contract between our own functions is a `TypeError` or `RangeError`; everything here is somebody
+ * else's mistake and carries a code that the HTTP layer maps to a status.
+ */
+
+/** Every mistake a caller or an operator can make. `lib/http/problem.ts` maps each to a status, exhaustively. */
+export type ErrorCode =
+  | "body_invalid" // the request body is not what its content type says, or a field has the wrong type
+  | "body_too_large"
+  | "image_missing"
+  | "image_unsupported" // not JPEG, PNG or WebP
+  | "image_corrupt" // starts like a picture but cannot be decoded
+  | "image_too_large" // more pixels than the platform allows
+  | "parameter_invalid" // a number or a name out of its range
+  | "prompt_too_long" // the prompt does not fit the model's context
+  | "model_invalid" // a model directory whose files do not fit together
+  | "overloaded" // more requests waiting than the queue holds
+  | "cancelled"; // the caller went away
+
+/** A caller's mistake: the action that failed, what was expected, what was found. */
+export class RequestError extends Error {
+  override readonly name = "RequestError";
+
+  constructor(readonly code: ErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+  }
+}
