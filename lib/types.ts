@@ -75,22 +75,57 @@ export type AnswerEvent =
     /** The best logits of this step, when asked for. */
     readonly top?: readonly Candidate[];
   }
-  | {
-    readonly type: "box";
-    readonly box: Box;
-    readonly label: string;
-    /** Geometric mean of the four loc tokens' probabilities times the label's, in (0, 1]. */
-    readonly confidence: number;
-  }
+  | ({ readonly type: "box" } & Item)
   | {
     readonly type: "usage";
     readonly imageTokens: number;
-    /** Image tokens and text tokens of the prefix together. */
-    readonly promptTokens: number;
+    /** Ids of the text part of the prefix: BOS, prompt, newline. */
+    readonly promptTokenIds: readonly number[];
     readonly completionTokens: number;
     readonly timings: Timings;
   }
   | { readonly type: "done"; readonly finishReason: FinishReason; readonly text: string };
+
+/** One thing the model located. */
+export interface Item {
+  readonly box: Box;
+  readonly label: string;
+  /** In (0, 1]. */
+  readonly confidence: number;
+}
+
+/** A whole answer: what a stream of events comes to. */
+export interface Answer {
+  readonly text: string;
+  readonly tokenIds: readonly number[];
+  readonly items: readonly Item[];
+  readonly finishReason: FinishReason;
+  readonly promptTokenIds: readonly number[];
+  readonly imageTokens: number;
+  readonly timings: Timings;
+  /** The best logits of every step, when asked for. */
+  readonly logits?: readonly (readonly Candidate[])[];
+}
+
+/** What a caller wants to know about one or more pictures. */
+export interface Question {
+  /** Encoded pictures (JPEG, PNG, WebP), in the order the model sees them; at least one. */
+  readonly images: readonly Uint8Array[];
+  /** The prefix, such as `caption en`; may be empty. */
+  readonly prompt: string;
+  /** Tokens at most, 1 or more; by default what the prompt's task needs. */
+  readonly maxTokens?: number;
+  /** Defaults to greedy. */
+  readonly sampling?: Partial<Sampling>;
+  /** Go on after the end of the answer, until `maxTokens`. */
+  readonly ignoreEos?: boolean;
+  /** Candidates to report with every token, 0 to 100. */
+  readonly topLogits?: number;
+  readonly resize?: ResizeMethod;
+  readonly alpha?: AlphaPolicy;
+  /** Whether `<loc0001>` and `<seg001>` in the prompt are location and mask tokens (`allow`) or plain text. */
+  readonly tokens?: "plain" | "allow";
+}
 
 /** Files of one model, wherever they lie. Names are relative, with forward slashes. */
 export interface ModelFiles {
