@@ -1,0 +1,125 @@
+/**
+ * The shapes every operation asks for, checked the same way by every backend. What does not fit is a `RangeError`
+ * with the numbers in it.
+ */
+
+import type { AttentionOptions, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+
+/** Fails unless `found` is `expected`. */
+export function same(what: string, found: number, expected: number): void {
+  if (found !== expected) throw new RangeError(`Broken shape, ${what}: expected ${expected}, found ${found}`);
+}
+
+export function checkTensor(rows: number, cols: number): void {
+  if (!Number.isSafeInteger(rows) || !Number.isSafeInteger(cols) || rows < 0 || cols < 0) {
+    throw new RangeError(`Cannot make a tensor of [${rows}, ${cols}]: expected whole numbers from 0`);
+  }
+}
+
+export function checkSlice(t: Tensor, row: number, rows: number, col: number, cols: number): void {
+  const whole = [row, rows, col, cols].every((it) => Number.isSafeInteger(it) && it >= 0);
+  if (!whole || row + rows > t.rows || col + cols > t.cols) {
+    throw new RangeError(
+      `Cannot slice rows ${row}+${rows}, columns ${col}+${cols} of a [${t.rows}, ${t.cols}] tensor`,
+    );
+  }
+}
+
+/** A stored matrix of scheme `f32`; the quantised schemes are checked by `layout.ts`. */
+export function checkStored({ n, k, data }: StoredMatrix): void {
+  if (!(data instanceof Float32Array) || data.length !== n * k) {
+    throw new RangeError(
+      `Cannot take a matrix [${n}, ${k}]: expected ${n * k} f32 values, found ${data.length}`,
+    );
+  }
+}
+
+export function checkLinear(out: Tensor, x: Tensor, w: Matrix, { bias, residual }: LinearOptions): void {
+  same("linear input width", x.cols, w.k);
+  same("linear output width", out.cols, w.n);
+  same("linear rows", out.rows, x.rows);
+  if (bias) checkRow("linear bias", bias, w.n);
+  if (residual) {
+    same("linear residual rows", residual.rows, out.rows);
+    same("linear residual columns", residual.cols, out.cols);
+  }
+}
+
+export function checkGated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {
+  same("gated input width", x.cols, gate.k);
+  same("gated output width", out.cols, gate.n);
+  same("gated rows", out.rows, x.rows);
+  same("gated up columns", up.n, gate.n);
+  same("gated up input width", up.k, gate.k);
+}
+
+/** A norm; `bias` only where the norm has one. */
+export function checkNorm(name: string, out: Tensor, x: Tensor, weight: Tensor, bias?: Tensor): void {
+  same(`${name} rows`, out.rows, x.rows);
+  same(`${name} columns`, out.cols, x.cols);
+  checkRow(`${name} weight`, weight, x.cols);
+  if (bias) checkRow(`${name} bias`, bias, x.cols);
+}
+
+export function checkAdd(out: Tensor, x: Tensor): void {
+  same("add rows", x.rows, out.rows);
+  same("add columns", x.cols, out.cols);
+}
+
+export function checkRope(x: Tensor, headDim: number): void {
+  if (!(headDim > 0) || headDim % 2 || x.cols % headDim) {
+    throw new RangeError(`Cannot rotate heads of ${headDim} in a row of ${x.cols}`);
+  }
+}
+
+export function checkAttention(
+  out: Tensor,
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: AttentionOptions,
+): void {
+  const { heads, kvHeads, headDim, start, window } = options;
+  if (!(kvHeads > 0) || heads % kvHeads) {
+    throw new RangeError(`Cannot attend: ${kvHeads} key-value heads do not divide ${heads} heads`);
+  }
+  same("attention query width", q.cols, heads * headDim);
+  same("attention output width", out.cols, heads * headDim);
+  same("attention output rows", out.rows, q.rows);
+  same("attention key width", k.cols, kvHeads * headDim);
+  same("attention value width", v.cols, kvHeads * headDim);
+  same("attention value rows", v.rows, k.rows);
+  if (!(start >= 0) || start + q.rows > k.rows) {
+    throw new RangeError(
+      `Cannot attend: queries run from ${start} to ${start + q.rows}, keys end at ${k.rows}`,
+    );
+  }
+  if (window !== undefined && !(window >= 1)) {
+    throw new RangeError(`Cannot attend: expected a window of at least 1, found ${window}`);
+  }
+}
+
+export function checkEmbed(out: Tensor, ids: Uint32Array, table: Matrix): void {
+  same("embed rows", out.rows, ids.length);
+  same("embed width", out.cols, table.k);
+  for (const id of ids) {
+    if (id >= table.n) throw new RangeError(`Cannot embed id ${id}: the table has ${table.n} rows`);
+  }
+}
+
+/** Returns the number of patches along one side. */
+export function checkPatches(out: Tensor, pixels: Tensor, size: number, patch: number): number {
+  const grid = Math.floor(size / patch);
+  same("patches rows", out.rows, grid * grid);
+  same("patches input rows", pixels.rows, 1);
+  same("patches input", pixels.cols, size * size * 3);
+  if (out.cols < 3 * patch * patch) {
+    throw new RangeError(`Cannot cut patches of ${3 * patch * patch} values into rows of ${out.cols}`);
+  }
+  return grid;
+}
+
+function checkRow(what: string, t: Tensor, cols: number): void {
+  same(`${what} rows`, t.rows, 1);
+  same(`${what} columns`, t.cols, cols);
+}

@@ -1,0 +1,342 @@
+/**
+ * The operations in C kernels (`wasm/src`), on one thread, in one growing memory that this file owns.
+ *
+ * Every operation runs when it is issued. Weights are packed in panels of 8 columns when they are taken in, so the
+ * kernels read them as one stream; activations stay row-major, and a product packs the rows it needs as it goes.
+ */
+
+import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+import * as shapes from "./shapes.ts";
+import { Arena, type Piece } from "./wasm_arena.ts";
+import { FINISH, instantiate, type Kernels } from "./wasm_kernels.ts";
+
+const PANEL = 8;
+/** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
+const BLOCK_ROWS = 320;
+
+export interface WasmOptions {
+  /** The memory never grows beyond this; at most, and by default, 4 GiB less one page. */
+  readonly maxBytes?: number;
+}
+
+/** A backend with its memory in the open, for those who count it. */
+export interface WasmBackend extends Backend {
+  readonly name: "wasm";
+  /** Bytes of the whole WASM memory: weights, activations, scratch, and gaps. Never shrinks. */
+  readonly memoryBytes: number;
+}
+
+/**
+ * Makes a backend from a module that `chooseKernels` chose.
+ *
+ * Operations throw `RangeError` when the memory cannot hold what they need, before they compute anything.
+ */
+export function createWasmBackend(module: WebAssembly.Module, options: WasmOptions = {}): WasmBackend {
+  return new Wasm(module, options);
+}
+
+class WasmTensor implements Tensor {
+  constructor(
+    readonly piece: Piece,
+    readonly start: number,
+    readonly rows: number,
+    readonly cols: number,
+    readonly stride: number,
+    /** Slices share a piece that only its owner frees. */
+    readonly owner: boolean,
+  ) {}
+}
+
+class WasmMatrix implements Matrix {
+  constructor(
+    readonly scheme: StoredMatrix["scheme"],
+    readonly n: number,
+    readonly k: number,
+    readonly piece: Piece,
+  ) {}
+}
+
+/** What a product does with its result; addresses, 0 for none. */
+interface Finish {
+  readonly bias: number;
+  readonly residual: WasmTensor | undefined;
+  readonly mode: number;
+}
+
+class Wasm implements WasmBackend {
+  readonly name = "wasm";
+  readonly #arena: Arena;
+  readonly #kernels: Kernels;
+  #scratch: Piece | undefined;
+  #rotation: { key: string; piece: Piece } | undefined;
+
+  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32 }: WasmOptions) {
+    this.#arena = new Arena(maxBytes);
+    this.#kernels = instantiate(module, this.#arena.memory);
+    this.#arena.reserve(this.#kernels.__heap_base.value);
+  }
+
+  get sizeBytes(): number {
+    return this.#arena.usedBytes - (this.#scratch?.size ?? 0) - (this.#rotation?.piece.size ?? 0);
+  }
+
+  get memoryBytes(): number {
+    return this.#arena.memory.buffer.byteLength;
+  }
+
+  tensor(rows: number, cols: number): Tensor {
+    shapes.checkTensor(rows, cols);
+    const piece = this.#arena.allocate(rows * cols * 4, `activations [${rows}, ${cols}]`);
+    return new WasmTensor(piece, piece.start, rows, cols, cols, true);
+  }
+
+  slice(t: Tensor, row: number, rows: number, col = 0, cols = t.cols - col): Tensor {
+    shapes.checkSlice(t, row, rows, col, cols);
+    const from = inside(t);
+    const start = from.start + (row * from.stride + col) * 4;
+    return new WasmTensor(from.piece, start, rows, cols, from.stride, false);
+  }
+
+  matrix(stored: StoredMatrix): Matrix {
+    shapes.checkStored(stored);
+    const { scheme, n, k, data } = stored;
+    if (scheme !== "f32") throw new TypeError(`Cannot take a matrix of scheme "${scheme}"`);
+    const piece = this.#arena.allocate(roundUp(n) * k * 4, `a matrix [${n}, ${k}]`);
+    const panels = this.#floats(piece.start, roundUp(n) * k);
+    for (let row = 0; row < n; row++) {
+      const from = (data as Float32Array).subarray(row * k, (row + 1) * k);
+      let to = (row - row % PANEL) * k + row % PANEL;
+      for (let i = 0; i < k; i++, to += PANEL) panels[to] = from[i];
+    }
+    for (let row = n; row < roundUp(n); row++) {
+      let to = (row - row % PANEL) * k + row % PANEL;
+      for (let i = 0; i < k; i++, to += PANEL) panels[to] = 0;
+    }
+    return new WasmMatrix(scheme, n, k, piece);
+  }
+
+  free(...what: (Tensor | Matrix)[]): void {
+    for (const it of what) {
+      if (it instanceof WasmTensor && !it.owner) {
+        throw new TypeError("Cannot free a slice: free what it was cut from");
+      }
+      this.#arena.free((it as WasmTensor | WasmMatrix).piece);
+    }
+  }
+
+  write(t: Tensor, values: Float32Array): void {
+    shapes.same("write", values.length, t.rows * t.cols);
+    const { start, rows, cols, stride } = inside(t);
+    if (cols === stride) return this.#floats(start, rows * cols).set(values);
+    for (let r = 0; r < rows; r++) {
+      this.#floats(start + r * stride * 4, cols).set(values.subarray(r * cols, (r + 1) * cols));
+    }
+  }
+
+  read(t: Tensor): Promise<Float32Array> {
+    const { start, rows, cols, stride } = inside(t);
+    const values = new Float32Array(rows * cols);
+    for (let r = 0; r < rows; r++) values.set(this.#floats(start + r * stride * 4, cols), r * cols);
+    return Promise.resolve(values);
+  }
+
+  linear(out: Tensor, x: Tensor, w: Matrix, options: LinearOptions = {}): void {
+    shapes.checkLinear(out, x, w, options);
+    const [to, from] = [inside(out), inside(x)];
+    notAliased("linear", to, from);
+    const { bias, activation, residual } = options;
+    this.#product(to, from, [{
+      w: whole(w),
+      finish: {
+        bias: bias ? inside(bias).start : 0,
+        residual: residual && inside(residual),
+        mode: activation === "gelu" ? FINISH.gelu : FINISH.plain,
+      },
+    }]);
+  }
+
+  gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {
+    shapes.checkGated(out, x, gate, up);
+    const [to, from] = [inside(out), inside(x)];
+    notAliased("gated", to, from);
+    const finish = { bias: 0, residual: undefined };
+    this.#product(to, from, [
+      { w: whole(gate), finish: { ...finish, mode: FINISH.gelu } },
+      { w: whole(up), finish: { ...finish, mode: FINISH.multiply } },
+    ]);
+  }
+
+  layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: number): void {
+    shapes.checkNorm("layerNorm", out, x, weight, bias);
+    const [o, i] = [inside(out), inside(x)];
+    const [w, b] = [inside(weight), inside(bias)];
+    this.#kernels.layer_norm(o.start, o.stride, i.start, i.stride, i.rows, i.cols, w.start, b.start, eps);
+  }
+
+  rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
+    shapes.checkNorm("rmsNorm", out, x, weight);
+    const [o, i] = [inside(out), inside(x)];
+    this.#kernels.rms_norm(o.start, o.stride, i.start, i.stride, i.rows, i.cols, inside(weight).start, eps);
+  }
+
+  add(out: Tensor, x: Tensor): void {
+    shapes.checkAdd(out, x);
+    const [o, i] = [inside(out), inside(x)];
+    this.#kernels.add(o.start, o.stride, i.start, i.stride, i.rows, i.cols);
+  }
+
+  rope(x: Tensor, headDim: number, position: number, theta: number): void {
+    shapes.checkRope(x, headDim);
+    const { start, rows, cols, stride } = inside(x);
+    const half = headDim / 2;
+    const table = this.#angles(rows, half, position, theta);
+    this.#kernels.rope(start, stride, rows, cols / headDim, half, table, table + rows * half * 4);
+  }
+
+  attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void {
+    shapes.checkAttention(out, q, k, v, options);
+    const { heads, kvHeads, headDim, scale, softcap = 0, start, prefix } = options;
+    const window = Math.min(options.window ?? Infinity, 2 ** 31);
+    const [o, qs, ks, vs] = [inside(out), inside(q), inside(k), inside(v)];
+    const scratch = this.#reserve(ks.rows * 16);
+    const group = heads / kvHeads;
+    for (let head = 0; head < kvHeads; head++) {
+      const [query, shared] = [head * group * headDim * 4, head * headDim * 4];
+      this.#kernels.attention(
+        o.start + query,
+        o.stride,
+        qs.start + query,
+        qs.stride,
+        ks.start + shared,
+        ks.stride,
+        vs.start + shared,
+        vs.stride,
+        qs.rows,
+        ks.rows,
+        group,
+        headDim,
+        scale,
+        softcap,
+        start,
+        Math.max(prefix, 0),
+        window,
+        scratch,
+      );
+    }
+  }
+
+  embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
+    shapes.checkEmbed(out, ids, table);
+    const { start, stride } = inside(out);
+    const w = whole(table);
+    const list = this.#reserve(ids.byteLength);
+    new Uint32Array(this.#arena.memory.buffer, list, ids.length).set(ids);
+    this.#kernels.embed_f32(start, stride, list, ids.length, w.piece.start, w.k, scale);
+  }
+
+  patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {
+    shapes.checkPatches(out, pixels, size, patch);
+    const [o, p] = [inside(out), inside(pixels)];
+    this.#kernels.patches(o.start, o.stride, o.cols, p.start, size, patch);
+  }
+
+  /** out = x · Wᵀ for one matrix after the other, each finished in its own way; x is packed once. */
+  #product(out: WasmTensor, x: WasmTensor, steps: readonly { w: WasmMatrix; finish: Finish }[]): void {
+    const blocks = Math.ceil(x.rows / BLOCK_ROWS);
+    const most = Math.ceil(x.rows / blocks / 4) * 4;
+    for (let row = 0; row < x.rows; row += most) {
+      const rows = Math.min(most, x.rows - row);
+      this.#block(cut(out, row, rows), cut(x, row, rows), row, steps);
+    }
+  }
+
+  #block(
+    out: WasmTensor,
+    x: WasmTensor,
+    row: number,
+    steps: readonly { w: WasmMatrix; finish: Finish }[],
+  ): void {
+    const { rows, cols: k } = x;
+    const packed = rows > 1 ? this.#reserve(Math.ceil(rows / 4) * 4 * k * 4) : 0;
+    if (packed) this.#kernels.pack_f32(packed, x.start, x.stride, rows, k);
+    for (const { w, finish: { bias, residual, mode } } of steps) {
+      const stride = residual?.stride ?? 0;
+      const added = residual ? residual.start + row * stride * 4 : 0;
+      if (!packed) {
+        this.#kernels.gemv_f32(x.start, w.piece.start, k, w.n, out.start, bias, added, mode);
+        continue;
+      }
+      this.#kernels.gemm_f32(
+        packed,
+        w.piece.start,
+        rows,
+        k,
+        w.n,
+        out.start,
+        out.stride,
+        bias,
+        added,
+        stride,
+        mode,
+      );
+    }
+  }
+
+  /** Address of cosines, then sines, [rows, half] each, in f32 from f64 angles. Kept for the calls that follow. */
+  #angles(rows: number, half: number, position: number, theta: number): number {
+    const key = `${rows} ${half} ${position} ${theta}`;
+    if (this.#rotation?.key === key) return this.#rotation.piece.start;
+    if (this.#rotation) this.#arena.free(this.#rotation.piece);
+    this.#rotation = undefined;
+    const piece = this.#arena.allocate(rows * half * 8, "the table of angles");
+    this.#rotation = { key, piece };
+    const table = this.#floats(piece.start, rows * half * 2);
+    for (let i = 0; i < half; i++) {
+      const frequency = theta ** (-i / half);
+      for (let t = 0; t < rows; t++) {
+        table[t * half + i] = Math.cos((position + t) * frequency);
+        table[(rows + t) * half + i] = Math.sin((position + t) * frequency);
+      }
+    }
+    return piece.start;
+  }
+
+  /** Address of scratch for one operation; the next one may overwrite it. */
+  #reserve(bytes: number): number {
+    if (!this.#scratch || this.#scratch.size < bytes) {
+      if (this.#scratch) this.#arena.free(this.#scratch);
+      this.#scratch = undefined;
+      this.#scratch = this.#arena.allocate(Math.ceil(bytes / 4096) * 4096, "scratch");
+    }
+    return this.#scratch.start;
+  }
+
+  #floats(start: number, length: number): Float32Array {
+    return new Float32Array(this.#arena.memory.buffer, start, length);
+  }
+}
+
+function inside(t: Tensor): WasmTensor {
+  if (!(t instanceof WasmTensor)) throw new TypeError("Cannot use a tensor of another backend");
+  if (!t.piece.live) throw new TypeError(`Cannot use a [${t.rows}, ${t.cols}] tensor: its memory was freed`);
+  return t;
+}
+
+function whole(w: Matrix): WasmMatrix {
+  if (!(w instanceof WasmMatrix)) throw new TypeError("Cannot use a matrix of another backend");
+  if (!w.piece.live) throw new TypeError(`Cannot use a [${w.n}, ${w.k}] matrix: its memory was freed`);
+  return w;
+}
+
+/** Rows [row, row + rows) without the checks of `slice`. */
+function cut({ piece, start, cols, stride }: WasmTensor, row: number, rows: number): WasmTensor {
+  return new WasmTensor(piece, start + row * stride * 4, rows, cols, stride, false);
+}
+
+function notAliased(what: string, out: WasmTensor, x: WasmTensor): void {
+  if (out.start === x.start) throw new RangeError(`Broken call, ${what}: out and x are the same memory`);
+}
+
+function roundUp(n: number): number {
+  return Math.ceil(n / PANEL) * PANEL;
+}

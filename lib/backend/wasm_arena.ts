@@ -1,0 +1,120 @@
+/**
+ * Memory of the WASM backend: one growing buffer, handed out in pieces.
+ *
+ * Growing replaces `memory.buffer`, so nobody keeps a view of it across an allocation.
+ */
+
+const ALIGN = 64;
+const PAGE = 65_536;
+/** Pages added at a time, so that a run of small pieces does not grow the memory for each. */
+const GROW_PAGES = 16;
+/** One page less than 2³², so that no end of a piece wraps to address zero. */
+const MAX_BYTES = 2 ** 32 - PAGE;
+
+/** A piece of the memory, [start, start + size) bytes; `live` until freed. */
+export interface Piece {
+  readonly start: number;
+  readonly size: number;
+  live: boolean;
+}
+
+interface Gap {
+  start: number;
+  size: number;
+}
+
+/** Hands out 64-byte aligned pieces, first fit; neighbouring gaps are joined. */
+export class Arena {
+  readonly memory: WebAssembly.Memory;
+  /** Bytes in live pieces. */
+  usedBytes = 0;
+  #gaps: Gap[] = [];
+  /** First byte that no piece ever covered. */
+  #top = 0;
+  readonly #maxBytes: number;
+
+  /** A memory that may grow to `maxBytes`, itself at most 4 GiB less one page. */
+  constructor(maxBytes: number) {
+    this.#maxBytes = Math.min(maxBytes, MAX_BYTES);
+    const maximum = Math.floor(this.#maxBytes / PAGE);
+    if (maximum < 2) {
+      throw new RangeError(`Cannot make a memory of ${maxBytes} bytes: expected ${2 * PAGE} or more`);
+    }
+    this.memory = new WebAssembly.Memory({ initial: 2, maximum });
+  }
+
+  /** Keeps [0, bytes) for the module's own stack and constants. Once, before the first allocation. */
+  reserve(bytes: number): void {
+    this.#top = align(bytes);
+  }
+
+  /** @throws {RangeError} when the memory cannot hold it, with needed and available bytes. */
+  allocate(bytes: number, what: string): Piece {
+    const size = align(Math.max(bytes, 1));
+    const index = this.#gaps.findIndex((it) => it.size >= size);
+    let start: number;
+    if (index >= 0) {
+      const gap = this.#gaps[index];
+      start = gap.start;
+      gap.start += size;
+      gap.size -= size;
+      if (!gap.size) this.#gaps.splice(index, 1);
+    } else {
+      const last = this.#gaps.at(-1);
+      const touchesTop = last !== undefined && last.start + last.size === this.#top;
+      start = touchesTop ? last.start : this.#top;
+      this.#grow(start + size, bytes, what);
+      if (touchesTop) this.#gaps.pop();
+      this.#top = start + size;
+    }
+    this.usedBytes += size;
+    return { start, size, live: true };
+  }
+
+  free(piece: Piece): void {
+    if (!piece.live) {
+      throw new TypeError(`Cannot free the ${piece.size} bytes at ${piece.start}: freed before`);
+    }
+    piece.live = false;
+    this.usedBytes -= piece.size;
+    let at = this.#gaps.findIndex((it) => it.start > piece.start);
+    if (at < 0) at = this.#gaps.length;
+    this.#gaps.splice(at, 0, { start: piece.start, size: piece.size });
+    const join = (i: number) => {
+      const [a, b] = [this.#gaps[i], this.#gaps[i + 1]];
+      if (!a || !b || a.start + a.size !== b.start) return;
+      a.size += b.size;
+      this.#gaps.splice(i + 1, 1);
+    };
+    join(at);
+    join(at - 1);
+  }
+
+  #grow(end: number, bytes: number, what: string): void {
+    const found = this.memory.buffer.byteLength;
+    if (end <= found) return;
+    const limit = Math.floor(this.#maxBytes / PAGE) * PAGE;
+    const need = Math.ceil((end - found) / PAGE);
+    if (end <= limit) {
+      const room = (limit - found) / PAGE;
+      // An engine may refuse what the limit allows: it has less memory than we were promised.
+      for (const pages of [Math.min(Math.max(need, GROW_PAGES), room), need]) {
+        try {
+          this.memory.grow(pages);
+          return;
+        } catch (error) {
+          if (!(error instanceof RangeError)) throw error;
+        }
+      }
+    }
+    const gap = this.#gaps.reduce((most, it) => Math.max(most, it.size), 0);
+    const available = Math.max(gap, end <= limit ? found - this.#top : limit - this.#top);
+    throw new RangeError(
+      `Cannot hold ${what}: ${bytes} bytes needed, ${available} available (${this.usedBytes} in use, limit ${limit})`,
+    );
+  }
+}
+
+function align(bytes: number): number {
+  return Math.ceil(bytes / ALIGN) * ALIGN;
+}

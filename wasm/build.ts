@@ -1,0 +1,87 @@
+// deno-lint-ignore-file no-console -- a command; its words go to the terminal
+/**
+ * Builds the kernels: one C source, two modules, plain SIMD and relaxed SIMD.
+ *
+ *     deno task wasm           writes wasm/kernels_simd.wasm and wasm/kernels_relaxed.wasm
+ *     deno task wasm --check   builds and compares with the committed files instead
+ *
+ * Needs clang 19 and lld 19 (Debian and Ubuntu: `apt install clang-19 lld-19`). The build is reproducible to the
+ * byte with one compiler version. Without a compiler `--check` says so and passes, unless CI is set to true.
+ */
+
+import { dirname, join } from "@std/path";
+
+const FOLDER = dirname(new URL(import.meta.url).pathname);
+const COMPILER = "clang-19";
+const FLAGS = [
+  "--target=wasm32-unknown-unknown",
+  "-O3",
+  "-msimd128",
+  "-mbulk-memory",
+  "-ffreestanding",
+  "-nostdlib",
+  // The same products and sums in both builds except where the source says madd.
+  "-ffp-contract=off",
+  "-Wall",
+  "-Wextra",
+  "-Werror",
+  "-Wl,--no-entry",
+  "-Wl,--strip-all",
+  // The backend owns the memory; the modules keep only a stack and constants at its start.
+  "-Wl,--import-memory",
+  "-Wl,--initial-memory=131072",
+  "-Wl,--max-memory=4294901760",
+  "-Wl,-z,stack-size=65536",
+  "-Wl,--stack-first",
+  "-Wl,--export=__heap_base",
+];
+const BUILDS = [
+  { name: "kernels_simd.wasm", flags: [] },
+  { name: "kernels_relaxed.wasm", flags: ["-mrelaxed-simd"] },
+];
+
+const check = Deno.args.includes("--check");
+const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).filter((it) =>
+  it.endsWith(".c")
+);
+const scratch = Deno.makeTempDirSync();
+try {
+  const failed = BUILDS.filter((it) => !build(it.name, it.flags)).length;
+  if (failed) Deno.exit(1);
+} finally {
+  Deno.removeSync(scratch, { recursive: true });
+}
+
+function build(name: string, flags: string[]): boolean {
+  const output = join(scratch, name);
+  try {
+    const { success, stderr } = new Deno.Command(COMPILER, {
+      args: [...FLAGS, ...flags, "-o", output, ...sources.sort()],
+      cwd: join(FOLDER, "src"),
+    }).outputSync();
+    if (!success) {
+      console.error(`Cannot build ${name}:\n${new TextDecoder().decode(stderr)}`);
+      return false;
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    const must = !check || Deno.env.get("CI") === "true";
+    console.error(`${name} ${must ? "cannot be built" : "skipped"}: ${COMPILER} not found`);
+    return !must;
+  }
+  const made = Deno.readFileSync(output);
+  const committed = join(FOLDER, name);
+  if (!check) {
+    Deno.writeFileSync(committed, made);
+    console.log(`wasm/${name}: ${made.length} bytes`);
+    return true;
+  }
+  const found = Deno.readFileSync(committed);
+  const at = made.findIndex((byte, i) => byte !== found[i]);
+  if (at < 0 && made.length === found.length) return true;
+  console.error(
+    `wasm/${name} differs from what its source builds: ${found.length} bytes committed, ${made.length} built, ` +
+      `first difference at byte ${at < 0 ? made.length : at}. Run \`deno task wasm\` and commit the result.`,
+  );
+  return false;
+}

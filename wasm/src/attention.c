@@ -1,0 +1,133 @@
+// softmax(mask(q · kᵀ · scale)) · v for the query heads that share one key-value head.
+//
+// Four queries at a time, one lane each: neighbouring query heads of one row, then the next row. What a query may
+// see is one range of keys: the whole prefix from inside it, otherwise the last `window` keys up to itself.
+#include "simd.h"
+
+enum { KEYS = 128 };  // keys summed in f32 before the sum moves on, so that long contexts lose nothing
+
+// The four lane sums of four vectors.
+INLINE v128_t totals(v128_t a, v128_t b, v128_t c, v128_t d) {
+  v128_t ab = wasm_f32x4_add(LANES(a, b, 0, 4, 1, 5), LANES(a, b, 2, 6, 3, 7));
+  v128_t cd = wasm_f32x4_add(LANES(c, d, 0, 4, 1, 5), LANES(c, d, 2, 6, 3, 7));
+  return wasm_f32x4_add(LANES(ab, cd, 0, 1, 4, 5), LANES(ab, cd, 2, 3, 6, 7));
+}
+
+INLINE v128_t dots(const float *const q[4], const float *key, uint32_t dim) {
+  v128_t zero = wasm_f32x4_const_splat(0), a = zero, b = zero, c = zero, d = zero;
+  const float *q0 = q[0], *q1 = q[1], *q2 = q[2], *q3 = q[3];
+  uint32_t i = 0;
+  for (; i + 4 <= dim; i += 4) {
+    v128_t v = wasm_v128_load(key + i);
+    a = madd(wasm_v128_load(q0 + i), v, a);
+    b = madd(wasm_v128_load(q1 + i), v, b);
+    c = madd(wasm_v128_load(q2 + i), v, c);
+    d = madd(wasm_v128_load(q3 + i), v, d);
+  }
+  v128_t sum = totals(a, b, c, d);
+  for (; i < dim; i++) {
+    sum = wasm_f32x4_add(sum, wasm_f32x4_make(q0[i] * key[i], q1[i] * key[i], q2[i] * key[i], q3[i] * key[i]));
+  }
+  return sum;
+}
+
+// weights [keys][4] · values for 4·vectors columns (1 or 2 vectors), into y[query][vector].
+INLINE void mix(const float *weights, const float *v, uint32_t v_stride, uint32_t keys, uint32_t vectors,
+                v128_t y[8]) {
+  for (uint32_t i = 0; i < 8; i++) y[i] = wasm_f32x4_const_splat(0);
+  for (uint32_t s = 0; s < keys;) {
+    uint32_t end = keys - s < KEYS ? keys : s + KEYS;
+    v128_t zero = wasm_f32x4_const_splat(0);
+    v128_t a0 = zero, a1 = zero, b0 = zero, b1 = zero, c0 = zero, c1 = zero, d0 = zero, d1 = zero;
+    for (; s < end; s++, v += v_stride, weights += 4) {
+      KEEP(v);
+      v128_t p = wasm_v128_load(weights), v0 = wasm_v128_load(v);
+      v128_t p0 = LANES(p, p, 0, 0, 0, 0), p1 = LANES(p, p, 1, 1, 1, 1);
+      v128_t p2 = LANES(p, p, 2, 2, 2, 2), p3 = LANES(p, p, 3, 3, 3, 3);
+      a0 = madd(p0, v0, a0), b0 = madd(p1, v0, b0), c0 = madd(p2, v0, c0), d0 = madd(p3, v0, d0);
+      if (vectors == 2) {
+        v128_t v1 = wasm_v128_load(v + 4);
+        a1 = madd(p0, v1, a1), b1 = madd(p1, v1, b1), c1 = madd(p2, v1, c1), d1 = madd(p3, v1, d1);
+      }
+    }
+    y[0] = wasm_f32x4_add(y[0], a0), y[1] = wasm_f32x4_add(y[1], a1);
+    y[2] = wasm_f32x4_add(y[2], b0), y[3] = wasm_f32x4_add(y[3], b1);
+    y[4] = wasm_f32x4_add(y[4], c0), y[5] = wasm_f32x4_add(y[5], c1);
+    y[6] = wasm_f32x4_add(y[6], d0), y[7] = wasm_f32x4_add(y[7], d1);
+  }
+}
+
+// q and out point at the first of `group` heads of `dim` columns, k and v at the shared head. softcap 0 is none.
+// scratch: 4 · keys floats.
+EXPORT(attention)
+void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k, uint32_t k_stride,
+               const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t group, uint32_t dim,
+               float scale, float softcap, uint32_t start, uint32_t prefix, uint32_t window, float *scratch) {
+  uint32_t queries = rows * group;
+  if (prefix > keys) prefix = keys;
+  for (uint32_t first = 0; first < queries; first += 4) {
+    const float *from[4];
+    float *to[4];
+    uint32_t low[4], high[4], begin = keys, end = 0, count = queries - first < 4 ? queries - first : 4;
+    for (uint32_t i = 0; i < 4; i++) {
+      uint32_t query = first + (i < count ? i : count - 1), row = query / group, head = query % group;
+      uint32_t index = start + row;
+      from[i] = q + (uint64_t)row * q_stride + head * dim;
+      to[i] = out + (uint64_t)row * out_stride + head * dim;
+      low[i] = index < prefix || index < window ? 0 : index - window + 1;
+      high[i] = index < prefix ? prefix : index + 1;
+      if (low[i] < begin) begin = low[i];
+      if (high[i] > end) end = high[i];
+    }
+    v128_t lows = wasm_v128_load(low), highs = wasm_v128_load(high);
+    v128_t most = wasm_f32x4_const_splat(-3.4e38f);
+    for (uint32_t s = begin; s < end; s++) {
+      v128_t x = wasm_f32x4_mul(dots(from, k + (uint64_t)s * k_stride, dim), wasm_f32x4_splat(scale));
+      if (softcap) {
+        v128_t cap = wasm_f32x4_splat(softcap);
+        x = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(x, cap)), cap);
+      }
+      v128_t index = wasm_i32x4_splat(s);
+      v128_t seen = wasm_v128_and(wasm_u32x4_ge(index, lows), wasm_u32x4_lt(index, highs));
+      x = wasm_v128_bitselect(x, wasm_f32x4_const_splat(-3.4e38f), seen);
+      most = wasm_f32x4_max(most, x);
+      wasm_v128_store(scratch + 4 * (s - begin), x);
+    }
+    v128_t sum = wasm_f32x4_const_splat(0);
+    for (uint32_t s = begin; s < end;) {
+      v128_t part = wasm_f32x4_const_splat(0);
+      for (uint32_t stop = end - s < KEYS ? end : s + KEYS; s < stop; s++) {
+        v128_t x = wasm_v128_load(scratch + 4 * (s - begin));
+        v128_t seen = wasm_f32x4_gt(x, wasm_f32x4_const_splat(-3.3e38f));
+        x = wasm_v128_and(exp_f32(wasm_f32x4_sub(x, most)), seen);
+        part = wasm_f32x4_add(part, x);
+        wasm_v128_store(scratch + 4 * (s - begin), x);
+      }
+      sum = wasm_f32x4_add(sum, part);
+    }
+    float sums[4];
+    wasm_v128_store(sums, sum);
+    const float *values = v + (uint64_t)begin * v_stride;
+    for (uint32_t c = 0; c < dim;) {
+      v128_t y[8];
+      uint32_t vectors = c + 8 <= dim ? 2 : 1;
+      if (c + 4 <= dim) {
+        if (vectors == 2) mix(scratch, values + c, v_stride, end - begin, 2, y);
+        else mix(scratch, values + c, v_stride, end - begin, 1, y);
+        for (uint32_t i = 0; i < count; i++) {
+          v128_t s = wasm_f32x4_splat(sums[i]);
+          wasm_v128_store(to[i] + c, wasm_f32x4_div(y[2 * i], s));
+          if (vectors == 2) wasm_v128_store(to[i] + c + 4, wasm_f32x4_div(y[2 * i + 1], s));
+        }
+        c += 4 * vectors;
+      } else {
+        for (uint32_t i = 0; i < count; i++) {
+          double y = 0;
+          for (uint32_t s = 0; s < end - begin; s++) y += scratch[4 * s + i] * values[(uint64_t)s * v_stride + c];
+          to[i][c] = (float)(y / sums[i]);
+        }
+        c++;
+      }
+    }
+  }
+}

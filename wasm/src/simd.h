@@ -1,0 +1,130 @@
+// What every kernel shares: vector types, multiply-add, and the steps between accumulators and a finished row.
+//
+// One source, two builds: __wasm_relaxed_simd__ is defined only in the relaxed one. Pointers are byte addresses in
+// the imported memory, strides count elements, and no function allocates: scratch comes from the caller.
+#pragma once
+
+#include <stdint.h>
+#include <wasm_simd128.h>
+
+#define EXPORT(name) __attribute__((export_name(#name), noinline))
+#define INLINE static inline __attribute__((always_inline))
+
+// Keeps clang from unrolling or reordering a loop that V8 compiles better rolled.
+#define KEEP(x) __asm__ volatile("" : "+r"(x))
+
+// Lanes of two vectors, 32 bits each.
+#define LANES(a, b, i, j, k, l) wasm_i32x4_shuffle(a, b, i, j, k, l)
+#define ROTATE(a, n) LANES(a, a, (n) & 3, ((n) + 1) & 3, ((n) + 2) & 3, ((n) + 3) & 3)
+
+// a * b + c; fused or not as the engine likes, so f32 results differ in the last bit between engines.
+INLINE v128_t madd(v128_t a, v128_t b, v128_t c) {
+#ifdef __wasm_relaxed_simd__
+  return wasm_f32x4_relaxed_madd(a, b, c);
+#else
+  return wasm_f32x4_add(wasm_f32x4_mul(a, b), c);
+#endif
+}
+
+// Sum of the four lanes.
+INLINE float total(v128_t a) {
+  a = wasm_f32x4_add(a, LANES(a, a, 2, 3, 0, 1));
+  a = wasm_f32x4_add(a, LANES(a, a, 1, 0, 3, 2));
+  return wasm_f32x4_extract_lane(a, 0);
+}
+
+INLINE v128_t high_f64(v128_t a) { return wasm_f64x2_promote_low_f32x4(LANES(a, a, 2, 3, 2, 3)); }
+
+INLINE v128_t narrow_f64(v128_t low, v128_t high) {
+  return LANES(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 1, 4, 5);
+}
+
+// Row r of a tile whose vectors are diagonals: lane i of c[j] belongs to row (i + j) mod 4, column i.
+INLINE v128_t undiagonal(v128_t c0, v128_t c1, v128_t c2, v128_t c3) {
+  return LANES(LANES(c0, c1, 0, 5, 2, 7), LANES(c2, c3, 0, 5, 2, 7), 0, 1, 6, 7);
+}
+
+// e^x to about 1e-7 relative for x in [-87.3, 88]; beyond it stays at the ends. Polynomial: Cephes expf.
+INLINE v128_t exp_f32(v128_t x) {
+  x = wasm_f32x4_max(x, wasm_f32x4_splat(-87.33f));
+  x = wasm_f32x4_min(x, wasm_f32x4_splat(88.0f));
+  v128_t n = wasm_f32x4_nearest(wasm_f32x4_mul(x, wasm_f32x4_splat(1.44269504088896341f)));
+  // ln 2 in two parts; the first has few bits, so that n times it is exact.
+  x = wasm_f32x4_sub(x, wasm_f32x4_mul(n, wasm_f32x4_splat(0.693359375f)));
+  x = wasm_f32x4_sub(x, wasm_f32x4_mul(n, wasm_f32x4_splat(-2.12194440e-4f)));
+  v128_t p = wasm_f32x4_splat(1.9875691500e-4f);
+  p = madd(p, x, wasm_f32x4_splat(1.3981999507e-3f));
+  p = madd(p, x, wasm_f32x4_splat(8.3334519073e-3f));
+  p = madd(p, x, wasm_f32x4_splat(4.1665795894e-2f));
+  p = madd(p, x, wasm_f32x4_splat(1.6666665459e-1f));
+  p = madd(p, x, wasm_f32x4_splat(5.0000001201e-1f));
+  p = wasm_f32x4_add(madd(p, wasm_f32x4_mul(x, x), x), wasm_f32x4_splat(1.0f));
+  v128_t power = wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127));
+  return wasm_f32x4_mul(p, wasm_i32x4_shl(power, 23));
+}
+
+// tanh to about 2e-7 relative: a polynomial (Cephes tanhf) near zero, where the exponential would cancel.
+INLINE v128_t tanh_f32(v128_t x) {
+  v128_t size = wasm_f32x4_abs(x);
+  v128_t z = wasm_f32x4_mul(x, x);
+  v128_t p = wasm_f32x4_splat(-5.70498872745e-3f);
+  p = madd(p, z, wasm_f32x4_splat(2.06390887954e-2f));
+  p = madd(p, z, wasm_f32x4_splat(-5.37397155531e-2f));
+  p = madd(p, z, wasm_f32x4_splat(1.33314422036e-1f));
+  p = madd(p, z, wasm_f32x4_splat(-3.33332819422e-1f));
+  v128_t near = madd(wasm_f32x4_mul(p, z), x, x);
+  v128_t e = exp_f32(wasm_f32x4_add(size, size));
+  v128_t far = wasm_f32x4_sub(wasm_f32x4_splat(1.0f),
+                              wasm_f32x4_div(wasm_f32x4_splat(2.0f), wasm_f32x4_add(e, wasm_f32x4_splat(1.0f))));
+  far = wasm_v128_or(far, wasm_v128_and(x, wasm_f32x4_splat(-0.0f)));
+  return wasm_v128_bitselect(near, far, wasm_f32x4_lt(size, wasm_f32x4_splat(0.625f)));
+}
+
+// 0.5x(1 + tanh(u)) with u = √(2/π)(x + 0.044715x³), written x / (1 + e^(-2u)): nothing cancels for negative x.
+INLINE v128_t gelu_f32(v128_t x) {
+  v128_t cube = wasm_f32x4_mul(wasm_f32x4_mul(x, x), x);
+  v128_t u = madd(wasm_f32x4_splat(0.044715f), cube, x);
+  v128_t e = exp_f32(wasm_f32x4_mul(u, wasm_f32x4_splat(-1.5957691216057308f)));
+  return wasm_f32x4_div(x, wasm_f32x4_add(e, wasm_f32x4_splat(1.0f)));
+}
+
+// What happens to a product before it is stored. A null bias or residual is none.
+enum { GELU = 1, MULTIPLY = 2 };  // MULTIPLY: the result is multiplied into what `out` holds (GeGLU's second half)
+
+typedef struct {
+  float *out;
+  uint32_t out_stride;
+  const float *bias;
+  const float *residual;
+  uint32_t residual_stride;
+  uint32_t mode;
+} Finish;
+
+INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float *residual, uint32_t mode) {
+  if (bias) y = wasm_f32x4_add(y, wasm_v128_load(bias));
+  if (mode & GELU) y = gelu_f32(y);
+  if (mode & MULTIPLY) y = wasm_f32x4_mul(y, wasm_v128_load(out));
+  if (residual) y = wasm_f32x4_add(y, wasm_v128_load(residual));
+  return y;
+}
+
+// Stores columns [col, col + cols) of one row, cols at most 8.
+INLINE void finish_row(const Finish *f, uint32_t row, uint32_t col, uint32_t cols, v128_t low, v128_t high) {
+  float *out = f->out + (uint64_t)row * f->out_stride + col;
+  const float *bias = f->bias ? f->bias + col : 0;
+  const float *residual = f->residual ? f->residual + (uint64_t)row * f->residual_stride + col : 0;
+  if (cols == 8) {
+    wasm_v128_store(out, finish4(low, out, bias, residual, f->mode));
+    wasm_v128_store(out + 4, finish4(high, out + 4, bias ? bias + 4 : 0, residual ? residual + 4 : 0, f->mode));
+    return;
+  }
+  float o[8] = {0}, b[8] = {0}, r[8] = {0};
+  for (uint32_t i = 0; i < cols; i++) {
+    o[i] = out[i];
+    if (bias) b[i] = bias[i];
+    if (residual) r[i] = residual[i];
+  }
+  wasm_v128_store(o, finish4(low, o, b, r, f->mode));
+  wasm_v128_store(o + 4, finish4(high, o + 4, b + 4, r + 4, f->mode));
+  for (uint32_t i = 0; i < cols; i++) out[i] = o[i];
+}
