@@ -1,0 +1,118 @@
+/**
+ * The HTTP server on Deno. `PORT` (8000) and `MODEL` (the bundled model; a directory in Hugging Face layout) are all
+ * that it reads of its environment.
+ */
+
+import { join, relative, resolve } from "@std/path";
+import { type AppParts, createApp, type Sample } from "../lib/http/app.ts";
+import { type Pipeline, RequestError } from "../lib/mod.ts";
+import { examples } from "../models/demo.ts";
+import { loadModel, TINY } from "./model.ts";
+
+/** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
+const GRACE_MS = 4000;
+
+function say(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(text + "\n"));
+}
+
+function warn(text: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(text + "\n"));
+}
+
+function fail(text: string): never {
+  warn(text);
+  Deno.exit(1);
+}
+
+/** `PORT` as a number; 0 lets the system choose. */
+function readPort(): number {
+  const text = Deno.env.get("PORT") || "8000";
+  if (/^\d{1,5}$/.test(text) && Number(text) < 65536) return Number(text);
+  return fail(`Cannot serve: expected PORT to be a number from 0 to 65535, found ${JSON.stringify(text)}`);
+}
+
+/** The bundled pictures, each once, with a question that suits it. None is no reason not to serve. */
+async function readSamples(): Promise<{ samples: Sample[]; directory: string }> {
+  try {
+    const { directory, list } = await examples();
+    const firsts = list.filter((it, i) => list.findIndex((other) => other.image === it.image) === i);
+    const samples = await Promise.all(
+      firsts.slice(0, 8).map(async ({ image, prompt }) => ({
+        name: image,
+        prompt,
+        type: image.endsWith(".png") ? "image/png" : "image/jpeg",
+        bytes: await Deno.readFile(join(directory, image)),
+      })),
+    );
+    return { samples, directory };
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return { samples: [], directory: "" };
+    throw error;
+  }
+}
+
+function serve(app: ReturnType<typeof createApp>, port: number) {
+  try {
+    return Deno.serve({ port, onListen() {} }, (request) => app.fetch(request));
+  } catch (error) {
+    if (error instanceof Deno.errors.AddrInUse) {
+      return fail(
+        `Cannot serve on port ${port}: something else does already. PORT=8001 would choose another.`,
+      );
+    }
+    if (error instanceof Deno.errors.PermissionDenied) {
+      return fail(`Cannot serve on port ${port}: the system does not allow it. PORT chooses another.`);
+    }
+    throw error;
+  }
+}
+
+/** Ctrl-C and `kill`: no new request, running answers end as cancelled, exit code 0. A second one does not wait. */
+function stopOnSignal(server: Deno.HttpServer, stopping: AbortController): void {
+  const stop = async () => {
+    if (stopping.signal.aborted) Deno.exit(0);
+    stopping.abort();
+    setTimeout(() => Deno.exit(0), GRACE_MS);
+    await server.shutdown();
+    say("Stopped.");
+    Deno.exit(0);
+  };
+  for (const name of Deno.build.os === "windows" ? ["SIGINT"] as const : ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(name, stop);
+  }
+}
+
+/** A line to paste into a second terminal. */
+function example(url: string, samples: readonly Sample[], directory: string): string {
+  const picture = samples.length ? relative(Deno.cwd(), join(directory, samples[0].name)) : "picture.jpg";
+  return `curl -N ${url}/v1/generate -F image=@${picture} -F prompt='caption en' -F stream=true`;
+}
+
+const port = readPort();
+const directory = Deno.env.get("MODEL") || TINY;
+const stopping = new AbortController();
+const { samples, directory: pictures } = await readSamples();
+let pipeline: Pipeline | undefined;
+
+const parts: AppParts = {
+  pipeline: () => pipeline,
+  stopping: stopping.signal,
+  samples,
+  onError: (error) => warn(error instanceof Error ? error.stack ?? error.message : String(error)),
+};
+const server = serve(createApp(parts), port);
+stopOnSignal(server, stopping);
+const url = `http://localhost:${server.addr.port}`;
+try {
+  const since = performance.now();
+  pipeline = await loadModel(resolve(directory));
+  const seconds = ((performance.now() - since) / 1000).toFixed(1);
+  say(
+    `PaliGemma Edge answers at ${url} (model ${pipeline.model.name}, loaded in ${seconds} s). Ctrl-C stops it.`,
+  );
+  say(`  ${example(url, samples, pictures)}`);
+} catch (error) {
+  if (error instanceof RequestError) fail(error.message);
+  throw error;
+}
