@@ -127,6 +127,9 @@ export interface Question {
   readonly tokens?: "plain" | "allow";
 }
 
+/** Lets other work run and throws when the request was cancelled. Called between pieces of computation. */
+export type Pause = () => Promise<void>;
+
 /** Files of one model, wherever they lie. Names are relative, with forward slashes. */
 export interface ModelFiles {
   /** Where the files lie, for messages. */

@@ -76,6 +76,31 @@ export async function openTensors(files: ModelFiles): Promise<TensorFiles> {
   };
 }
 
+/** One tensor to be written. */
+export interface TensorEntry {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly sizeBytes: number;
+}
+
+/**
+ * The bytes before the data of a safetensors file whose tensors follow in the order given, without gaps. The header
+ * is padded with spaces, as the format allows, so that the data starts at a multiple of 64.
+ */
+export function encodeHeader(entries: readonly TensorEntry[], metadata: Record<string, string>): Uint8Array {
+  const json: Record<string, unknown> = { __metadata__: metadata };
+  let at = 0;
+  for (const { name, dtype, shape, sizeBytes } of entries) {
+    json[name] = { dtype, shape, data_offsets: [at, at += sizeBytes] };
+  }
+  const text = new TextEncoder().encode(JSON.stringify(json));
+  const bytes = new Uint8Array(Math.ceil((8 + text.length) / 64) * 64).fill(0x20);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(bytes.length - 8), true);
+  bytes.set(text, 8);
+  return bytes;
+}
+
 /**
  * Little-endian floats of a safetensors type as f32. Exact for F32, F16 and BF16.
  *

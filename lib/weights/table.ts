@@ -34,6 +34,9 @@ export const VISION_LAYER = "vision_tower.vision_model.encoder.layers.";
 /** Names of the parts of one Gemma layer. */
 export const DECODER_LAYER = "language_model.model.layers.";
 
+/** The token embedding, which is the output head too. */
+export const EMBEDDING = "language_model.model.embed_tokens.weight";
+
 /** All tensors of a model in the order they are used. */
 export function tensorTable({ vision: v, decoder: d }: ModelConfig): TensorSpec[] {
   const table: TensorSpec[] = [];
@@ -69,7 +72,7 @@ export function tensorTable({ vision: v, decoder: d }: ModelConfig): TensorSpec[
   vision("multi_modal_projector.linear.weight", [d.width, v.width], "int8");
   vision("multi_modal_projector.linear.bias", [d.width]);
 
-  decoder("language_model.model.embed_tokens.weight", [d.vocab, d.width], "int8");
+  decoder(EMBEDDING, [d.vocab, d.width], "int8");
   for (let i = 0; i < d.layers; i++) {
     const layer = `${DECODER_LAYER}${i}.`;
     decoder(`${layer}input_layernorm.weight`, [d.width]);

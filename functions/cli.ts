@@ -1,0 +1,235 @@
+/** The command line. `deno task cli help` prints the usage below. */
+
+import { parseArgs } from "node:util";
+import {
+  type Answer,
+  collect,
+  type Question,
+  RequestError,
+  type ResizeMethod,
+  type WeightFormat,
+} from "../lib/mod.ts";
+import type { AnswerEvent } from "../lib/mod.ts";
+import { demo } from "../models/demo.ts";
+import { evaluate, report } from "../models/evaluate.ts";
+import { loadModel, type ModelOptions, TINY } from "./model.ts";
+
+const USAGE = `PaliGemma Edge
+
+  run --image FILE [--image FILE …] --prompt TEXT   answer a prompt
+  caption IMAGE [LANGUAGE]      describe the picture
+  answer IMAGE QUESTION         answer a question about it, in English
+  detect IMAGE "A ; B"          boxes around things
+  segment IMAGE "A ; B"         boxes and mask tokens
+  ocr IMAGE                     read the text in it
+  eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
+  demo                          the bundled model on bundled pictures
+
+Options
+  --model DIR           model directory in Hugging Face layout; the bundled model by default
+  --max-tokens N        tokens at most
+  --temperature T --top-k K --top-p P --seed S      sampling; greedy by default
+  --ignore-eos          go on after the end of the answer
+  --allow-tokens        read <loc0001> and <seg001> in the prompt as tokens, not as text
+  --backend wasm|reference
+  --weights as-stored|f32|int8|int4
+  --resize hf-bicubic|bv-bilinear-aa
+  --alpha drop|white    transparency: ignored, or on white
+  --sliding-window off|hf     PaliGemma 2 beyond 4096 positions: as trained, or as in transformers
+  --json                one JSON object (with eval: --json FILE)
+  --logits N            with --json: the N best logits of every step
+`;
+
+/** A command line that cannot be understood. */
+class UsageError extends Error {}
+
+const SHORT_FORMS: Readonly<Record<string, (words: string) => string>> = {
+  caption: (language) => `caption ${language || "en"}`,
+  answer: (question) => `answer en ${question}`,
+  detect: (things) => `detect ${things}`,
+  segment: (things) => `segment ${things}`,
+  ocr: () => "ocr",
+};
+
+function parse(args: readonly string[], jsonTakesFile: boolean) {
+  try {
+    return parseArgs({
+      args: [...args],
+      allowPositionals: true,
+      options: {
+        model: { type: "string", default: TINY },
+        image: { type: "string", multiple: true, default: [] },
+        prompt: { type: "string" },
+        data: { type: "string" },
+        task: { type: "string" },
+        "max-tokens": { type: "string" },
+        temperature: { type: "string" },
+        "top-k": { type: "string" },
+        "top-p": { type: "string" },
+        seed: { type: "string" },
+        logits: { type: "string" },
+        backend: { type: "string", default: "wasm" },
+        weights: { type: "string", default: "as-stored" },
+        resize: { type: "string", default: "hf-bicubic" },
+        alpha: { type: "string", default: "drop" },
+        "sliding-window": { type: "string", default: "off" },
+        "ignore-eos": { type: "boolean" },
+        "allow-tokens": { type: "boolean" },
+        json: jsonTakesFile ? { type: "string" } : { type: "boolean" },
+      },
+    });
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+type Flags = ReturnType<typeof parse>["values"];
+
+function oneOf<T extends string>(flag: string, value: string, allowed: readonly T[]): T {
+  if (allowed.includes(value as T)) return value as T;
+  throw new UsageError(`--${flag}: expected ${allowed.join(" or ")}, found "${value}"`);
+}
+
+function number(flag: string, value: string | undefined): number | undefined {
+  if (value === undefined) return undefined;
+  const found = Number(value);
+  if (value.trim() === "" || Number.isNaN(found)) {
+    throw new UsageError(`--${flag}: expected a number, found "${value}"`);
+  }
+  return found;
+}
+
+function modelOptions(flags: Flags): ModelOptions {
+  return {
+    backend: oneOf("backend", flags.backend!, ["wasm", "reference"]),
+    weights: oneOf<WeightFormat>("weights", flags.weights!, ["as-stored", "f32", "int8", "int4"]),
+    resize: oneOf<ResizeMethod>("resize", flags.resize!, ["hf-bicubic", "bv-bilinear-aa"]),
+    slidingWindow: oneOf("sliding-window", flags["sliding-window"]!, ["off", "hf"]),
+  };
+}
+
+async function readImage(path: string): Promise<Uint8Array> {
+  try {
+    return await Deno.readFile(path);
+  } catch (error) {
+    throw new RequestError("image_missing", `Cannot read the picture ${path}: ${(error as Error).message}`);
+  }
+}
+
+async function run(
+  flags: Flags,
+  paths: readonly string[],
+  prompt: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const given = {
+    temperature: number("temperature", flags.temperature),
+    topK: number("top-k", flags["top-k"]),
+    topP: number("top-p", flags["top-p"]),
+    seed: number("seed", flags.seed),
+  };
+  const question: Question = {
+    images: await Promise.all(paths.map(readImage)),
+    prompt,
+    maxTokens: number("max-tokens", flags["max-tokens"]),
+    sampling: Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)),
+    ignoreEos: flags["ignore-eos"],
+    topLogits: number("logits", flags.logits),
+    alpha: oneOf("alpha", flags.alpha!, ["drop", "white"]),
+    tokens: flags["allow-tokens"] ? "allow" : "plain",
+  };
+  const pipeline = await loadModel(flags.model!, modelOptions(flags));
+  const events = pipeline.answer(question, signal);
+  const answer = await collect(flags.json ? events : shown(events));
+  if (flags.json) await print(JSON.stringify(answer) + "\n");
+  else await summary(answer);
+}
+
+/** Passes a stream on while writing its text to the terminal. */
+async function* shown(events: AsyncIterable<AnswerEvent>): AsyncGenerator<AnswerEvent> {
+  for await (const event of events) {
+    if (event.type === "token") await print(event.text);
+    yield event;
+  }
+  await print("\n");
+}
+
+async function summary({ items, timings, tokenIds, finishReason }: Answer): Promise<void> {
+  for (const { box, label, confidence } of items) {
+    const sides = [box.yMin, box.xMin, box.yMax, box.xMax].map((it) => it.toFixed(3)).join(" ");
+    await print(`  ${label}  yMin xMin yMax xMax ${sides}  confidence ${confidence.toFixed(2)}\n`);
+  }
+  const ms = (value: number) => `${value.toFixed(0)} ms`;
+  await warn(
+    `${tokenIds.length} tokens (${finishReason}) · preprocess ${ms(timings.preprocess)} · vision ${
+      ms(timings.vision)
+    }` +
+      ` · prefill ${ms(timings.prefill)} · ${timings.perToken.toFixed(1)} ms a token`,
+  );
+}
+
+async function print(text: string, to: typeof Deno.stdout | typeof Deno.stderr = Deno.stdout): Promise<void> {
+  const bytes = new TextEncoder().encode(text);
+  for (let at = 0; at < bytes.length;) at += await to.write(bytes.subarray(at));
+}
+
+function warn(line: string): Promise<void> {
+  return print(`${line}\n`, Deno.stderr);
+}
+
+async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
+  const [command = "help", ...rest] = args;
+  if (command === "help" || command === "--help") return await print(USAGE);
+  const { values: flags, positionals } = parse(rest, command === "eval");
+  if (command === "run") {
+    if (flags.prompt === undefined) throw new UsageError("run: expected --prompt TEXT, found none");
+    return await run(flags, flags.image!, flags.prompt, signal);
+  }
+  if (command in SHORT_FORMS) {
+    const [image, ...words] = positionals;
+    if (!image) throw new UsageError(`${command}: expected a picture, found none`);
+    return await run(flags, [image], SHORT_FORMS[command](words.join(" ")).trim(), signal);
+  }
+  if (command === "eval") {
+    if (!flags.data) throw new UsageError("eval: expected --data FILE, found none");
+    const pipeline = await loadModel(flags.model!, modelOptions(flags));
+    const result = await evaluate(pipeline, flags.data, {
+      task: flags.task,
+      signal,
+      progress: progress("scene"),
+    });
+    if (typeof flags.json === "string") await Deno.writeTextFile(flags.json, JSON.stringify(result) + "\n");
+    return await print(report(result));
+  }
+  if (command === "demo") {
+    return await demo(await loadModel(flags.model!, modelOptions(flags)), print, signal);
+  }
+  throw new UsageError(`expected one of the commands below, found "${command}"`);
+}
+
+/** A counter on the terminal; silent where the output is not one. */
+function progress(noun: string): (done: number, total: number) => void {
+  if (!Deno.stderr.isTerminal()) return () => {};
+  return (done, total) =>
+    Deno.stderr.writeSync(
+      new TextEncoder().encode(`\r${noun} ${done} of ${total}\x1b[K${done === total ? "\n" : ""}`),
+    );
+}
+
+const stop = new AbortController();
+const interrupt = () => stop.abort();
+Deno.addSignalListener("SIGINT", interrupt);
+try {
+  await main(Deno.args, stop.signal);
+  if (stop.signal.aborted) Deno.exitCode = 130;
+} catch (error) {
+  if (error instanceof UsageError) {
+    await warn(`${error.message}\n\n${USAGE}`);
+    Deno.exitCode = 2;
+  } else if (error instanceof RequestError) {
+    await warn(error.message);
+    Deno.exitCode = stop.signal.aborted ? 130 : 1;
+  } else throw error;
+} finally {
+  Deno.removeSignalListener("SIGINT", interrupt);
+}

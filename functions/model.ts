@@ -1,0 +1,82 @@
+/** What the doors on a machine with files share: a model directory and the compiled kernels become a pipeline. */
+
+import { join, resolve } from "@std/path";
+import {
+  createPipeline,
+  createReferenceBackend,
+  createWasmBackend,
+  type ModelFiles,
+  type Pipeline,
+  type PipelineParts,
+  RequestError,
+} from "../lib/mod.ts";
+import { relaxed, simd } from "../wasm/kernels.js";
+
+/** The bundled model. */
+export const TINY = new URL("../models/tiny", import.meta.url).pathname;
+
+/** A directory as the library sees it. */
+export function directoryFiles(directory: string): ModelFiles {
+  const place = resolve(directory);
+  const missing = (error: unknown) => {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return undefined;
+    throw error;
+  };
+  return {
+    place: directory,
+    async list() {
+      try {
+        return (await Array.fromAsync(Deno.readDir(place))).map((it) => it.name).sort();
+      } catch (error) {
+        return missing(error) ?? [];
+      }
+    },
+    async size(name) {
+      try {
+        const info = await Deno.stat(join(place, name));
+        return info.isFile ? info.size : undefined;
+      } catch (error) {
+        return missing(error);
+      }
+    },
+    async read(name, start = 0, end) {
+      using file = await Deno.open(join(place, name));
+      const stop = end ?? (await file.stat()).size;
+      const bytes = new Uint8Array(stop - start);
+      await file.seek(start, Deno.SeekMode.Start);
+      for (let at = 0; at < bytes.length;) {
+        const count = await file.read(bytes.subarray(at));
+        if (count === null) {
+          throw new RequestError(
+            "model_invalid",
+            `Cannot read ${name} of ${directory}: expected ${bytes.length} bytes from ${start}, found ${at}`,
+          );
+        }
+        at += count;
+      }
+      return bytes;
+    },
+  };
+}
+
+/** How to load a model; everything has a default but the directory. */
+export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name">> {
+  readonly backend?: "reference" | "wasm";
+}
+
+/**
+ * Loads the model in a directory.
+ *
+ * @throws {RequestError} `model_invalid` when its files do not fit together.
+ */
+export function loadModel(
+  directory: string,
+  { backend = "wasm", ...parts }: ModelOptions = {},
+): Promise<Pipeline> {
+  return createPipeline({
+    backend: backend === "wasm" ? createWasmBackend({ simd, relaxed }) : createReferenceBackend(),
+    files: directoryFiles(directory),
+    name: resolve(directory).split("/").at(-1)!,
+    ...parts,
+  });
+}

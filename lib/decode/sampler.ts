@@ -1,0 +1,112 @@
+/** The next token from the logits: greedy, or temperature, top-k and top-p with a seed. */
+
+import type { Candidate, Sampling } from "../types.ts";
+
+/** One chosen token. */
+export interface Choice {
+  readonly id: number;
+  /** Natural logarithm of its probability at temperature 1 among the ids that may be sampled. */
+  readonly logprob: number;
+  /** The best logits, best first; length as asked for. */
+  readonly top: readonly Candidate[];
+}
+
+/** Greedy. */
+export const GREEDY: Sampling = { temperature: 0, topK: 0, topP: 1, seed: 0 };
+
+/**
+ * Numbers in [0, 1) from a 32-bit seed: the same seed, the same numbers, everywhere.
+ * SplitMix32 with the finaliser of MurmurHash3 (public domain).
+ */
+export function randomFrom(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x9e3779b9) >>> 0;
+    let z = state;
+    z = Math.imul(z ^ (z >>> 16), 0x85ebca6b);
+    z = Math.imul(z ^ (z >>> 13), 0xc2b2ae35);
+    return ((z ^ (z >>> 16)) >>> 0) / 2 ** 32;
+  };
+}
+
+/**
+ * Chooses a token.
+ *
+ * @param logits [V]; only ids below `limit` and not in `never` take part.
+ * @param random gives numbers in [0, 1); used only when the temperature is above 0.
+ * @param topLogits how many candidates to report.
+ */
+export function choose(
+  logits: Float32Array,
+  limit: number,
+  never: readonly number[],
+  sampling: Sampling,
+  random: () => number,
+  topLogits = 0,
+): Choice {
+  const scores = logits.subarray(0, limit);
+  for (const id of never) if (id < limit) scores[id] = -Infinity;
+  const best = scores.reduce((at, score, id) => score > scores[at] ? id : at, 0);
+  let sum = 0;
+  for (let id = 0; id < limit; id++) sum += Math.exp(scores[id] - scores[best]);
+  const id = sampling.temperature > 0 ? draw(scores, best, sampling, random) : best;
+  return {
+    id,
+    logprob: scores[id] - scores[best] - Math.log(sum),
+    top: topLogits ? largest(scores, topLogits).map((at) => ({ id: at, logit: scores[at] })) : [],
+  };
+}
+
+/** Draws from softmax(scores / temperature), cut to the top K and then to the smallest set of mass topP. */
+function draw(scores: Float32Array, best: number, sampling: Sampling, random: () => number): number {
+  const { temperature, topK, topP } = sampling;
+  const weight = (id: number) => Math.exp((scores[id] - scores[best]) / temperature);
+  const all = topK > 0 ? largest(scores, topK) : scores.keys().toArray();
+  const total = all.reduce((sum, id) => sum + weight(id), 0);
+  const { ids, mass } = topP < 1 ? nucleus(scores, all, weight, topP * total) : { ids: all, mass: total };
+  let left = random() * mass;
+  for (const id of ids) {
+    left -= weight(id);
+    if (left < 0) return id;
+  }
+  return best; // only by rounding in the last subtraction
+}
+
+/** The fewest of the likeliest ids whose weights sum to at least `wanted`. Sorts everything only if it must. */
+function nucleus(
+  scores: Float32Array,
+  all: readonly number[],
+  weight: (id: number) => number,
+  wanted: number,
+) {
+  for (const count of [256, scores.length]) {
+    const ids = largest(scores, Math.min(count, all.length));
+    let mass = 0;
+    for (let i = 0; i < ids.length; i++) {
+      mass += weight(ids[i]);
+      if (mass >= wanted || ids.length === all.length && i === ids.length - 1) {
+        return { ids: ids.slice(0, i + 1), mass };
+      }
+    }
+  }
+  throw new RangeError(`Broken nucleus: ${all.length} weights do not reach ${wanted}`);
+}
+
+/** Ids of the `count` largest scores, largest first, lower id first among equals. */
+function largest(scores: Float32Array, count: number): number[] {
+  const before = (a: number, b: number) => scores[b] - scores[a] || a - b;
+  if (count >= scores.length / 8) return scores.keys().toArray().sort(before).slice(0, count);
+  const kept: number[] = []; // sorted, at most `count`
+  for (let id = 0; id < scores.length; id++) {
+    if (kept.length === count && !(scores[id] > scores[kept[count - 1]])) continue;
+    let [low, high] = [0, kept.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (scores[kept[middle]] >= scores[id]) low = middle + 1;
+      else high = middle;
+    }
+    kept.splice(low, 0, id);
+    if (kept.length > count) kept.pop();
+  }
+  return kept;
+}

@@ -1,0 +1,75 @@
+import assert from "node:assert/strict";
+import { choose, GREEDY, randomFrom } from "../../lib/decode/sampler.ts";
+
+const never: number[] = [];
+
+/** Frequencies of each id over many draws. */
+function frequencies(logits: number[], sampling: object, draws = 20_000): number[] {
+  const random = randomFrom(7);
+  const counts = logits.map(() => 0);
+  for (let i = 0; i < draws; i++) {
+    counts[choose(Float32Array.from(logits), logits.length, never, { ...GREEDY, ...sampling }, random).id]++;
+  }
+  return counts.map((it) => it / draws);
+}
+
+Deno.test("greedy takes the largest logit below the limit that is allowed", () => {
+  const logits = Float32Array.from([9, 1, 8, 3, 99]);
+  const { id, logprob, top } = choose(
+    logits,
+    4,
+    [0, 2],
+    GREEDY,
+    () => assert.fail("greedy draws nothing"),
+    3,
+  );
+  assert.equal(id, 3);
+  assert.ok(Math.abs(logprob - Math.log(Math.exp(3) / (Math.exp(1) + Math.exp(3)))) < 1e-6);
+  assert.deepEqual(top, [{ id: 3, logit: 3 }, { id: 1, logit: 1 }, { id: 0, logit: -Infinity }]);
+});
+
+Deno.test("equal logits: the lower id, greedy and in the candidates", () => {
+  const { id, top } = choose(Float32Array.from([1, 5, 5, 5]), 4, never, GREEDY, () => 0, 2);
+  assert.equal(id, 1);
+  assert.deepEqual(top.map((it) => it.id), [1, 2]);
+});
+
+Deno.test("temperature 1 draws from softmax", () => {
+  const expected = [0.5, 0.25, 0.15, 0.1];
+  const found = frequencies(expected.map(Math.log), { temperature: 1 });
+  expected.forEach((it, i) => assert.ok(Math.abs(it - found[i]) < 0.015, `id ${i}: ${it} ${found[i]}`));
+});
+
+Deno.test("temperature 0.5 squares the odds", () => {
+  const [a, b] = frequencies([0, Math.log(3)], { temperature: 0.5 });
+  assert.ok(Math.abs(b / a - 9) < 1, `${b / a}`);
+});
+
+Deno.test("topK and topP cut the tail and keep the proportions", () => {
+  const logits = [0.1, 0.5, 0.25, 0.15].map(Math.log);
+  const k = frequencies(logits, { temperature: 1, topK: 2 });
+  assert.deepEqual([k[0], k[3]], [0, 0]);
+  assert.ok(Math.abs(k[1] / k[2] - 2) < 0.15);
+  const p = frequencies(logits, { temperature: 1, topP: 0.8 }); // 0.5 + 0.25 < 0.8: the third is needed
+  assert.equal(p[0], 0);
+  assert.ok(p[3] > 0);
+  const one = frequencies(logits, { temperature: 1, topP: 0.01 });
+  assert.deepEqual(one, [0, 1, 0, 0]);
+});
+
+Deno.test("topP over a flat vocabulary of 257,152 keeps the share asked for", () => {
+  const logits = new Float32Array(257_152);
+  const random = randomFrom(1);
+  const ids = Array.from(
+    { length: 20 },
+    () => choose(logits, logits.length, never, { ...GREEDY, temperature: 1, topP: 0.25 }, random).id,
+  );
+  assert.ok(Math.max(...ids) <= 257_152 / 4, `${Math.max(...ids)}`);
+  assert.ok(new Set(ids).size > 10);
+});
+
+Deno.test("the same seed gives the same numbers, another seed others", () => {
+  const take = (seed: number) => Array.from({ length: 5 }, randomFrom(seed));
+  assert.deepEqual(take(3), take(3));
+  assert.notDeepEqual(take(3), take(4));
+});

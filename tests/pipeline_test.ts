@@ -1,0 +1,186 @@
+/**
+ * Whole requests: the published layout (shards, tokenizer, processor settings) from picture bytes to answer, against
+ * transformers 5.18 (tests/golden/checkpoints). The photos of those goldens are not in the repository.
+ */
+
+import assert from "node:assert/strict";
+import { createReferenceBackend } from "../lib/backend/reference.ts";
+import { createWasmBackend } from "../lib/backend/wasm.ts";
+import { collect, createPipeline } from "../lib/pipeline.ts";
+import type { AnswerEvent } from "../lib/types.ts";
+import { relaxed, simd } from "../wasm/kernels.js";
+import { directoryBytes, memoryFiles } from "./memory_files.ts";
+
+const CHECKPOINTS = new URL("./golden/checkpoints/", import.meta.url).pathname;
+const PHOTOS = new URL("../../shared/reference/images/", import.meta.url).pathname;
+const PICTURE = Deno.readFileSync(new URL("./fixtures/scene.png", import.meta.url));
+
+interface Case {
+  images: string[];
+  prompt: string;
+  prefix_ids: number[];
+  image_tokens: number;
+  greedy_ids: number[];
+  greedy_text: string;
+  top5: [number, number][][];
+}
+
+const photos = (() => {
+  try {
+    return Deno.statSync(PHOTOS).isDirectory;
+  } catch {
+    return false;
+  }
+})();
+
+const backends = { reference: createReferenceBackend, wasm: () => createWasmBackend({ simd, relaxed }) };
+
+function load(family: string, backend: keyof typeof backends = "wasm", parts = {}) {
+  return createPipeline({
+    backend: backends[backend](),
+    files: memoryFiles(directoryBytes(`${CHECKPOINTS}${family}`), family),
+    name: family,
+    ...parts,
+  });
+}
+
+for (const family of ["pg1", "pg2"]) {
+  const cases: Case[] = JSON.parse(Deno.readTextFileSync(`${CHECKPOINTS}${family}/golden.json`)).cases;
+  for (const backend of ["reference", "wasm"] as const) {
+    Deno.test({
+      name: `${backend}: photos through ${family} give transformers' tokens and logits within 2e-4` +
+        (photos ? "" : " (skipped: the photos are not here)"),
+      ignore: !photos,
+      async fn() {
+        const pipeline = await load(family, backend);
+        for (const it of cases.filter(({ images }) => images.every((name) => !name.endsWith(".ppm")))) {
+          const answer = await collect(pipeline.answer({
+            images: it.images.map((name) => Deno.readFileSync(PHOTOS + name)),
+            prompt: it.prompt,
+            maxTokens: it.greedy_ids.length,
+            ignoreEos: true,
+            topLogits: 5,
+          }));
+          assert.deepEqual(answer.promptTokenIds, it.prefix_ids, it.prompt);
+          assert.equal(answer.imageTokens, it.image_tokens);
+          assert.deepEqual(answer.tokenIds, it.greedy_ids, it.prompt);
+          assert.equal(answer.text, it.greedy_text);
+          answer.logits!.forEach((step, i) =>
+            step.forEach(({ logit }, rank) => {
+              const expected = it.top5[i][rank][0];
+              assert.ok(
+                Math.abs(logit - expected) < 2e-4,
+                `${it.prompt} step ${i}: ${logit} for ${expected}`,
+              );
+            })
+          );
+        }
+      },
+    });
+  }
+}
+
+Deno.test("an answer streams tokens, then usage, then done, and the text is the tokens' text", async () => {
+  const pipeline = await load("pg1");
+  const events: AnswerEvent[] = [];
+  for await (
+    const event of pipeline.answer({ images: [PICTURE], prompt: "caption en", maxTokens: 6, ignoreEos: true })
+  ) {
+    events.push(event);
+  }
+  const tokens = events.filter((it) => it.type === "token");
+  assert.equal(tokens.length, 6);
+  assert.deepEqual(events.slice(-2).map((it) => it.type), ["usage", "done"]);
+  const done = events.at(-1) as Extract<AnswerEvent, { type: "done" }>;
+  assert.equal(done.finishReason, "length");
+  assert.ok(done.text.startsWith(tokens.map((it) => it.text).join("")));
+  for (const { logprob } of tokens) assert.ok(logprob <= 0 && Number.isFinite(logprob));
+});
+
+Deno.test("the wasm backend gives back all memory of a request, also when the caller stops listening", async () => {
+  const backend = createWasmBackend({ simd, relaxed });
+  const pipeline = await createPipeline({
+    backend,
+    files: memoryFiles(directoryBytes(`${CHECKPOINTS}pg2`)),
+    name: "pg2",
+  });
+  const question = { images: [PICTURE], prompt: "ocr", maxTokens: 4, ignoreEos: true };
+  const before = backend.sizeBytes;
+  await collect(pipeline.answer(question));
+  assert.equal(backend.sizeBytes, before);
+  for await (const event of pipeline.answer(question)) if (event.type === "token") break;
+  assert.equal(backend.sizeBytes, before);
+  await collect(pipeline.answer(question)); // and its turn was given back too
+});
+
+Deno.test("an aborted answer ends as cancelled after at most one more token", async () => {
+  const pipeline = await load("pg1");
+  const stop = new AbortController();
+  let tokens = 0;
+  const answer = await collect(async function* () {
+    const question = { images: [PICTURE], prompt: "", maxTokens: 50, ignoreEos: true };
+    for await (const event of pipeline.answer(question, stop.signal)) {
+      if (event.type === "token" && ++tokens === 2) stop.abort();
+      yield event;
+    }
+  }());
+  assert.equal(answer.finishReason, "cancelled");
+  assert.ok(tokens <= 3, `${tokens}`);
+});
+
+Deno.test("questions are answered one at a time, in order, and too many waiting are refused", async () => {
+  const pipeline = await load("pg1", "wasm", { maxWaiting: 1 });
+  const question = { images: [PICTURE], prompt: "ocr", maxTokens: 3, ignoreEos: true };
+  const order: number[] = [];
+  const ask = async (n: number) => {
+    const answer = await collect(pipeline.answer(question));
+    order.push(n);
+    return answer.tokenIds;
+  };
+  const results = await Promise.allSettled([ask(0), ask(1), ask(2)]);
+  assert.deepEqual(order, [0, 1]);
+  assert.deepEqual(results.map((it) => it.status), ["fulfilled", "fulfilled", "rejected"]);
+  assert.equal((results[2] as PromiseRejectedResult).reason.code, "overloaded");
+});
+
+Deno.test("sampling: a seed repeats its answer, and ids from the image token upward never come", async () => {
+  const pipeline = await load("pg1");
+  const ask = async (seed: number) =>
+    (await collect(pipeline.answer({
+      images: [PICTURE],
+      prompt: "caption en",
+      maxTokens: 40,
+      ignoreEos: true,
+      sampling: { temperature: 2, seed },
+    }))).tokenIds;
+  const [a, b, c] = [await ask(5), await ask(5), await ask(6)];
+  assert.deepEqual(a, b);
+  assert.notDeepEqual(a, c);
+  for (const id of [...a, ...c]) assert.ok(id < pipeline.model.vocabulary && id !== 0 && id !== 2, `${id}`);
+});
+
+const wrong: [string, object, string, RegExp][] = [
+  ["no picture", { images: [] }, "image_missing", /at least one picture/],
+  ["not a picture", { images: [new TextEncoder().encode("hello")] }, "image_unsupported", /JPEG, PNG/],
+  ["a prompt beyond the context", { prompt: "x ".repeat(10_000) }, "prompt_too_long", /context of/],
+  ["maxTokens 0", { maxTokens: 0 }, "parameter_invalid", /maxTokens.*found 0/],
+  [
+    "temperature 3",
+    { sampling: { temperature: 3 } },
+    "parameter_invalid",
+    /temperature from 0 to 2, found 3/,
+  ],
+  ["topP 0", { sampling: { topP: 0 } }, "parameter_invalid", /topP/],
+  ["seed 0.5", { sampling: { seed: 0.5 } }, "parameter_invalid", /seed/],
+];
+for (const [name, question, code, message] of wrong) {
+  Deno.test(`refused: ${name}`, async () => {
+    const pipeline = await load("pg1");
+    const ask = collect(pipeline.answer({ images: [PICTURE], prompt: "ocr", ...question }));
+    await assert.rejects(ask, (error: Error & { code?: string }) => {
+      assert.equal(error.code, code, error.message);
+      assert.match(error.message, message);
+      return true;
+    });
+  });
+}
