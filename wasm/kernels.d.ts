@@ -1,2 +1,4 @@
-/** The compiled kernels, for `chooseKernels`: plain SIMD128 runs everywhere, relaxed SIMD is the faster one. */
-export const kernels: { readonly simd: WebAssembly.Module; readonly relaxed: WebAssembly.Module };
+/** The kernels for every engine with SIMD128. */
+export const simd: WebAssembly.Module;
+/** The same kernels in relaxed SIMD, the faster build; `chooseKernels` tells whether the engine runs it well. */
+export const relaxed: WebAssembly.Module;

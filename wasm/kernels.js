@@ -3,4 +3,4 @@
 import source simd from "./kernels_simd.wasm";
 import source relaxed from "./kernels_relaxed.wasm";
 
-export const kernels = { simd, relaxed };
+export { relaxed, simd };

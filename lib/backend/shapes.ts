@@ -3,7 +3,7 @@
  * with the numbers in it.
  */
 
-import type { AttentionOptions, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+import type { AttentionOptions, LinearOptions, Matrix, Tensor } from "./backend.ts";
 
 /** Fails unless `found` is `expected`. */
 export function same(what: string, found: number, expected: number): void {
@@ -21,15 +21,6 @@ export function checkSlice(t: Tensor, row: number, rows: number, col: number, co
   if (!whole || row + rows > t.rows || col + cols > t.cols) {
     throw new RangeError(
       `Cannot slice rows ${row}+${rows}, columns ${col}+${cols} of a [${t.rows}, ${t.cols}] tensor`,
-    );
-  }
-}
-
-/** A stored matrix of scheme `f32`; the quantised schemes are checked by `layout.ts`. */
-export function checkStored({ n, k, data }: StoredMatrix): void {
-  if (!(data instanceof Float32Array) || data.length !== n * k) {
-    throw new RangeError(
-      `Cannot take a matrix [${n}, ${k}]: expected ${n * k} f32 values, found ${data.length}`,
     );
   }
 }

@@ -6,9 +6,10 @@
  */
 
 import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
 import { Arena, type Piece } from "./wasm_arena.ts";
-import { FINISH, instantiate, type Kernels } from "./wasm_kernels.ts";
+import { type Builds, chooseKernels, FINISH, instantiate, type Kernels } from "./wasm_kernels.ts";
 
 const PANEL = 8;
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
@@ -27,12 +28,16 @@ export interface WasmBackend extends Backend {
 }
 
 /**
- * Makes a backend from a module that `chooseKernels` chose.
+ * Makes a backend from the kernels that the door imported: both builds, of which `chooseKernels` takes the faster
+ * one that works here, or one module that was chosen already.
  *
  * Operations throw `RangeError` when the memory cannot hold what they need, before they compute anything.
  */
-export function createWasmBackend(module: WebAssembly.Module, options: WasmOptions = {}): WasmBackend {
-  return new Wasm(module, options);
+export function createWasmBackend(
+  kernels: Builds | WebAssembly.Module,
+  options: WasmOptions = {},
+): WasmBackend {
+  return new Wasm(kernels instanceof WebAssembly.Module ? kernels : chooseKernels(kernels), options);
 }
 
 class WasmTensor implements Tensor {
@@ -98,7 +103,7 @@ class Wasm implements WasmBackend {
   }
 
   matrix(stored: StoredMatrix): Matrix {
-    shapes.checkStored(stored);
+    checkStored(stored);
     const { scheme, n, k, data } = stored;
     if (scheme !== "f32") throw new TypeError(`Cannot take a matrix of scheme "${scheme}"`);
     const piece = this.#arena.allocate(roundUp(n) * k * 4, `a matrix [${n}, ${k}]`);

@@ -93,6 +93,12 @@ export interface Kernels {
   ): void;
 }
 
+/** The two builds; without the relaxed one, plain SIMD runs. */
+export interface Builds {
+  readonly simd: WebAssembly.Module;
+  readonly relaxed?: WebAssembly.Module;
+}
+
 /** How a product is finished; the same numbers as in `wasm/src/simd.h`. */
 export const FINISH = { plain: 0, gelu: 1, multiply: 2 } as const;
 
@@ -119,9 +125,7 @@ export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memo
  *
  * @throws {TypeError} when the plain build fails the self-test too; the message names the kernel.
  */
-export function chooseKernels(
-  builds: { readonly simd: WebAssembly.Module; readonly relaxed?: WebAssembly.Module },
-): WebAssembly.Module {
+export function chooseKernels(builds: Builds): WebAssembly.Module {
   if (builds.relaxed && WebAssembly.validate(RELAXED_PROBE) && !selfTest(builds.relaxed)) {
     return builds.relaxed;
   }

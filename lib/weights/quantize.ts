@@ -1,0 +1,229 @@
+/**
+ * Matrices in fewer bits: the schemes by name, packing and its inverse. Where each byte lies is told in
+ * `lib/backend/layout.ts`, which the backends read too.
+ */
+
+import type { Scheme, StoredMatrix } from "../backend/backend.ts";
+import {
+  checkStored,
+  dequantize,
+  GROUP,
+  groupAt,
+  int8At,
+  MAX_GROUP_SCALE,
+  NIBBLE_ZERO,
+  nibbleAt,
+  packedBytes,
+  paddedK,
+  PANEL,
+  roundUp,
+} from "../backend/layout.ts";
+
+export { dequantize, packedBytes };
+
+const SCHEMES: readonly Scheme[] = ["f32", "int8-p8-s4", "int4-g32-p8"];
+
+/**
+ * Most that the weights of one sign may sum to in a 16-bit lane: 127 · 258 = 32,766 fits, so that products with
+ * activations from 0 to 127 can be summed in 16 bits on every engine without a difference.
+ */
+const LANE_LIMIT = 258;
+
+/**
+ * The scheme of that name.
+ *
+ * @throws {TypeError} naming a scheme that this program does not know.
+ */
+export function checkScheme(name: string): Scheme {
+  const scheme = SCHEMES.find((it) => it === name);
+  if (!scheme) throw new TypeError(`Unknown weight scheme "${name}": expected ${SCHEMES.join(", ")}`);
+  return scheme;
+}
+
+/**
+ * Packs W [N, K] f32 as `int8-p8-s4`: symmetric, one scale per column, and every lane within the bound that makes
+ * sums of four steps exact in 16 bits (`boundedSteps` is 4 or 8). About one lane in six hundred of a Gaussian matrix
+ * needs to give way for it.
+ */
+export function quantizeInt8(w: Float32Array, n: number, k: number): StoredMatrix {
+  checkValues(w, n, k);
+  const padded = paddedK("int8-p8-s4", k);
+  const data = new Uint8Array(packedBytes("int8-p8-s4", n, k));
+  const scale = new Float32Array(n);
+  const q = new Int8Array(padded);
+  const best = new Int8Array(padded);
+  for (let row = 0; row < n; row++) {
+    const values = w.subarray(row * k, (row + 1) * k);
+    let most = 0;
+    for (const v of values) most = Math.max(most, Math.abs(v));
+    let least = Infinity;
+    // A column that breaks the bound in many lanes keeps more of itself with fewer levels.
+    for (const levels of [127, 112, 96, 80, 64, 48, 33]) {
+      const step = Math.fround(most / levels);
+      if (!(step > 0)) break;
+      for (let i = 0; i < k; i++) q[i] = Math.round(values[i] / step);
+      const touched = boundLanes(q);
+      let error = 0;
+      for (let i = 0; i < k; i++) error += (values[i] - q[i] * step) ** 2;
+      if (error < least) {
+        least = error;
+        scale[row] = step;
+        best.set(q);
+      }
+      if (!touched) break;
+    }
+    if (least === Infinity) best.fill(0);
+    for (let i = 0; i < k; i++) data[int8At(row, i, padded)] = best[i];
+  }
+  return { scheme: "int8-p8-s4", n, k, data, scale };
+}
+
+/** Brings every lane of four steps within the bound, at the least squared change; tells whether it had to. */
+function boundLanes(q: Int8Array): boolean {
+  let touched = false;
+  for (let at = 0; at < q.length; at += 16) {
+    for (let pair = 0; pair < 4; pair += 2) {
+      for (const sign of [1, -1]) {
+        const lane: number[] = [];
+        let sum = 0;
+        for (let i = 0; i < 8; i++) {
+          const index = at + (i >> 1) * 4 + pair + (i & 1);
+          if (q[index] * sign > 0) {
+            lane.push(index);
+            sum += q[index] * sign;
+          }
+        }
+        if (sum <= LANE_LIMIT) continue;
+        touched = true;
+        // Smallest first: what it cannot give, the others share.
+        lane.sort((a, b) => (q[a] - q[b]) * sign);
+        let excess = sum - LANE_LIMIT;
+        lane.forEach((index, i) => {
+          const give = Math.min(Math.ceil(excess / (lane.length - i)), q[index] * sign);
+          q[index] -= give * sign;
+          excess -= give;
+        });
+      }
+    }
+  }
+  return touched;
+}
+
+/**
+ * Steps of four k whose products with activations from 0 to 127 certainly fit 16-bit lanes: 8, 4, or 1 where the
+ * bound of the scheme is broken. Kernels may sum that many steps before they widen.
+ */
+export function boundedSteps(stored: StoredMatrix): 8 | 4 | 1 {
+  checkStored(stored);
+  if (stored.scheme !== "int8-p8-s4") throw new TypeError(`No bound in scheme "${stored.scheme}"`);
+  const data = new Int8Array(stored.data.buffer, stored.data.byteOffset, stored.data.byteLength);
+  const padded = paddedK(stored.scheme, stored.k);
+  let eight = true;
+  // Per column and pair: sums of this half and of the half before it.
+  for (let panel = 0; panel < data.length; panel += PANEL * padded) {
+    for (let lane = 0; lane < PANEL * 2; lane++) {
+      let [positiveBefore, negativeBefore] = [0, 0];
+      for (let step = 0; step < padded / 4; step += 4) {
+        let [positive, negative] = [0, 0];
+        for (let i = 0; i < 8; i++) {
+          const value = data[panel + (step + (i >> 1)) * 32 + lane * 2 + (i & 1)];
+          if (value > 0) positive += value;
+          else negative -= value;
+        }
+        if (positive > LANE_LIMIT || negative > LANE_LIMIT) return 1;
+        if (step % 8 && (positive + positiveBefore > LANE_LIMIT || negative + negativeBefore > LANE_LIMIT)) {
+          eight = false;
+        }
+        [positiveBefore, negativeBefore] = [positive, negative];
+      }
+    }
+  }
+  return eight ? 8 : 4;
+}
+
+/**
+ * Packs W [N, K] f32 as `int4-g32-p8`. The scale of a group may be negative, so that its largest value, of whatever
+ * sign, can take the extra level at -8; among a few candidates the one with the least squared error wins.
+ */
+export function quantizeInt4(w: Float32Array, n: number, k: number): StoredMatrix {
+  checkValues(w, n, k);
+  const padded = paddedK("int4-g32-p8", k);
+  const groups = padded / GROUP;
+  const data = new Uint8Array(packedBytes("int4-g32-p8", n, k));
+  const scale = new Float32Array(n);
+  for (let at = 0; at < data.length; at++) data[at] = NIBBLE_ZERO << 4 | NIBBLE_ZERO;
+  for (let row = 0; row < roundUp(n, PANEL); row++) {
+    for (let g = 0; g < groups; g++) {
+      const at = groupAt(row, g * GROUP, padded) + (row & 7) * 2;
+      data[at] = data[at + 1] = 0;
+    }
+  }
+  const steps = new Float64Array(groups);
+  for (let row = 0; row < n; row++) {
+    let most = 0;
+    for (let g = 0; g < groups; g++) {
+      steps[g] = groupStep(w.subarray(row * k + g * GROUP, row * k + Math.min(k, (g + 1) * GROUP)));
+      most = Math.max(most, Math.abs(steps[g]));
+    }
+    scale[row] = most / MAX_GROUP_SCALE;
+    if (!(scale[row] > 0)) continue;
+    for (let g = 0; g < groups; g++) {
+      const group = Math.max(-MAX_GROUP_SCALE, Math.min(MAX_GROUP_SCALE, Math.round(steps[g] / scale[row])));
+      const at = groupAt(row, g * GROUP, padded);
+      data[at + (row & 7) * 2] = group & 255;
+      data[at + (row & 7) * 2 + 1] = group >> 8 & 255;
+      if (!group) continue;
+      const step = group * scale[row];
+      for (let i = g * GROUP; i < Math.min(k, (g + 1) * GROUP); i++) {
+        const nibble = level(w[row * k + i] / step) + NIBBLE_ZERO;
+        const byte = at + nibbleAt(row, i);
+        data[byte] = row & 4 ? data[byte] & 15 | nibble << 4 : data[byte] & 240 | nibble;
+      }
+    }
+  }
+  return { scheme: "int4-g32-p8", n, k, data, scale };
+}
+
+/** Where the largest value of a group is put, in levels: on the long side down to -8, on the short one up to 7. */
+const ENDS = [-9, -8.6, -8.2, -7.9, -7.6, -7.2, -6.8, 6.6, 7, 7.4];
+
+/** The step between levels that fits a group best, in the sense of least squares; may be negative. */
+function groupStep(values: Float32Array): number {
+  let [end, power] = [0, 0];
+  for (const v of values) {
+    if (Math.abs(v) > Math.abs(end)) end = v;
+    power += v * v;
+  }
+  if (!power) return 0;
+  let [best, step] = [-1, 0];
+  for (const levels of ENDS) {
+    const inverse = levels / end;
+    let [product, squares] = [0, 0];
+    for (let i = 0; i < values.length; i++) {
+      const q = level(values[i] * inverse);
+      product += q * values[i];
+      squares += q * q;
+    }
+    // The error is power - product² / squares at the step product / squares.
+    if (squares && product * product > best * squares) {
+      best = product * product / squares;
+      step = product / squares;
+    }
+  }
+  return step;
+}
+
+function level(x: number): number {
+  return Math.max(-8, Math.min(7, Math.round(x)));
+}
+
+function checkValues(w: Float32Array, n: number, k: number): void {
+  if (w.length !== n * k) {
+    throw new RangeError(`Cannot pack [${n}, ${k}]: expected ${n * k} values, found ${w.length}`);
+  }
+  for (let i = 0; i < w.length; i++) {
+    if (!Number.isFinite(w[i])) {
+      throw new RangeError(`Cannot pack [${n}, ${k}]: value ${i} is ${w[i]}`);
+    }
+  }
+}
