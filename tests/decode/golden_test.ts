@@ -49,6 +49,11 @@ for (const family of ["pg1", "pg2"]) {
   }
 }
 
+/** [3, H, W] as [H, W, 3]. */
+function interleaved([red, green, blue]: number[][][]): Uint8Array {
+  return Uint8Array.from(red.flatMap((row, y) => row.flatMap((_, x) => [red[y][x], green[y][x], blue[y][x]])));
+}
+
 async function run(backend: Backend, golden: Golden, weightBytes: Uint8Array) {
   const { config: c } = golden;
   const config = parseConfig({
@@ -91,7 +96,7 @@ async function run(backend: Backend, golden: Golden, weightBytes: Uint8Array) {
   const imageRows = golden.images_u8.length * vision.imageTokens;
   const prefix = backend.tensor(imageRows + ids.length, golden.hidden);
   for (const [i, picture] of golden.images_u8.entries()) {
-    const data = normalise(Uint8Array.from(picture.flat(2)), config.imageMean, config.imageStd);
+    const data = normalise(interleaved(picture), config.imageMean, config.imageStd);
     await vision.encode(
       backend.slice(prefix, i * vision.imageTokens, vision.imageTokens),
       { size: 28, data },

@@ -1,0 +1,116 @@
+/** The command line as a person meets it: real processes, real files. */
+
+import assert from "node:assert/strict";
+
+const ROOT = new URL("../../", import.meta.url).pathname;
+const PG1 = `${ROOT}tests/golden/checkpoints/pg1`;
+const PICTURE = `${ROOT}tests/fixtures/scene.png`;
+
+async function cli(...args: string[]) {
+  const command = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", `${ROOT}functions/cli.ts`, ...args],
+    env: { NO_COLOR: "1" },
+  });
+  const { code, stdout, stderr } = await command.output();
+  return { code, out: new TextDecoder().decode(stdout), err: new TextDecoder().decode(stderr) };
+}
+
+Deno.test("run --json prints one object with ids, text, reason, timings and the logits asked for", async () => {
+  const args = [
+    "run",
+    "--model",
+    PG1,
+    "--image",
+    PICTURE,
+    "--prompt",
+    "caption en",
+    "--max-tokens",
+    "3",
+    "--ignore-eos",
+  ];
+  const [wasm, reference] = await Promise.all([
+    cli(...args, "--json", "--logits", "2"),
+    cli(...args, "--json", "--logits", "2", "--backend", "reference"),
+  ]);
+  assert.equal(wasm.code, 0, wasm.err);
+  const [answer, plain] = [JSON.parse(wasm.out), JSON.parse(reference.out)];
+  assert.equal(answer.tokenIds.length, 3);
+  assert.deepEqual(answer.tokenIds, plain.tokenIds);
+  assert.equal(answer.imageTokens, 16);
+  assert.equal(answer.finishReason, "length");
+  assert.deepEqual(Object.keys(answer.timings), ["preprocess", "vision", "prefill", "perToken"]);
+  assert.deepEqual(answer.logits.map((it: unknown[]) => it.length), [2, 2, 2]);
+  answer.logits.flat().forEach(({ logit }: { logit: number }, i: number) =>
+    assert.ok(Math.abs(logit - plain.logits.flat()[i].logit) < 2e-4)
+  );
+});
+
+Deno.test("several pictures go in, in order", async () => {
+  const { out, code } = await cli(
+    ...[
+      "run",
+      "--model",
+      PG1,
+      "--image",
+      PICTURE,
+      "--image",
+      PICTURE,
+      "--prompt",
+      "",
+      "--max-tokens",
+      "1",
+      "--json",
+    ],
+  );
+  assert.equal(code, 0);
+  assert.equal(JSON.parse(out).imageTokens, 32);
+});
+
+const wrong: [string, string[], number, RegExp][] = [
+  ["an unknown command", ["dance"], 2, /expected one of the commands below, found "dance"/],
+  ["an unknown option", ["run", "--speed", "9"], 2, /--speed/],
+  [
+    "a word where a number belongs",
+    ["run", "--model", PG1, "--image", PICTURE, "--prompt", "", "--max-tokens", "many"],
+    2,
+    /--max-tokens: expected a number, found "many"/,
+  ],
+  [
+    "an unknown backend",
+    ["run", "--image", PICTURE, "--prompt", "", "--backend", "gpu"],
+    2,
+    /expected wasm or reference, found "gpu"/,
+  ],
+  ["no prompt", ["run", "--image", PICTURE], 2, /expected --prompt TEXT/],
+  ["no picture", ["detect"], 2, /detect: expected a picture/],
+  ["a picture that is not there", ["ocr", "nowhere.png"], 1, /Cannot read the picture nowhere.png/],
+  [
+    "a model that is not there",
+    ["run", "--model", "nowhere", "--image", PICTURE, "--prompt", ""],
+    1,
+    /model in nowhere: expected config.json, found nothing/,
+  ],
+  [
+    "a picture that is none",
+    ["run", "--model", PG1, "--image", `${ROOT}deno.json`, "--prompt", ""],
+    1,
+    /JPEG, PNG/,
+  ],
+];
+for (const [name, args, code, message] of wrong) {
+  Deno.test(`${name}: exit ${code} and one clear line, no stack`, async () => {
+    const result = await cli(...args);
+    assert.equal(result.code, code, result.err);
+    assert.match(result.err, message);
+    assert.doesNotMatch(result.err, /\n\s+at /);
+    assert.equal(result.out, "");
+  });
+}
+
+Deno.test("help names every command", async () => {
+  const { out, code } = await cli("help");
+  assert.equal(code, 0);
+  for (const command of ["run", "caption", "answer", "detect", "segment", "ocr", "eval", "demo"]) {
+    assert.match(out, new RegExp(`^  ${command}\\b`, "m"));
+  }
+});
