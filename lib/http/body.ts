@@ -85,6 +85,16 @@ function jsonFields(bytes: Uint8Array): Fields {
 }
 
 async function formFields(bytes: Uint8Array<ArrayBuffer>, type: string): Promise<Fields> {
+  const [, quoted, bare] = /;\s*boundary=(?:"([^"]+)"|([^;\s]+))/i.exec(type) ?? [];
+  const boundary = quoted ?? bare;
+  if (!boundary) throw invalid(`expected a boundary in the content type, found ${describe(type)}`);
+  const last = `--${boundary}--`;
+  // A parser that meets the end of a cut body may take what it has for the whole.
+  if (!new TextDecoder("latin1").decode(bytes.subarray(-last.length - 2)).includes(last)) {
+    throw invalid(
+      `expected a multipart form that ends in ${describe(last)}, found ${bytes.length} bytes that do not`,
+    );
+  }
   let form: FormData;
   try {
     form = await new Response(bytes, { headers: { "content-type": type } }).formData();
@@ -95,16 +105,14 @@ async function formFields(bytes: Uint8Array<ArrayBuffer>, type: string): Promise
   for (const name of new Set(form.keys())) {
     const parts = form.getAll(name);
     const files = parts.filter((it) => typeof it !== "string");
+    if (files.length && files.length < parts.length) {
+      throw invalid(`expected files only in the field ${describe(name)}, found text too`);
+    }
     if (!files.length && parts.length > 1) {
       throw invalid(`expected the field ${describe(name)} once, found it ${parts.length} times`);
     }
-    if (!files.length) values.set(name, parts[0]);
-    else if (files.length < parts.length) {
-      throw invalid(`expected files only in the field ${describe(name)}, found text too`);
-    } else {values.set(
-        name,
-        await Promise.all(files.map(async (it) => new Uint8Array(await it.arrayBuffer()))),
-      );}
+    const bytes = files.map(async (it) => new Uint8Array(await it.arrayBuffer()));
+    values.set(name, files.length ? await Promise.all(bytes) : parts[0]);
   }
   return { kind: "form", values };
 }

@@ -154,6 +154,9 @@ function picture(value: unknown, name: string): Uint8Array {
   if (comma < 0 || !/;\s*base64$/i.test(value.slice(0, comma))) {
     throw wrong(name, "data:<media type>;base64,<data>", describe(value));
   }
+  if (comma === value.length - 1) {
+    throw new RequestError("image_missing", `Cannot read ${name}: found an empty picture`);
+  }
   return base64(value, comma + 1, name);
 }
 
