@@ -1,0 +1,75 @@
+"""Accuracy on held-out scenes: greedy answers under the exact PaliGemma mask."""
+
+import re
+
+import numpy as np
+import torch
+
+import scenes as S
+from data import Packer, shrink
+from tokenizer import EOS
+
+ITEM = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([^;<]*)")
+
+
+def boxes(text):
+    """[[yMin, xMin, yMax, xMax, label]] of a detect answer."""
+    return [[int(v) / 1023 for v in m[:4]] + [m[4].strip()] for m in ITEM.findall(text)]
+
+
+def iou(a, b):
+    h, w = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if h <= 0 or w <= 0:
+        return 0.0
+    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return h * w / (area - h * w)
+
+
+def detection(pairs):
+    """pairs of (true boxes, found boxes) a picture -> F1 at IoU 0.5, mean over shapes of the average precision at 0.5.
+    An answer has no scores, so all boxes count alike, in the order of the pictures."""
+    flags, wanted = {}, {}
+    for truth, found in pairs:
+        left = list(truth)
+        for t in truth:
+            wanted[t[4].split()[-1]] = wanted.get(t[4].split()[-1], 0) + 1
+        for f in found:
+            best = max((t for t in left if t[4] == f[4]), key=lambda t: iou(t, f), default=None)
+            hit = best is not None and iou(best, f) >= 0.5
+            if hit:
+                left.remove(best)
+            flags.setdefault((f[4].split() or [""])[-1], []).append(hit)
+    aps = []
+    for label, total in wanted.items():
+        hits = np.array(flags.get(label, [False]), float)
+        precision, recall = hits.cumsum() / np.arange(1, len(hits) + 1), hits.cumsum() / total
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        aps.append(float((np.diff(recall, prepend=0) * precision).sum()))
+    hits, made, total = sum(map(sum, flags.values())), sum(map(len, flags.values())), sum(wanted.values())
+    return 2 * hits / max(1, made + total), sum(aps) / max(1, len(aps))
+
+
+def evaluate(model, tokenizer, seed, count, tasks=None, wrong=None):
+    """{task: share of exact answers; detect: exact answers, F1 and mAP}."""
+    packer, results = Packer(), {}
+    for task in tasks or [t for t in S.TASKS if t != "segment"]:
+        hits, pairs, rows = 0, [], list(S.scenes(seed, count, task))
+        for start in range(0, len(rows), 100):
+            part = rows[start:start + 100]
+            pixels = torch.from_numpy(np.stack([shrink(s.draw()) for s, _ in part])).float() / 127.5 - 1
+            answers = model.greedy(pixels, [packer.prefix(q[0].prompt) for _, q in part], EOS, stop=tokenizer.image)
+            for (scene, (q,)), ids in zip(part, answers):
+                text = tokenizer.decode(ids)
+                hits += text in q.answers
+                if task == "detect":
+                    pairs.append((q.boxes, boxes(text)))
+                if wrong is not None and text not in q.answers:
+                    wrong.append((task, q.prompt, q.answers[0], text))
+        results[task] = hits / count
+        if task == "detect":
+            results["F1"], results["mAP"] = detection(pairs)
+    return results
+
+
+def line(results):
+    return ", ".join(f"{k} {100 * v:.1f}" for k, v in results.items())

@@ -1,0 +1,89 @@
+"""Writes a trained model as a directory in Hugging Face layout (f32)."""
+
+import json
+import os
+
+import torch
+
+VISION = "vision_tower.vision_model."
+TEXT = "language_model.model."
+
+
+def tensors(model):
+    """{published name: f32 tensor}."""
+    c, out = model.c, {}
+
+    def both(name, module):
+        out[name + ".weight"] = module.weight
+        if getattr(module, "bias", None) is not None:
+            out[name + ".bias"] = module.bias
+
+    v = model.vision
+    out[VISION + "embeddings.patch_embedding.weight"] = v.embed.weight.view(-1, 3, c["patch"], c["patch"])
+    out[VISION + "embeddings.patch_embedding.bias"] = v.embed.bias
+    out[VISION + "embeddings.position_embedding.weight"] = v.position
+    for i, layer in enumerate(v.layers):
+        at = f"{VISION}encoder.layers.{i}."
+        both(at + "layer_norm1", layer.norm1)
+        both(at + "layer_norm2", layer.norm2)
+        for name, w, b in zip("qkv", layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3)):
+            out[f"{at}self_attn.{name}_proj.weight"], out[f"{at}self_attn.{name}_proj.bias"] = w, b
+        both(at + "self_attn.out_proj", layer.out)
+        both(at + "mlp.fc1", layer.fc1)
+        both(at + "mlp.fc2", layer.fc2)
+    both(VISION + "post_layernorm", v.norm)
+    both("multi_modal_projector.linear", v.project)
+    out[TEXT + "embed_tokens.weight"] = model.embedding
+    for i, layer in enumerate(model.layers):
+        at = f"{TEXT}layers.{i}."
+        out[at + "input_layernorm.weight"] = layer.norm1.weight
+        out[at + "post_attention_layernorm.weight"] = layer.norm2.weight
+        for name, w in zip("qkv", layer.qkv.weight.split([layer.heads * layer.dim, layer.dim, layer.dim])):
+            out[f"{at}self_attn.{name}_proj.weight"] = w
+        both(at + "self_attn.o_proj", layer.out)
+        for name, w in zip(("gate_proj", "up_proj"), layer.gate_up.weight.chunk(2)):
+            out[f"{at}mlp.{name}.weight"] = w
+        both(at + "mlp.down_proj", layer.down)
+    out[TEXT + "norm.weight"] = model.norm.weight
+    return {k: t.detach().float().contiguous().clone() for k, t in out.items()}
+
+
+def export(model, tokenizer, out):
+    from safetensors.torch import save_file
+
+    c = model.c
+    count = (c["image"] // c["patch"]) ** 2
+    config = {
+        "architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma",
+        "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "hidden_size": c["width"],
+        "image_token_index": tokenizer.image, "projection_dim": c["width"], "vocab_size": model.rows,
+        "torch_dtype": "float32",
+        "text_config": {
+            "model_type": "gemma", "hidden_size": c["width"], "intermediate_size": c["mlp"],
+            "num_hidden_layers": c["layers"], "num_attention_heads": c["heads"], "num_key_value_heads": 1,
+            "head_dim": c["head_dim"], "vocab_size": model.rows, "max_position_embeddings": 1024,
+            "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": c["eps"], "rope_theta": c["theta"],
+            "num_image_tokens": count,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": c["v_width"], "intermediate_size": c["v_mlp"],
+            "num_hidden_layers": c["v_layers"], "num_attention_heads": c["v_heads"], "image_size": c["image"],
+            "patch_size": c["patch"], "num_image_tokens": count, "projection_dim": c["width"],
+            "layer_norm_eps": c["v_eps"], "hidden_act": "gelu_pytorch_tanh", "vision_use_head": False,
+        },
+    }
+    preprocessor = {
+        "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+        "image_processor_type": "SiglipImageProcessor", "image_seq_length": count,
+        "processor_class": "PaliGemmaProcessor", "resample": 3, "rescale_factor": 1 / 255,
+        "size": {"height": c["image"], "width": c["image"]},
+    }
+    os.makedirs(out, exist_ok=True)
+    for name, data in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+        with open(os.path.join(out, name), "w") as f:
+            f.write(json.dumps(data, indent=1) + "\n")
+    with open(os.path.join(out, "tokenizer.model"), "wb") as f:
+        f.write(tokenizer.model())
+    with torch.no_grad():
+        save_file(tensors(model), os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
