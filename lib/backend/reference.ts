@@ -2,10 +2,13 @@
  * The operations in plain loops: the definition that every other backend is tested against.
  *
  * Activations are f32 as on every backend; sums run in f64, so this is the most exact of them and the slowest.
- * Formulas: Gemma and SigLIP as in big_vision's `models/ppp/gemma.py` and `models/vit.py`.
+ * Formulas: Gemma and SigLIP as in big_vision's `models/ppp/gemma.py` and `models/vit.py`. A product with quantised
+ * weights rounds the activations too, as `layout.ts` says, and from there on is exact.
  */
 
 import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+import { checkStored, GROUP, quantizeRow7, quantizeRow8, unpack } from "./layout.ts";
+import * as shapes from "./shapes.ts";
 
 class Plain implements Tensor {
   constructor(
@@ -14,6 +17,8 @@ class Plain implements Tensor {
     readonly rows: number,
     readonly cols: number,
     readonly stride: number,
+    /** Slices share memory that only its owner frees. */
+    readonly owner: boolean,
   ) {}
 
   at(row: number, col: number): number {
@@ -32,8 +37,29 @@ class Plain implements Tensor {
 }
 
 class PlainMatrix implements Matrix {
-  readonly scheme = "f32";
-  constructor(readonly n: number, readonly k: number, readonly data: Float32Array) {}
+  readonly scheme: StoredMatrix["scheme"];
+  readonly n: number;
+  readonly k: number;
+  /** Row-major [N, K]: the values, or the integers of a quantised matrix. */
+  readonly data: Float32Array | Int8Array;
+  /** int4: [N, K/32]. */
+  readonly groupScales: Int16Array | undefined;
+  /** Quantised: one per column. */
+  readonly scale: Float32Array | undefined;
+  readonly sizeBytes: number;
+
+  constructor(stored: StoredMatrix) {
+    ({ scheme: this.scheme, n: this.n, k: this.k, scale: this.scale } = stored);
+    if (stored.scheme === "f32") this.data = stored.data as Float32Array;
+    else ({ values: this.data, groupScales: this.groupScales } = unpack(stored));
+    this.sizeBytes = this.data.byteLength + (this.groupScales?.byteLength ?? 0) +
+      (this.scale?.byteLength ?? 0);
+  }
+
+  /** Group scale of W[n, i]. */
+  group(n: number, i: number): number {
+    return this.groupScales ? this.groupScales[n * Math.ceil(this.k / GROUP) + Math.floor(i / GROUP)] : 1;
+  }
 }
 
 /** tanh-approximated GELU, as both SigLIP and Gemma were trained with. */
@@ -51,36 +77,35 @@ class ReferenceBackend implements Backend {
   sizeBytes = 0;
 
   tensor(rows: number, cols: number): Tensor {
+    shapes.checkTensor(rows, cols);
     this.sizeBytes += rows * cols * 4;
-    return new Plain(new Float32Array(rows * cols), 0, rows, cols, cols);
+    return new Plain(new Float32Array(rows * cols), 0, rows, cols, cols, true);
   }
 
   slice(t: Tensor, row: number, rows: number, col = 0, cols = t.cols - col): Tensor {
+    shapes.checkSlice(t, row, rows, col, cols);
     const from = plain(t);
-    if (row < 0 || rows < 0 || row + rows > from.rows || col < 0 || cols < 0 || col + cols > from.cols) {
-      throw new RangeError(
-        `Cannot slice rows ${row}+${rows}, columns ${col}+${cols} of a [${from.rows}, ${from.cols}] tensor`,
-      );
-    }
-    return new Plain(from.data, from.offset + row * from.stride + col, rows, cols, from.stride);
+    return new Plain(from.data, from.offset + row * from.stride + col, rows, cols, from.stride, false);
   }
 
   matrix(stored: StoredMatrix): Matrix {
-    if (stored.scheme !== "f32") throw new TypeError(`Cannot take a matrix of scheme "${stored.scheme}"`);
-    const { n, k, data } = stored;
-    if (!(data instanceof Float32Array) || data.length !== n * k) {
-      throw new RangeError(`Cannot take a matrix: expected ${n * k} f32 values, found ${data.length}`);
-    }
-    this.sizeBytes += data.byteLength;
-    return new PlainMatrix(n, k, data);
+    checkStored(stored);
+    const matrix = new PlainMatrix(stored);
+    this.sizeBytes += matrix.sizeBytes;
+    return matrix;
   }
 
   free(...what: (Tensor | Matrix)[]): void {
-    for (const it of what) this.sizeBytes -= (it as Plain | PlainMatrix).data.byteLength;
+    for (const it of what) {
+      if (it instanceof Plain && !it.owner) {
+        throw new TypeError("Cannot free a slice: free what it was cut from");
+      }
+      this.sizeBytes -= it instanceof Plain ? it.data.byteLength : (it as PlainMatrix).sizeBytes;
+    }
   }
 
   write(t: Tensor, values: Float32Array): void {
-    same("write", values.length, t.rows * t.cols);
+    shapes.same("write", values.length, t.rows * t.cols);
     const to = plain(t);
     for (let r = 0; r < to.rows; r++) to.row(r).set(values.subarray(r * to.cols, (r + 1) * to.cols));
   }
@@ -93,10 +118,9 @@ class ReferenceBackend implements Backend {
   }
 
   linear(out: Tensor, x: Tensor, w: Matrix, { bias, activation, residual }: LinearOptions = {}): void {
-    same("linear input width", x.cols, w.k);
-    same("linear output width", out.cols, w.n);
-    same("linear rows", out.rows, x.rows);
+    shapes.checkLinear(out, x, w, { bias, residual });
     const to = plain(out);
+    notAliased("linear", to, plain(x));
     for (let t = 0; t < x.rows; t++) {
       const products = product(plain(x).row(t), w as PlainMatrix);
       for (let n = 0; n < w.n; n++) {
@@ -110,9 +134,9 @@ class ReferenceBackend implements Backend {
   }
 
   gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {
-    same("gated input width", x.cols, gate.k);
-    same("gated output width", out.cols, gate.n);
+    shapes.checkGated(out, x, gate, up);
     const to = plain(out);
+    notAliased("gated", to, plain(x));
     for (let t = 0; t < x.rows; t++) {
       const row = plain(x).row(t);
       const g = product(row, gate as PlainMatrix);
@@ -122,7 +146,7 @@ class ReferenceBackend implements Backend {
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: number): void {
-    same("layerNorm width", weight.cols, x.cols);
+    shapes.checkNorm("layerNorm", out, x, weight, bias);
     const [to, w, b] = [plain(out), plain(weight), plain(bias)];
     for (let t = 0; t < x.rows; t++) {
       const row = plain(x).row(t);
@@ -137,7 +161,7 @@ class ReferenceBackend implements Backend {
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
-    same("rmsNorm width", weight.cols, x.cols);
+    shapes.checkNorm("rmsNorm", out, x, weight);
     const [to, w] = [plain(out), plain(weight)];
     for (let t = 0; t < x.rows; t++) {
       const row = plain(x).row(t);
@@ -149,8 +173,7 @@ class ReferenceBackend implements Backend {
   }
 
   add(out: Tensor, x: Tensor): void {
-    same("add rows", x.rows, out.rows);
-    same("add columns", x.cols, out.cols);
+    shapes.checkAdd(out, x);
     const to = plain(out);
     for (let t = 0; t < x.rows; t++) {
       for (let k = 0; k < x.cols; k++) to.set(t, k, to.at(t, k) + plain(x).at(t, k));
@@ -158,9 +181,7 @@ class ReferenceBackend implements Backend {
   }
 
   rope(x: Tensor, headDim: number, position: number, theta: number): void {
-    if (headDim % 2 || x.cols % headDim) {
-      throw new RangeError(`Cannot rotate heads of ${headDim} in a row of ${x.cols}`);
-    }
+    shapes.checkRope(x, headDim);
     const half = headDim / 2;
     const to = plain(x);
     for (let t = 0; t < x.rows; t++) {
@@ -177,13 +198,8 @@ class ReferenceBackend implements Backend {
   }
 
   attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void {
+    shapes.checkAttention(out, q, k, v, options);
     const { heads, kvHeads, headDim, scale, softcap, start, prefix, window = Infinity } = options;
-    same("attention query width", q.cols, heads * headDim);
-    same("attention key width", k.cols, kvHeads * headDim);
-    same("attention value rows", v.rows, k.rows);
-    if (start + q.rows > k.rows) {
-      throw new RangeError(`Cannot attend: queries end at ${start + q.rows}, keys at ${k.rows}`);
-    }
     const [to, qs, ks, vs] = [plain(out), plain(q), plain(k), plain(v)];
     const scores = new Float64Array(k.rows);
     for (let t = 0; t < q.rows; t++) {
@@ -215,22 +231,17 @@ class ReferenceBackend implements Backend {
   }
 
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
-    same("embed rows", out.rows, ids.length);
-    same("embed width", out.cols, table.k);
-    const { data, k } = table as PlainMatrix;
+    shapes.checkEmbed(out, ids, table);
+    const matrix = table as PlainMatrix;
+    const { data, k } = matrix;
     ids.forEach((id, t) => {
-      if (id >= table.n) throw new RangeError(`Cannot embed id ${id}: the table has ${table.n} rows`);
-      for (let c = 0; c < k; c++) plain(out).set(t, c, data[id * k + c] * scale);
+      const step = scale * (matrix.scale?.[id] ?? 1);
+      for (let c = 0; c < k; c++) plain(out).set(t, c, data[id * k + c] * matrix.group(id, c) * step);
     });
   }
 
   patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {
-    const grid = Math.floor(size / patch);
-    same("patches rows", out.rows, grid * grid);
-    same("patches input", pixels.rows * pixels.cols, size * size * 3);
-    if (out.cols < 3 * patch * patch) {
-      throw new RangeError(`Cannot cut patches of ${3 * patch * patch} values into rows of ${out.cols}`);
-    }
+    const grid = shapes.checkPatches(out, pixels, size, patch);
     const [to, from] = [plain(out), plain(pixels)];
     for (let row = 0; row < grid * grid; row++) {
       const [y, x] = [Math.floor(row / grid) * patch, row % grid * patch];
@@ -250,17 +261,36 @@ function plain(t: Tensor): Plain {
   return t as Plain;
 }
 
-/** One row of x · Wᵀ, summed in f64. */
-function product(x: Float32Array, { n, k, data }: PlainMatrix): Float64Array {
+function notAliased(what: string, out: Plain, x: Plain): void {
+  if (out.data === x.data && out.offset === x.offset) {
+    throw new RangeError(`Broken call, ${what}: out and x are the same memory`);
+  }
+}
+
+/** One row of x · Wᵀ: exact in integers where the weights are quantised, otherwise summed in f64. */
+function product(x: Float32Array, w: PlainMatrix): Float64Array {
+  switch (w.scheme) {
+    case "f32":
+      return dots(x, w);
+    case "int8-p8-s4": {
+      const { q, zero, scale } = quantizeRow7(x);
+      return dots(Float64Array.from(q, (it) => it - zero), w).map((it, n) => it * scale * w.scale![n]);
+    }
+    case "int4-g32-p8": {
+      const { q, scale } = quantizeRow8(x);
+      return dots(q, w).map((it, n) => it * scale * w.scale![n]);
+    }
+  }
+}
+
+function dots(x: Float32Array | Float64Array | Int8Array, w: PlainMatrix): Float64Array {
+  const { n, k, data, groupScales } = w;
   const out = new Float64Array(n);
   for (let i = 0; i < n; i++) {
     let sum = 0;
-    for (let j = 0, at = i * k; j < k; j++, at++) sum += x[j] * data[at];
+    if (groupScales) { for (let j = 0, at = i * k; j < k; j++, at++) sum += x[j] * data[at] * w.group(i, j); }
+    else for (let j = 0, at = i * k; j < k; j++, at++) sum += x[j] * data[at];
     out[i] = sum;
   }
   return out;
-}
-
-function same(what: string, found: number, expected: number): void {
-  if (found !== expected) throw new RangeError(`Broken shape, ${what}: expected ${expected}, found ${found}`);
 }

@@ -61,15 +61,14 @@ export function quantizeInt8(w: Float32Array, n: number, k: number): StoredMatri
     for (const levels of [127, 112, 96, 80, 64, 48, 33]) {
       const step = Math.fround(most / levels);
       if (!(step > 0)) break;
-      for (let i = 0; i < k; i++) q[i] = Math.round(values[i] / step);
+      for (let i = 0; i < k; i++) q[i] = Math.floor(values[i] / step + 0.5);
       const touched = boundLanes(q);
       let error = 0;
       for (let i = 0; i < k; i++) error += (values[i] - q[i] * step) ** 2;
-      if (error < least) {
-        least = error;
-        scale[row] = step;
-        best.set(q);
-      }
+      if (error >= least) break;
+      least = error;
+      scale[row] = step;
+      best.set(q);
       if (!touched) break;
     }
     if (least === Infinity) best.fill(0);
@@ -82,31 +81,33 @@ export function quantizeInt8(w: Float32Array, n: number, k: number): StoredMatri
 function boundLanes(q: Int8Array): boolean {
   let touched = false;
   for (let at = 0; at < q.length; at += 16) {
-    for (let pair = 0; pair < 4; pair += 2) {
-      for (const sign of [1, -1]) {
-        const lane: number[] = [];
-        let sum = 0;
-        for (let i = 0; i < 8; i++) {
-          const index = at + (i >> 1) * 4 + pair + (i & 1);
-          if (q[index] * sign > 0) {
-            lane.push(index);
-            sum += q[index] * sign;
-          }
-        }
-        if (sum <= LANE_LIMIT) continue;
-        touched = true;
-        // Smallest first: what it cannot give, the others share.
-        lane.sort((a, b) => (q[a] - q[b]) * sign);
-        let excess = sum - LANE_LIMIT;
-        lane.forEach((index, i) => {
-          const give = Math.min(Math.ceil(excess / (lane.length - i)), q[index] * sign);
-          q[index] -= give * sign;
-          excess -= give;
-        });
+    for (let pair = at; pair < at + 4; pair += 2) {
+      let [positive, negative] = [0, 0];
+      for (let i = pair; i < pair + 16; i += 4) {
+        const [a, b] = [q[i], q[i + 1]];
+        if (a > 0) positive += a;
+        else negative -= a;
+        if (b > 0) positive += b;
+        else negative -= b;
       }
+      if (positive > LANE_LIMIT) lower(q, pair, 1, positive - LANE_LIMIT);
+      if (negative > LANE_LIMIT) lower(q, pair, -1, negative - LANE_LIMIT);
+      touched ||= positive > LANE_LIMIT || negative > LANE_LIMIT;
     }
   }
   return touched;
+}
+
+/** Takes `excess` from the values of one sign in the lane that begins at `pair`, from each about the same. */
+function lower(q: Int8Array, pair: number, sign: number, excess: number): void {
+  const lane = [0, 1, 4, 5, 8, 9, 12, 13].map((it) => pair + it).filter((it) => q[it] * sign > 0);
+  // Smallest first: what it cannot give, the others share.
+  lane.sort((a, b) => (q[a] - q[b]) * sign);
+  lane.forEach((index, i) => {
+    const give = Math.min(Math.ceil(excess / (lane.length - i)), q[index] * sign);
+    q[index] -= give * sign;
+    excess -= give;
+  });
 }
 
 /**
@@ -214,7 +215,7 @@ function groupStep(values: Float32Array): number {
 }
 
 function level(x: number): number {
-  return Math.max(-8, Math.min(7, Math.round(x)));
+  return x <= -8 ? -8 : x >= 7 ? 7 : Math.floor(x + 0.5);
 }
 
 function checkValues(w: Float32Array, n: number, k: number): void {
