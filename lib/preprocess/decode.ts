@@ -74,9 +74,8 @@ async function decodeWebp(bytes: Uint8Array, canvas: Container): Promise<Rgba> {
   return { width, height, data };
 }
 
-// deno-lint-ignore require-await -- the three decoders look alike to their caller
 async function decodePng(bytes: Uint8Array): Promise<Rgba> {
-  const bare = bareWholePng(bytes);
+  const bare = await bareWholePng(bytes);
   let decoded: Rgba | undefined;
   // wasm-bindgen gives its imports names with a hash; what stands before it is stable.
   const imports: Record<string, (...args: number[]) => unknown> = {};

@@ -21,6 +21,12 @@ const COLOUR_TYPES: Readonly<Record<number, { samples: number; depths: readonly 
 /** Deflate cannot do better than 258 bytes for two bits. */
 const MAX_DEFLATE_RATIO = 1032;
 
+/**
+ * The decoder inflates all there is, also what no pixel needs, at about 0.6 GB a second. Data that could inflate to
+ * more than this is counted first.
+ */
+const UNCOUNTED_BYTES = 512 * 1024 * 1024;
+
 /** @throws {RequestError} `image_corrupt` when the first chunk is not a legal IHDR. */
 export function readPng(bytes: Uint8Array): Container {
   const { width, height } = imageHeader(bytes);
@@ -35,19 +41,20 @@ export function readPng(bytes: Uint8Array): Container {
  * The same picture from nothing but IHDR, PLTE, tRNS, IDAT and IEND. Compressed profiles and texts, and the frames
  * of an animation, never reach the decoder: they cost time and memory and change no pixel of the first picture.
  *
- * @throws {RequestError} `image_corrupt` when a chunk reaches past the end, there is no IEND, or the data is too
- * short for the size that the header claims.
+ * @throws {RequestError} `image_corrupt` when a chunk reaches past the end, there is no IEND, or the data is far too
+ * little or too much for the size that the header claims.
  */
-export function bareWholePng(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
+export async function bareWholePng(bytes: Uint8Array): Promise<Uint8Array> {
   const { width, height, bitsPerPixel } = imageHeader(bytes);
   const parts = [bytes.subarray(0, SIGNATURE_BYTES)];
-  let data = 0, ended = false;
+  const data: Uint8Array[] = [];
+  let ended = false;
   for (const { type, start, end } of chunks(bytes)) {
     // A chunk ends with four bytes of CRC.
     if (end + 4 > bytes.length) {
       corrupt("PNG", `chunk ${type} reaches to byte ${end + 4}, the file ends at ${bytes.length}`);
     }
-    if (type === "IDAT") data += end - start;
+    if (type === "IDAT") data.push(bytes.subarray(start, end));
     if (["IHDR", "PLTE", "tRNS", "IDAT", "IEND"].includes(type)) {
       parts.push(bytes.subarray(start - 8, end + 4));
     }
@@ -57,12 +64,46 @@ export function bareWholePng(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
     corrupt("PNG", `the file breaks off after ${bytes.length} bytes, its end chunk (IEND) is missing`);
   }
   const needed = Math.ceil(width * bitsPerPixel / 8) * height;
-  if (data * MAX_DEFLATE_RATIO < needed) {
+  const compressed = data.reduce((sum, it) => sum + it.length, 0);
+  if (compressed * MAX_DEFLATE_RATIO < needed) {
     corrupt(
       "PNG",
-      `${width} x ${height} pixels take ${needed} bytes, ${data} compressed bytes cannot hold them`,
+      `${width} x ${height} pixels take ${needed} bytes, ${compressed} compressed cannot hold them`,
     );
   }
+  // Filter types and the rounding of interlaced rows come on top; an encoder that pads is forgiven.
+  const limit = 2 * needed + 1024 * 1024;
+  if (compressed * MAX_DEFLATE_RATIO > limit + UNCOUNTED_BYTES && await inflatesBeyond(data, limit)) {
+    corrupt(
+      "PNG",
+      `its data inflates to more than ${limit} bytes, ${width} x ${height} pixels take ${needed}`,
+    );
+  }
+  return concat(parts);
+}
+
+/** Whether zlib data inflates to more than `limit` bytes. Damage is left to the decoder to find. */
+async function inflatesBeyond(data: readonly Uint8Array[], limit: number): Promise<boolean> {
+  let size = 0;
+  try {
+    const inflater = new DecompressionStream("deflate") as ReadableWritablePair<Uint8Array, Uint8Array>;
+    for await (const part of ReadableStream.from(slices(data)).pipeThrough(inflater)) {
+      if ((size += part.length) > limit) return true;
+    }
+  } catch {
+    // Broken off or with bytes behind its end: what came before was counted.
+  }
+  return false;
+}
+
+/** In small pieces: a DecompressionStream may give all that a piece inflates to at once. */
+function* slices(data: readonly Uint8Array[], sizeBytes = 16 * 1024): Generator<Uint8Array> {
+  for (const part of data) {
+    for (let at = 0; at < part.length; at += sizeBytes) yield part.subarray(at, at + sizeBytes);
+  }
+}
+
+function concat(parts: readonly Uint8Array[]): Uint8Array {
   const out = new Uint8Array(parts.reduce((sum, it) => sum + it.length, 0));
   let at = 0;
   for (const part of parts) {
