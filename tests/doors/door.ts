@@ -1,0 +1,52 @@
+/** The Deno door as a process of its own, on a port that the system chooses. */
+
+const ROOT = new URL("../../", import.meta.url);
+
+/** A small random model with a real tokenizer. */
+export const CHECKPOINT = new URL("tests/golden/checkpoints/pg1", ROOT).pathname;
+
+/** A running server. */
+export interface Door {
+  readonly url: string;
+  /** All it printed so far. */
+  output(): { stdout: string; stderr: string };
+  kill(signal: "SIGTERM" | "SIGINT"): void;
+  readonly status: Promise<Deno.CommandStatus>;
+}
+
+/** Starts the door with these variables and waits until it says where it answers, or ends. */
+export async function startDoor(env: Record<string, string>): Promise<Door> {
+  const child = new Deno.Command(Deno.execPath(), {
+    // The signal of a request then aborts when the client went away, not after every answer.
+    args: [
+      "run",
+      "-A",
+      "--no-check",
+      "--unstable-no-legacy-abort",
+      new URL("functions/deno.ts", ROOT).pathname,
+    ],
+    // Elsewhere than the repository: nothing may depend on where it is started.
+    cwd: "/",
+    env: { PORT: "0", ...env },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const output = { stdout: "", stderr: "" };
+  const { promise, resolve } = Promise.withResolvers<void>();
+  async function gather(name: "stdout" | "stderr") {
+    for await (const text of child[name].pipeThrough(new TextDecoderStream())) {
+      output[name] += text;
+      if (/ answers at http/.test(output.stdout)) resolve();
+    }
+  }
+  const gathered = Promise.all([gather("stdout"), gather("stderr")]);
+  const status = gathered.then(() => child.status);
+  await Promise.race([promise, status]);
+  return {
+    url: / answers at (http\S+)/.exec(output.stdout)?.[1] ?? "",
+    output: () => output,
+    kill: (signal) => child.kill(signal),
+    status,
+  };
+}

@@ -1,0 +1,112 @@
+import assert from "node:assert/strict";
+import { join } from "@std/path";
+// The import map holds what serving needs; this is for tests only.
+// deno-lint-ignore no-import-prefix
+import { chromium } from "npm:playwright-core@1.64.1";
+import { CHECKPOINT, startDoor } from "./door.ts";
+
+const CHROMIUM = "/usr/bin/chromium";
+const absent = await Deno.stat(CHROMIUM).then(() => false, () => true);
+const PICTURE = new URL("../fixtures/pictures/rgb.jpg", import.meta.url).pathname;
+
+Deno.test({
+  name:
+    "the page streams an answer and draws its boxes in Chromium (ignored where /usr/bin/chromium is absent)",
+  ignore: absent,
+  // The browser's process and sockets outlive single calls.
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    const door = await startDoor({ MODEL: CHECKPOINT });
+    const browser = await chromium.launch({
+      executablePath: CHROMIUM,
+      args: [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+      ],
+    });
+    try {
+      const page = await browser.newPage({ viewport: { width: 1240, height: 900 } });
+      const complaints: string[] = [];
+      page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
+      page.on("pageerror", (error) => complaints.push(String(error)));
+      const done = () => document.querySelector("#facts")!.textContent!.includes("finish reason");
+
+      await page.goto(door.url);
+      await page.waitForSelector("#model.ready");
+      assert.match((await page.textContent("#model"))!, /pg1/);
+      assert.ok(await page.isDisabled("#ask"), "nothing can be asked without a picture");
+
+      await page.setInputFiles("#file", PICTURE);
+      await page.press("#ask", "Enter");
+      await page.waitForFunction(done);
+      const expected = await (await fetch(`${door.url}/v1/generate`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ image: (await Deno.readFile(PICTURE)).toBase64(), prompt: "caption en" }),
+      })).json();
+      // What `<loc0001>` looks like on the page, it says without its brackets.
+      assert.equal(await page.textContent("#text"), expected.text.replace(/<((?:loc|seg)\d+)>/g, "$1"));
+
+      // A random model says little of use, but when hot it says a box now and then.
+      await page.check("[name=task][value=detect]", { force: true });
+      await page.fill("#words", "circle ; star");
+      assert.equal(await page.textContent("#prompt"), "detect circle ; star");
+      await page.click("summary");
+      await page.fill("#temperature", "2");
+      await page.fill("#maxTokens", "200");
+      await page.press("#words", "Enter");
+      await page.waitForFunction(done);
+      const boxes = await page.locator("#boxes .box").evaluateAll((all) =>
+        all.map((it) => {
+          const [box, photo] = [it, document.querySelector("#photo")!].map((one) =>
+            one.getBoundingClientRect()
+          );
+          return {
+            label: it.textContent!,
+            inside: box.left >= photo.left - 1 && box.right <= photo.right + 1 && box.top >= photo.top - 1 &&
+              box.bottom <= photo.bottom + 1 && box.width > 0 && box.height > 0,
+          };
+        })
+      );
+      assert.ok(boxes.length > 0, "boxes on the picture");
+      for (const { label, inside } of boxes) {
+        assert.match(label, / \d+ %$/);
+        assert.ok(inside, `${label} lies on the picture`);
+      }
+      assert.equal(await page.locator("#items li").count(), boxes.length);
+
+      // The server's refusal is shown in its own words.
+      await page.fill("#temperature", "");
+      await page.check("[name=task][value=free]", { force: true });
+      await page.fill("#words", "long ".repeat(3000));
+      await page.click("#ask");
+      await page.waitForSelector("#error:not([hidden])");
+      assert.match((await page.textContent("#error"))!, /^Cannot /);
+      const refusals = complaints.splice(0);
+      assert.ok(refusals.every((it) => /status of 400/.test(it)), refusals.join("\n"));
+
+      const folder = await Deno.makeTempDir();
+      await page.check("[name=task][value=caption]", { force: true });
+      for (const width of [1240, 390]) {
+        await page.setViewportSize({ width, height: 900 });
+        await page.click("#ask");
+        await page.waitForFunction(done);
+        const beyond = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        assert.ok(beyond <= 0, `${beyond} pixels too wide at ${width}`);
+        await page.screenshot({ path: join(folder, `page-${width}.png`), fullPage: true });
+        assert.ok((await Deno.stat(join(folder, `page-${width}.png`))).size > 10_000);
+      }
+      assert.deepEqual(complaints, []);
+    } finally {
+      await browser.close();
+      door.kill("SIGTERM");
+      await door.status;
+    }
+  },
+});

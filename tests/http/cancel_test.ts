@@ -1,0 +1,66 @@
+import assert from "node:assert/strict";
+import { loadModel } from "../../functions/model.ts";
+import { createApp } from "../../lib/http/app.ts";
+import type { Pipeline } from "../../lib/pipeline.ts";
+
+const PICTURE = await Deno.readFile(new URL("../fixtures/pictures/rgb.jpg", import.meta.url));
+const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;
+
+/** A real model behind a real server; `seen` counts what each answer computed and how it ended. */
+async function serve() {
+  const model = await loadModel(CHECKPOINT);
+  const seen: { tokens: number; ended: boolean }[] = [];
+  const pipeline: Pipeline = {
+    model: model.model,
+    async *answer(question, signal) {
+      const mine = { tokens: 0, ended: false };
+      seen.push(mine);
+      try {
+        for await (const event of model.answer(question, signal)) {
+          if (event.type === "token") mine.tokens++;
+          yield event;
+        }
+      } finally {
+        mine.ended = true;
+      }
+    },
+  };
+  const server = Deno.serve({ port: 0, onListen() {} }, createApp({ pipeline: () => pipeline }).fetch);
+  return { seen, server, url: `http://localhost:${server.addr.port}/v1/generate` };
+}
+
+function question(stream: boolean, maxTokens: number, signal?: AbortSignal): RequestInit {
+  return {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ image: PICTURE.toBase64(), prompt: "", maxTokens, ignoreEos: true, stream }),
+    signal,
+  };
+}
+
+async function until(holds: () => boolean, limitMs: number): Promise<number> {
+  const start = performance.now();
+  while (!holds() && performance.now() - start < limitMs) {
+    await new Promise((resolve) => setTimeout(resolve, 2));
+  }
+  return performance.now() - start;
+}
+
+Deno.test("a client that goes away ends its answer within 100 ms, streamed or not, and the next one is served", async () => {
+  const { seen, server, url } = await serve();
+  const full = await (await fetch(url, question(false, 100_000))).json();
+  const all = full.tokenIds.length;
+  for (const stream of [true, false]) {
+    const client = new AbortController();
+    const asked = fetch(url, question(stream, 100_000, client.signal));
+    asked.catch(() => {});
+    await until(() => (seen.at(-1)?.tokens ?? 0) > 0 && !seen.at(-1)!.ended, 5000);
+    client.abort();
+    const tookMs = await until(() => seen.at(-1)!.ended, 5000);
+    assert.ok(seen.at(-1)!.tokens < all, `${seen.at(-1)!.tokens} of ${all} tokens`);
+    assert.ok(tookMs < 100, `${tookMs} ms until the answer ended`);
+    const next = await (await fetch(url, question(false, 3))).json();
+    assert.equal(next.tokenIds.length, 3);
+  }
+  await server.shutdown();
+});
