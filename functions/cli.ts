@@ -10,9 +10,10 @@ import {
   type WeightFormat,
 } from "../lib/mod.ts";
 import type { AnswerEvent } from "../lib/mod.ts";
+import { convert } from "../models/convert.ts";
 import { demo } from "../models/demo.ts";
 import { evaluate, report } from "../models/evaluate.ts";
-import { loadModel, type ModelOptions, TINY } from "./model.ts";
+import { directoryFiles, loadModel, type ModelOptions, TINY } from "./model.ts";
 
 const USAGE = `PaliGemma Edge
 
@@ -23,6 +24,7 @@ const USAGE = `PaliGemma Edge
   segment IMAGE "A ; B"         boxes and mask tokens
   ocr IMAGE                     read the text in it
   eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
+  models convert DIR --out DIR [--vision int8|f32] [--decoder int4|int8|f32]   quantised weights
   demo                          the bundled model on bundled pictures
 
 Options
@@ -62,6 +64,9 @@ function parse(args: readonly string[], jsonTakesFile: boolean) {
         prompt: { type: "string" },
         data: { type: "string" },
         task: { type: "string" },
+        out: { type: "string" },
+        vision: { type: "string", default: "int8" },
+        decoder: { type: "string", default: "int4" },
         "max-tokens": { type: "string" },
         temperature: { type: "string" },
         "top-k": { type: "string" },
@@ -101,10 +106,10 @@ function number(flag: string, value: string | undefined): number | undefined {
 
 function modelOptions(flags: Flags): ModelOptions {
   return {
-    backend: oneOf("backend", flags.backend!, ["wasm", "reference"]),
+    backend: oneOf<"wasm" | "reference">("backend", flags.backend!, ["wasm", "reference"]),
     weights: oneOf<WeightFormat>("weights", flags.weights!, ["as-stored", "f32", "int8", "int4"]),
     resize: oneOf<ResizeMethod>("resize", flags.resize!, ["hf-bicubic", "bv-bilinear-aa"]),
-    slidingWindow: oneOf("sliding-window", flags["sliding-window"]!, ["off", "hf"]),
+    slidingWindow: oneOf<"off" | "hf">("sliding-window", flags["sliding-window"]!, ["off", "hf"]),
   };
 }
 
@@ -135,7 +140,7 @@ async function run(
     sampling: Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)),
     ignoreEos: flags["ignore-eos"],
     topLogits: number("logits", flags.logits),
-    alpha: oneOf("alpha", flags.alpha!, ["drop", "white"]),
+    alpha: oneOf<"drop" | "white">("alpha", flags.alpha!, ["drop", "white"]),
     tokens: flags["allow-tokens"] ? "allow" : "plain",
   };
   const pipeline = await loadModel(flags.model!, modelOptions(flags));
@@ -201,10 +206,21 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     if (typeof flags.json === "string") await Deno.writeTextFile(flags.json, JSON.stringify(result) + "\n");
     return await print(report(result));
   }
+  if (command === "models") return await models(positionals, flags);
   if (command === "demo") {
     return await demo(await loadModel(flags.model!, modelOptions(flags)), print, signal);
   }
   throw new UsageError(`expected one of the commands below, found "${command}"`);
+}
+
+async function models([action, directory]: readonly string[], flags: Flags): Promise<void> {
+  if (action !== "convert") throw new UsageError(`models: expected convert, found "${action ?? "nothing"}"`);
+  if (!directory || !flags.out) throw new UsageError("models convert: expected DIR --out DIR");
+  await convert(directoryFiles(directory), flags.out, {
+    vision: oneOf("vision", flags.vision!, ["int8", "f32"]),
+    decoder: oneOf("decoder", flags.decoder!, ["int4", "int8", "f32"]),
+    progress: progress("tensor"),
+  });
 }
 
 /** A counter on the terminal; silent where the output is not one. */
