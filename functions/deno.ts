@@ -70,8 +70,14 @@ function serve(app: ReturnType<typeof createApp>, port: number) {
 
 /** Ctrl-C and `kill`: no new request, running answers end as cancelled, exit code 0. A second one does not wait. */
 function stopOnSignal(server: Deno.HttpServer, stopping: AbortController): void {
+  let since = 0;
   const stop = async () => {
-    if (stopping.signal.aborted) Deno.exit(0);
+    if (stopping.signal.aborted) {
+      // One Ctrl-C may come twice: from the terminal, and passed on by `deno task`.
+      if (performance.now() - since > 500) Deno.exit(0);
+      return;
+    }
+    since = performance.now();
     stopping.abort();
     setTimeout(() => Deno.exit(0), GRACE_MS);
     await server.shutdown();

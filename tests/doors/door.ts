@@ -1,9 +1,11 @@
 /** The Deno door as a process of its own, on a port that the system chooses. */
 
-const ROOT = new URL("../../", import.meta.url);
+import { join } from "@std/path";
+
+const ROOT = join(import.meta.dirname!, "../..");
 
 /** A small random model with a real tokenizer. */
-export const CHECKPOINT = new URL("tests/golden/checkpoints/pg1", ROOT).pathname;
+export const CHECKPOINT = join(ROOT, "tests/golden/checkpoints/pg1");
 
 /** A running server. */
 export interface Door {
@@ -23,7 +25,7 @@ export async function startDoor(env: Record<string, string>): Promise<Door> {
       "-A",
       "--no-check",
       "--unstable-no-legacy-abort",
-      new URL("functions/deno.ts", ROOT).pathname,
+      join(ROOT, "functions/deno.ts"),
     ],
     // Elsewhere than the repository: nothing may depend on where it is started.
     cwd: "/",

@@ -7,7 +7,7 @@ import { CHECKPOINT, startDoor } from "./door.ts";
 
 const CHROMIUM = "/usr/bin/chromium";
 const absent = await Deno.stat(CHROMIUM).then(() => false, () => true);
-const PICTURE = new URL("../fixtures/pictures/rgb.jpg", import.meta.url).pathname;
+const PICTURE = join(import.meta.dirname!, "../fixtures/pictures/rgb.jpg");
 
 Deno.test({
   name:

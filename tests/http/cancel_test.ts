@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
+import { join } from "@std/path";
 import { loadModel } from "../../functions/model.ts";
 import { createApp } from "../../lib/http/app.ts";
 import type { Pipeline } from "../../lib/pipeline.ts";
 
 const PICTURE = await Deno.readFile(new URL("../fixtures/pictures/rgb.jpg", import.meta.url));
-const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;
+const CHECKPOINT = join(import.meta.dirname!, "../golden/checkpoints/pg1");
 
 /** A real model behind a real server; `seen` counts what each answer computed and how it ended. */
 async function serve() {
