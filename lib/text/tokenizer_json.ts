@@ -30,8 +30,9 @@ interface AddedToken {
  */
 export function readTokenizerJson(data: Uint8Array, place: string): TokenizerFile {
   const json = new JsonBytes(data, place);
-  const top = json.members(json.from(0));
-  const model = json.members(top.get("model") ?? fail(place, "an object model, found none"));
+  const top = new Map<string, number>(), model = new Map<string, number>();
+  json.members(json.from(0), top, new Map([["model", model]]));
+  if (!top.has("model")) fail(place, "an object model, found none");
   const setting = (from: Map<string, number>, name: string) => {
     const at = from.get(name);
     return at === undefined ? undefined : json.value(at);
@@ -157,6 +158,8 @@ function isByteName(source: Uint8Array, start: number, end: number): boolean {
 
 const QUOTE = 0x22, BACKSLASH = 0x5c, COMMA = 0x2c, COLON = 0x3a, SPACE = 0x20;
 const OPEN_OBJECT = 0x7b, CLOSE_OBJECT = 0x7d, OPEN_ARRAY = 0x5b, CLOSE_ARRAY = 0x5d;
+/** What may follow a number or a word directly, of the bytes between `+` and `z`. */
+const ENDS_VALUE = [COMMA, COLON, OPEN_ARRAY, CLOSE_ARRAY, BACKSLASH];
 
 /** JSON walked in place. Positions are byte offsets of values; small values are parsed when asked for. */
 class JsonBytes {
@@ -169,14 +172,16 @@ class JsonBytes {
     return at;
   }
 
-  /** Where the values of an object's members are, by name. */
-  members(at: number): Map<string, number> {
-    const found = new Map<string, number>();
-    this.eachMember(at, (start, end, _, value) => {
-      found.set(this.#parse(start - 1, end + 1) as string, value);
-      return this.#skip(value);
+  /**
+   * Notes where the values of an object's members are, by name, and returns where it ends. Members named in `inner`
+   * are objects whose own members are noted there: the file is large, and so it is gone through only once.
+   */
+  members(at: number, found: Map<string, number>, inner = new Map<string, Map<string, number>>()): number {
+    return this.eachMember(at, (start, end, _, value) => {
+      const name = this.#parse(start - 1, end + 1) as string, members = inner.get(name);
+      found.set(name, value);
+      return members ? this.members(value, members) : this.#skip(value);
     });
-    return found;
   }
 
   /**
@@ -288,7 +293,8 @@ class JsonBytes {
         return this.eachElement(at, (at) => this.#skip(at));
     }
     let end = at;
-    while (/[-+.\w]/.test(String.fromCharCode(this.data[end] ?? 0))) end++;
+    // Numbers, true, false and null are made of these: + - . 0-9 A-Z a-z.
+    for (let byte; (byte = this.data[end]) >= 0x2b && byte <= 0x7a && !ENDS_VALUE.includes(byte);) end++;
     if (end === at) this.#refuse(at, "a value");
     return end;
   }
