@@ -120,6 +120,10 @@ Deno.test("a stream holds back half a character and flushes what never ends", ()
     "\ufffd",
     "é",
   ]);
+  // Overlong forms, surrogates and what lies beyond U+10FFFF are no characters: U+FFFD for every byte, at once.
+  for (const broken of [[0xc0, 0x80], [0xe0, 0x80], [0xed, 0xa0], [0xf0, 0x80], [0xf4, 0x90], [0xf5, 0x80]]) {
+    assert.equal(broken.map((it) => stream.push(byte(it))).join(""), "\ufffd\ufffd", broken.join(" "));
+  }
   assert.deepEqual([stream.push(byte(0xf0)), stream.end(), stream.end()], ["", "\ufffd", ""]);
   assert.deepEqual(
     [1, 2, 3, -1, 1.5, tokenizer.size, 1e9].map((id) => tokenizer.stream().push(id)).join(""),
