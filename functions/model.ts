@@ -13,7 +13,7 @@ import {
 import { relaxed, simd } from "../wasm/kernels.js";
 
 /** The bundled model. */
-export const TINY = new URL("../models/tiny", import.meta.url).pathname;
+export const TINY = join(import.meta.dirname!, "../models/tiny");
 
 /** A directory as the library sees it. */
 export function directoryFiles(directory: string): ModelFiles {

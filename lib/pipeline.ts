@@ -97,7 +97,7 @@ interface Checked {
 
 class LocalPipeline implements Pipeline {
   readonly model: ModelInfo;
-  readonly #turn: Turn;
+  readonly #line: Line;
 
   constructor(
     private readonly parts: PipelineParts,
@@ -106,7 +106,7 @@ class LocalPipeline implements Pipeline {
     private readonly vision: Vision,
     private readonly decoder: Decoder,
   ) {
-    this.#turn = new Turn(parts.maxWaiting ?? 64);
+    this.#line = new Line(parts.maxWaiting ?? 64);
     this.model = {
       name: parts.name,
       family: config.decoder.family === "gemma" ? "paligemma" : "paligemma2",
@@ -118,12 +118,17 @@ class LocalPipeline implements Pipeline {
   }
 
   async *answer(question: Question, signal?: AbortSignal): AsyncGenerator<AnswerEvent, void> {
-    const checked = await this.#check(question);
-    const release = await this.#turn.take(signal);
+    const leave = this.#line.enter();
     try {
-      yield* this.#run(checked, signal);
+      const checked = await this.#check(question);
+      const release = await this.#line.turn(signal);
+      try {
+        yield* this.#run(checked, signal);
+      } finally {
+        release();
+      }
     } finally {
-      release();
+      leave();
     }
   }
 
@@ -278,31 +283,50 @@ function createPause(signal?: AbortSignal): Pause {
   };
 }
 
-/** First come, first served; `take` waits for its turn and gives what ends it. */
-class Turn {
-  #last: Promise<void> = Promise.resolve();
-  #waiting = 0;
+/** One at a time, first come, first served, and only so many in line. */
+class Line {
+  #inside = 0;
+  #busy = false;
+  readonly #waiting: (() => void)[] = [];
 
   constructor(private readonly maxWaiting: number) {}
 
-  async take(signal?: AbortSignal): Promise<() => void> {
-    if (this.#waiting > this.maxWaiting) {
-      throw new RequestError("overloaded", `Cannot answer: ${this.#waiting} questions are waiting already`);
+  /** Counts a question in, before anything is decoded for it; call what it returns when the question is over. */
+  enter(): () => void {
+    if (this.#inside > this.maxWaiting) {
+      throw new RequestError(
+        "overloaded",
+        `Cannot answer: ${this.#inside} questions are being answered or wait already`,
+      );
     }
-    this.#waiting++;
-    const before = this.#last;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#last = promise;
-    const release = () => {
-      this.#waiting--;
-      resolve();
+    this.#inside++;
+    return () => this.#inside--;
+  }
+
+  /** Waits for the turn; call what it returns to pass it on. A caller that went away gives up its place at once. */
+  async turn(signal?: AbortSignal): Promise<() => void> {
+    const cancelled = () => new RequestError("cancelled", "The caller went away before its turn came");
+    if (signal?.aborted) throw cancelled();
+    if (this.#busy) {
+      await new Promise<void>((resolve, reject) => {
+        const abort = () => {
+          this.#waiting.splice(this.#waiting.indexOf(go), 1);
+          reject(cancelled());
+        };
+        const go = () => {
+          signal?.removeEventListener("abort", abort);
+          resolve();
+        };
+        this.#waiting.push(go);
+        signal?.addEventListener("abort", abort, { once: true });
+      });
+    }
+    this.#busy = true;
+    return () => {
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#busy = false;
     };
-    await before;
-    if (signal?.aborted) {
-      release();
-      throw new RequestError("cancelled", "The caller went away before its turn came");
-    }
-    return release;
   }
 }
 

@@ -12,7 +12,7 @@ interface Example {
 
 /** The bundled examples and the directory of their pictures. */
 export async function examples(): Promise<{ directory: string; list: readonly Example[] }> {
-  const directory = new URL("./tiny/pictures", import.meta.url).pathname;
+  const directory = join(import.meta.dirname!, "tiny/pictures");
   return { directory, list: JSON.parse(await Deno.readTextFile(join(directory, "pictures.json"))) };
 }
 

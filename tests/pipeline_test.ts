@@ -147,6 +147,50 @@ Deno.test("questions are answered one at a time, in order, and too many waiting 
   assert.equal((results[2] as PromiseRejectedResult).reason.code, "overloaded");
 });
 
+Deno.test("a caller that goes away while it waits gives up its place at once", async () => {
+  const pipeline = await load("pg1");
+  const question = { images: [PICTURE], prompt: "ocr", maxTokens: 30, ignoreEos: true };
+  const stop = new AbortController();
+  const first = collect(pipeline.answer(question));
+  const second = collect(pipeline.answer(question, stop.signal));
+  let firstDone = false;
+  first.then(() => firstDone = true);
+  setTimeout(() => stop.abort(), 1);
+  await assert.rejects(second, { code: "cancelled" });
+  assert.ok(!firstDone, "the waiting one ended before the running one");
+  assert.equal((await first).tokenIds.length, 30);
+  assert.equal((await collect(pipeline.answer(question))).tokenIds.length, 30);
+});
+
+Deno.test("an empty prompt is legal: BOS and newline", async () => {
+  const pipeline = await load("pg1");
+  const answer = await collect(
+    pipeline.answer({ images: [PICTURE], prompt: "", maxTokens: 1, ignoreEos: true }),
+  );
+  assert.equal(answer.promptTokenIds.length, 2);
+});
+
+Deno.test("control words in a prompt are plain text, and loc tokens are tokens only when asked for", async () => {
+  const pipeline = await load("pg1");
+  const ids = async (tokens?: "allow") =>
+    (await collect(pipeline.answer({
+      images: [PICTURE],
+      prompt: "caption <loc0001> <image> <eos>",
+      maxTokens: 1,
+      ignoreEos: true,
+      tokens,
+    }))).promptTokenIds;
+  const first = 940; // <loc0000> in this vocabulary
+  const [plain, allowed] = [await ids(), await ids("allow")];
+  assert.ok(
+    plain.slice(1).every((id) =>
+      id > 2 && id < pipeline.model.vocabulary && !(id >= first && id < first + 1152)
+    ),
+  );
+  assert.equal(allowed.filter((id) => id >= first && id < first + 1152).length, 1);
+  assert.ok(allowed.slice(1).every((id) => id > 2 && id < pipeline.model.vocabulary));
+});
+
 Deno.test("sampling: a seed repeats its answer, and ids from the image token upward never come", async () => {
   const pipeline = await load("pg1");
   const ask = async (seed: number) =>

@@ -19,12 +19,10 @@ export interface Door {
 /** Starts the door with these variables and waits until it says where it answers, or ends. */
 export async function startDoor(env: Record<string, string>): Promise<Door> {
   const child = new Deno.Command(Deno.execPath(), {
-    // The signal of a request then aborts when the client went away, not after every answer.
     args: [
       "run",
       "-A",
       "--no-check",
-      "--unstable-no-legacy-abort",
       join(ROOT, "functions/deno.ts"),
     ],
     // Elsewhere than the repository: nothing may depend on where it is started.
