@@ -8,16 +8,23 @@
 import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
-import { Arena, type Piece } from "./wasm_arena.ts";
-import { type Builds, chooseKernels, FINISH, instantiate, type Kernels } from "./wasm_kernels.ts";
-
-const PANEL = 8;
-/** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
-const BLOCK_ROWS = 320;
+import { Arena, type Piece, WasmTensor } from "./wasm_arena.ts";
+import {
+  type Builds,
+  chooseKernels,
+  FINISH,
+  instantiate,
+  type Kernels,
+  type Multiplier,
+  probeMultiplier,
+} from "./wasm_kernels.ts";
+import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
   /** The memory never grows beyond this; at most, and by default, 4 GiB less one page. */
   readonly maxBytes?: number;
+  /** How integers are multiplied; by default as a probe of the processor finds best. The results are the same. */
+  readonly multiplier?: Multiplier;
 }
 
 /** A backend with its memory in the open, for those who count it. */
@@ -40,45 +47,19 @@ export function createWasmBackend(
   return new Wasm(kernels instanceof WebAssembly.Module ? kernels : chooseKernels(kernels), options);
 }
 
-class WasmTensor implements Tensor {
-  constructor(
-    readonly piece: Piece,
-    readonly start: number,
-    readonly rows: number,
-    readonly cols: number,
-    readonly stride: number,
-    /** Slices share a piece that only its owner frees. */
-    readonly owner: boolean,
-  ) {}
-}
-
-class WasmMatrix implements Matrix {
-  constructor(
-    readonly scheme: StoredMatrix["scheme"],
-    readonly n: number,
-    readonly k: number,
-    readonly piece: Piece,
-  ) {}
-}
-
-/** What a product does with its result; addresses, 0 for none. */
-interface Finish {
-  readonly bias: number;
-  readonly residual: WasmTensor | undefined;
-  readonly mode: number;
-}
-
 class Wasm implements WasmBackend {
   readonly name = "wasm";
   readonly #arena: Arena;
   readonly #kernels: Kernels;
+  readonly #multiplier: Multiplier;
   #scratch: Piece | undefined;
   #rotation: { key: string; piece: Piece } | undefined;
 
-  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32 }: WasmOptions) {
+  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions) {
     this.#arena = new Arena(maxBytes);
     this.#kernels = instantiate(module, this.#arena.memory);
     this.#arena.reserve(this.#kernels.__heap_base.value);
+    this.#multiplier = multiplier ?? probeMultiplier(this.#kernels);
   }
 
   get sizeBytes(): number {
@@ -97,27 +78,12 @@ class Wasm implements WasmBackend {
 
   slice(t: Tensor, row: number, rows: number, col = 0, cols = t.cols - col): Tensor {
     shapes.checkSlice(t, row, rows, col, cols);
-    const from = inside(t);
-    const start = from.start + (row * from.stride + col) * 4;
-    return new WasmTensor(from.piece, start, rows, cols, from.stride, false);
+    return inside(t).slice(row, rows, col, cols);
   }
 
   matrix(stored: StoredMatrix): Matrix {
     checkStored(stored);
-    const { scheme, n, k, data } = stored;
-    if (scheme !== "f32") throw new TypeError(`Cannot take a matrix of scheme "${scheme}"`);
-    const piece = this.#arena.allocate(roundUp(n) * k * 4, `a matrix [${n}, ${k}]`);
-    const panels = this.#floats(piece.start, roundUp(n) * k);
-    for (let row = 0; row < n; row++) {
-      const from = (data as Float32Array).subarray(row * k, (row + 1) * k);
-      let to = (row - row % PANEL) * k + row % PANEL;
-      for (let i = 0; i < k; i++, to += PANEL) panels[to] = from[i];
-    }
-    for (let row = n; row < roundUp(n); row++) {
-      let to = (row - row % PANEL) * k + row % PANEL;
-      for (let i = 0; i < k; i++, to += PANEL) panels[to] = 0;
-    }
-    return new WasmMatrix(scheme, n, k, piece);
+    return takeMatrix(this.#arena, this.#kernels, stored, this.#multiplier);
   }
 
   free(...what: (Tensor | Matrix)[]): void {
@@ -150,7 +116,7 @@ class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("linear", to, from);
     const { bias, activation, residual } = options;
-    this.#product(to, from, [{
+    multiply(this.#kernels, this.#reserve, to, from, [{
       w: whole(w),
       finish: {
         bias: bias ? inside(bias).start : 0,
@@ -165,7 +131,7 @@ class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("gated", to, from);
     const finish = { bias: 0, residual: undefined };
-    this.#product(to, from, [
+    multiply(this.#kernels, this.#reserve, to, from, [
       { w: whole(gate), finish: { ...finish, mode: FINISH.gelu } },
       { w: whole(up), finish: { ...finish, mode: FINISH.multiply } },
     ]);
@@ -232,59 +198,15 @@ class Wasm implements WasmBackend {
 
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
     shapes.checkEmbed(out, ids, table);
-    const { start, stride } = inside(out);
-    const w = whole(table);
     const list = this.#reserve(ids.byteLength);
     new Uint32Array(this.#arena.memory.buffer, list, ids.length).set(ids);
-    this.#kernels.embed_f32(start, stride, list, ids.length, w.piece.start, w.k, scale);
+    embedRows(this.#kernels, inside(out), list, ids.length, whole(table), scale);
   }
 
   patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {
     shapes.checkPatches(out, pixels, size, patch);
     const [o, p] = [inside(out), inside(pixels)];
     this.#kernels.patches(o.start, o.stride, o.cols, p.start, size, patch);
-  }
-
-  /** out = x · Wᵀ for one matrix after the other, each finished in its own way; x is packed once. */
-  #product(out: WasmTensor, x: WasmTensor, steps: readonly { w: WasmMatrix; finish: Finish }[]): void {
-    const blocks = Math.ceil(x.rows / BLOCK_ROWS);
-    const most = Math.ceil(x.rows / blocks / 4) * 4;
-    for (let row = 0; row < x.rows; row += most) {
-      const rows = Math.min(most, x.rows - row);
-      this.#block(cut(out, row, rows), cut(x, row, rows), row, steps);
-    }
-  }
-
-  #block(
-    out: WasmTensor,
-    x: WasmTensor,
-    row: number,
-    steps: readonly { w: WasmMatrix; finish: Finish }[],
-  ): void {
-    const { rows, cols: k } = x;
-    const packed = rows > 1 ? this.#reserve(Math.ceil(rows / 4) * 4 * k * 4) : 0;
-    if (packed) this.#kernels.pack_f32(packed, x.start, x.stride, rows, k);
-    for (const { w, finish: { bias, residual, mode } } of steps) {
-      const stride = residual?.stride ?? 0;
-      const added = residual ? residual.start + row * stride * 4 : 0;
-      if (!packed) {
-        this.#kernels.gemv_f32(x.start, w.piece.start, k, w.n, out.start, bias, added, mode);
-        continue;
-      }
-      this.#kernels.gemm_f32(
-        packed,
-        w.piece.start,
-        rows,
-        k,
-        w.n,
-        out.start,
-        out.stride,
-        bias,
-        added,
-        stride,
-        mode,
-      );
-    }
   }
 
   /** Address of cosines, then sines, [rows, half] each, in f32 from f64 angles. Kept for the calls that follow. */
@@ -307,14 +229,14 @@ class Wasm implements WasmBackend {
   }
 
   /** Address of scratch for one operation; the next one may overwrite it. */
-  #reserve(bytes: number): number {
+  #reserve = (bytes: number): number => {
     if (!this.#scratch || this.#scratch.size < bytes) {
       if (this.#scratch) this.#arena.free(this.#scratch);
       this.#scratch = undefined;
       this.#scratch = this.#arena.allocate(Math.ceil(bytes / 4096) * 4096, "scratch");
     }
     return this.#scratch.start;
-  }
+  };
 
   #floats(start: number, length: number): Float32Array {
     return new Float32Array(this.#arena.memory.buffer, start, length);
@@ -333,15 +255,6 @@ function whole(w: Matrix): WasmMatrix {
   return w;
 }
 
-/** Rows [row, row + rows) without the checks of `slice`. */
-function cut({ piece, start, cols, stride }: WasmTensor, row: number, rows: number): WasmTensor {
-  return new WasmTensor(piece, start + row * stride * 4, rows, cols, stride, false);
-}
-
 function notAliased(what: string, out: WasmTensor, x: WasmTensor): void {
   if (out.start === x.start) throw new RangeError(`Broken call, ${what}: out and x are the same memory`);
-}
-
-function roundUp(n: number): number {
-  return Math.ceil(n / PANEL) * PANEL;
 }

@@ -1,8 +1,10 @@
 /**
- * Memory of the WASM backend: one growing buffer, handed out in pieces.
+ * Memory of the WASM backend: one growing buffer, handed out in pieces, and the tensors that lie in them.
  *
  * Growing replaces `memory.buffer`, so nobody keeps a view of it across an allocation.
  */
+
+import type { Tensor } from "./backend.ts";
 
 const ALIGN = 64;
 const PAGE = 65_536;
@@ -16,6 +18,31 @@ export interface Piece {
   readonly start: number;
   readonly size: number;
   live: boolean;
+}
+
+/** Activations in a piece: `start` is the address of the first value, `stride` counts elements. */
+export class WasmTensor implements Tensor {
+  constructor(
+    readonly piece: Piece,
+    readonly start: number,
+    readonly rows: number,
+    readonly cols: number,
+    readonly stride: number,
+    /** Slices share a piece that only its owner frees. */
+    readonly owner: boolean,
+  ) {}
+
+  /** Rows [row, row + rows) and columns [col, col + cols), unchecked. */
+  slice(row: number, rows: number, col = 0, cols = this.cols): WasmTensor {
+    return new WasmTensor(
+      this.piece,
+      this.start + (row * this.stride + col) * 4,
+      rows,
+      cols,
+      this.stride,
+      false,
+    );
+  }
 }
 
 interface Gap {

@@ -3,94 +3,38 @@
  * trusted. Pointers are byte addresses below 2³², strides count elements.
  */
 
+/** A kernel; C tells the meaning and order of its arguments. */
+type Kernel = (...addressesAndNumbers: number[]) => void;
+
 /** What both builds export; each function is described where it is written. */
-export interface Kernels {
+export interface Kernels extends
+  Record<
+    | "pack_f32"
+    | "gemm_f32"
+    | "gemv_f32"
+    | "embed_f32"
+    | "quantize7"
+    | "columns_int8"
+    | "gemm_int8"
+    | "gemv_int8"
+    | "embed_int8"
+    | "quantize8"
+    | "gemm_int4"
+    | "gemv_int4"
+    | "embed_int4"
+    | "layer_norm"
+    | "rms_norm"
+    | "add"
+    | "rope"
+    | "patches"
+    | "attention",
+    Kernel
+  > {
   readonly __heap_base: WebAssembly.Global;
-  pack_f32(out: number, x: number, stride: number, rows: number, k: number): void;
-  gemm_f32(
-    a: number,
-    w: number,
-    rows: number,
-    k: number,
-    n: number,
-    out: number,
-    outStride: number,
-    bias: number,
-    residual: number,
-    residualStride: number,
-    mode: number,
-  ): void;
-  gemv_f32(
-    x: number,
-    w: number,
-    k: number,
-    n: number,
-    out: number,
-    bias: number,
-    residual: number,
-    mode: number,
-  ): void;
-  embed_f32(
-    out: number,
-    outStride: number,
-    ids: number,
-    count: number,
-    w: number,
-    k: number,
-    scale: number,
-  ): void;
-  layer_norm(
-    out: number,
-    outStride: number,
-    x: number,
-    stride: number,
-    rows: number,
-    k: number,
-    weight: number,
-    bias: number,
-    eps: number,
-  ): void;
-  rms_norm(
-    out: number,
-    outStride: number,
-    x: number,
-    stride: number,
-    rows: number,
-    k: number,
-    weight: number,
-    eps: number,
-  ): void;
-  add(out: number, outStride: number, x: number, stride: number, rows: number, k: number): void;
-  rope(
-    x: number,
-    stride: number,
-    rows: number,
-    heads: number,
-    half: number,
-    cosines: number,
-    sines: number,
-  ): void;
-  patches(out: number, outStride: number, k: number, pixels: number, size: number, patch: number): void;
-  attention(
-    out: number,
-    outStride: number,
-    q: number,
-    qStride: number,
-    k: number,
-    kStride: number,
-    v: number,
-    vStride: number,
-    rows: number,
-    keys: number,
-    group: number,
-    headDim: number,
-    scale: number,
-    softcap: number,
-    start: number,
-    prefix: number,
-    window: number,
-    scratch: number,
-  ): void;
+  /** Steps of four k that may be summed in 16 bits: 8, 4 or 1. */
+  bound_int8(w: number, padded: number, panels: number): number;
+  /** What the engine makes of a dot product out of range. */
+  probe_dot(a: number, b: number): number;
 }
 
 /** The two builds; without the relaxed one, plain SIMD runs. */
@@ -101,6 +45,23 @@ export interface Builds {
 
 /** How a product is finished; the same numbers as in `wasm/src/simd.h`. */
 export const FINISH = { plain: 0, gelu: 1, multiply: 2 } as const;
+
+/**
+ * How integers are multiplied: `dot` by the relaxed dot product with addition, one instruction where the processor
+ * has it; `words` in 16 bits, several steps before they are widened, where it would be five. The integers are the
+ * same.
+ */
+export type Multiplier = "dot" | "words";
+
+/**
+ * The faster way on this processor. Out of range the dot product gives away what it is made of: an i7 operand of
+ * -1 taken as 255 and summed without saturation is `vpdpbusd`, taken as -1 it is ARM's `sdot`; 2 · 32,767 is the
+ * saturating chain of older x86.
+ */
+export function probeMultiplier(kernels: Kernels): Multiplier {
+  const found = kernels.probe_dot(127, -1);
+  return found === 4 * 127 * 255 || found === 4 * 127 * -1 ? "dot" : "words";
+}
 
 /** `i16x8.relaxed_dot_i8x16_i7x16_s` on two constants: the smallest module that needs relaxed SIMD. */
 // deno-fmt-ignore
@@ -142,11 +103,11 @@ export function selfTest(module: WebAssembly.Module): string | undefined {
   const memory = new WebAssembly.Memory({ initial: 4, maximum: 4 });
   const kernels = instantiate(module, memory);
   const from = Math.ceil(kernels.__heap_base.value / 64) * 64;
-  return productTest(kernels, memory, from);
+  return floatTest(kernels, memory, from) ?? integerTest(kernels, memory, from);
 }
 
 /** 5 rows, 11 columns, k = 37: every tail of the f32 product at once. */
-function productTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
+function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
   const [rows, n, k] = [5, 11, 37];
   const at = { x: from, w: from + 4096, a: from + 12_288, out: from + 20_480, one: from + 24_576 };
   const floats = new Float32Array(memory.buffer);
@@ -170,4 +131,81 @@ function productTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     }
   }
   return undefined;
+}
+
+/** 4 rows, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
+function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
+  const [rows, k] = [4, 96];
+  const at = {
+    a: from,
+    x: from + 1024,
+    w8: from + 2048,
+    w4: from + 3072,
+    ones: from + 4096,
+    zeros: from + 4160,
+  };
+  const [sums, presets, scratch, out] = [from + 4224, from + 4288, from + 5120, from + 6144];
+  const bytes = new Int8Array(memory.buffer);
+  const floats = new Float32Array(memory.buffer);
+  bytes.fill(0, from, from + 8192);
+  floats.fill(1, at.ones / 4, at.ones / 4 + 8);
+  // int8: activations 0 … 127, weights within the bound of eight steps. int4: -127 … 127, nibbles 0 … 15, unscaled.
+  const seven = (t: number, i: number) => i % 3 ? 127 - (t * 5 + i) % 9 : t;
+  const weight = (c: number, i: number) => (c * 7 + i * 11) % 33 - 16;
+  const eight = (t: number, i: number) => (i + t) % 2 ? 127 - t : -127 + i % 5;
+  const nibble = (c: number, i: number) => (c + i) % 4 ? (c * 5 + i * 3) % 16 : 15;
+  for (let i = 0; i < k; i++) {
+    for (let c = 0; c < 8; c++) {
+      bytes[at.w8 + (i >> 2) * 32 + c * 4 + i % 4] = weight(c, i);
+      const group = at.w4 + (i >> 5) * 144;
+      bytes[group + c * 2] = 1;
+      bytes[group + 16 + (i % 32 >> 2) * 16 + (c & 3) * 4 + i % 4] |= nibble(c, i) << (c & 4);
+    }
+  }
+  const wrong = (name: string, count: number, expected: (t: number, c: number) => number) => {
+    for (let at = 0; at < count; at++) {
+      const [found, right] = [floats[out / 4 + at], expected(at >> 3, at % 8)];
+      if (found !== right) return `${name}: expected ${right}, found ${found}`;
+    }
+  };
+  const dot = (x: typeof seven, w: typeof weight) => (t: number, c: number) => {
+    let sum = 0;
+    for (let i = 0; i < k; i++) sum += x(t, i) * w(c, i);
+    return sum;
+  };
+  const [right8, right4] = [dot(seven, weight), dot(eight, (c, i) => nibble(c, i) - 8)];
+  const fill = (x: typeof seven) => {
+    for (let t = 0; t < rows; t++) {
+      for (let i = 0; i < k; i++) bytes[at.a + (i >> 2) * 16 + t * 4 + i % 4] = x(t, i);
+    }
+    for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
+  };
+  fill(seven);
+  for (const kernel of [0, 1, 4, 8]) {
+    const weights = [at.w8, at.ones, sums];
+    const gemm = [at.a, at.zeros, at.ones, ...weights, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
+    kernels.gemm_int8(...gemm);
+    const gemv = [at.x, at.zeros, at.ones, ...weights, k, 8, out, 0, 0, FINISH.plain, kernel];
+    const found = wrong(`gemm_int8 ${kernel}`, 32, right8) ??
+      (kernels.gemv_int8(...gemv), wrong(`gemv_int8 ${kernel}`, 8, right8));
+    if (found) return found;
+  }
+  fill(eight);
+  const words = new Int16Array(memory.buffer);
+  const preset = (t: number, group: number, pair: number) => {
+    let sum = 0;
+    for (let i = group * 32; i < group * 32 + 32; i++) if (i % 4 >> 1 === pair) sum += eight(t, i);
+    return -8 * sum;
+  };
+  const single = scratch - 64;
+  for (let at = 0; at < k / 32 * 8; at++) words[presets / 2 + at] = preset(at % 8 >> 1, at >> 3, at % 2);
+  for (let at = 0; at < k / 32 * 2; at++) words[single / 2 + at] = preset(0, at >> 1, at % 2);
+  for (const kernel of [0, 8]) {
+    const rest = [scratch, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
+    kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
+    const found = wrong(`gemm_int4 ${kernel}`, 32, right4);
+    if (found) return found;
+  }
+  kernels.gemv_int4(at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain);
+  return wrong("gemv_int4", 8, right4);
 }

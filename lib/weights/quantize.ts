@@ -58,7 +58,7 @@ export function quantizeInt8(w: Float32Array, n: number, k: number): StoredMatri
     for (const v of values) most = Math.max(most, Math.abs(v));
     let least = Infinity;
     // A column that breaks the bound in many lanes keeps more of itself with fewer levels.
-    for (const levels of [127, 112, 96, 80, 64, 48, 33]) {
+    for (const levels of [127, 112, 96, 80, 64, 48, 32]) {
       const step = Math.fround(most / levels);
       if (!(step > 0)) break;
       for (let i = 0; i < k; i++) q[i] = Math.floor(values[i] / step + 0.5);

@@ -4,7 +4,7 @@
 // whatever k is.
 #include "simd.h"
 
-enum { BLOCK = 128 };
+enum { BLOCK = 64 };
 
 // x [rows, k] as tiles [rows/4][k][4]; rows past the end are zero.
 EXPORT(pack_f32)
@@ -103,7 +103,7 @@ void gemv_f32(const float *x, const float *w, uint32_t k, uint32_t n, float *out
   for (uint32_t col = 0; col < n; col += 8) {
     v128_t sums[4] = {0}, c[2];
     for (uint32_t i = 0; i < k;) {
-      uint32_t end = k - i < 4 * BLOCK ? k : i + 4 * BLOCK;
+      uint32_t end = k - i < 2 * BLOCK ? k : i + 2 * BLOCK;
       v128_t zero = wasm_f32x4_const_splat(0);
       v128_t c0 = zero, c1 = zero, c2 = zero, c3 = zero, c4 = zero, c5 = zero, c6 = zero, c7 = zero;
       for (; i + 4 <= end; i += 4, w += 32) {

@@ -1,0 +1,87 @@
+import assert from "node:assert/strict";
+import { createReferenceBackend } from "../../lib/backend/reference.ts";
+import { createWasmBackend } from "../../lib/backend/wasm.ts";
+import { chooseKernels, instantiate, selfTest } from "../../lib/backend/wasm_kernels.ts";
+import { boundedSteps, quantizeInt8 } from "../../lib/weights/quantize.ts";
+import { relaxed, simd } from "../../wasm/kernels.js";
+import { random, tensor, testBackend } from "./suite.ts";
+
+testBackend("reference", createReferenceBackend);
+testBackend("wasm, plain SIMD", () => createWasmBackend(simd));
+testBackend("wasm, relaxed SIMD, dot product", () => createWasmBackend(relaxed, { multiplier: "dot" }));
+testBackend("wasm, relaxed SIMD, 16-bit sums", () => createWasmBackend(relaxed, { multiplier: "words" }));
+
+Deno.test("both builds pass the self-test, and the relaxed one is taken", () => {
+  assert.equal(selfTest(simd), undefined);
+  assert.equal(selfTest(relaxed), undefined);
+  assert.equal(chooseKernels({ simd, relaxed }), relaxed);
+  assert.equal(chooseKernels({ simd }), simd);
+});
+
+Deno.test("a build that computes wrongly on this engine is not taken", () => {
+  const bytes = Deno.readFileSync(new URL("../../wasm/kernels_relaxed.wasm", import.meta.url));
+  // i16x8.relaxed_dot_i8x16_i7x16_s becomes i16x8.mul: the same types, other values.
+  for (let i = 0; i + 2 < bytes.length; i++) {
+    if (bytes[i] === 0xfd && bytes[i + 1] === 0x92 && bytes[i + 2] === 2) bytes.set([0xfd, 0x95, 1], i);
+  }
+  const broken = new WebAssembly.Module(bytes);
+  assert.match(selfTest(broken) ?? "", /gemm_int8 1: expected -?\d+, found -?\d+/);
+  assert.equal(chooseKernels({ simd, relaxed: broken }), simd);
+  assert.throws(() => chooseKernels({ simd: broken }), {
+    name: "TypeError",
+    message: /Broken engine: gemm_int8/,
+  });
+});
+
+Deno.test("the kernels find the same bound in int8 weights as the packing does", () => {
+  const memory = new WebAssembly.Memory({ initial: 3, maximum: 3 });
+  const kernels = instantiate(relaxed, memory);
+  const found = new Set<number>();
+  for (let seed = 0; seed < 60; seed++) {
+    const [n, k] = [1 + seed % 9, 16 + seed * 5];
+    const w = quantizeInt8(random(n * k, seed).map((it) => it ** 5), n, k);
+    const data = new Int8Array(w.data.buffer);
+    if (seed % 3 === 0) data[seed * 7 % data.length] = 127;
+    if (seed % 5 === 0) data.fill(-120, 0, seed);
+    const start = kernels.__heap_base.value;
+    new Int8Array(memory.buffer, start).set(data);
+    const steps = boundedSteps(w);
+    assert.equal(kernels.bound_int8(start, Math.ceil(k / 16) * 16, Math.ceil(n / 8)), steps, `seed ${seed}`);
+    found.add(steps);
+  }
+  assert.deepEqual([...found].sort(), [1, 4, 8]);
+});
+
+Deno.test("memory: pieces are reused, and growing keeps what was written", async () => {
+  const b = createWasmBackend(simd);
+  const kept = tensor(b, 3, 4, random(12, 1));
+  for (let i = 0; i < 50; i++) b.free(b.tensor(500, 500), b.tensor(7, 7));
+  assert.ok(b.memoryBytes < 3e6, `${b.memoryBytes} bytes held`);
+  b.tensor(3000, 3000);
+  assert.ok(b.memoryBytes > 36e6);
+  assert.deepEqual(await b.read(kept), random(12, 1));
+});
+
+Deno.test("memory: what does not fit is refused with needed and available bytes, and the rest goes on", async () => {
+  const b = createWasmBackend(simd, { maxBytes: 4 << 20 });
+  const x = tensor(b, 2, 3, random(6, 2));
+  assert.throws(() => b.tensor(1024, 1024), {
+    name: "RangeError",
+    message: /Cannot hold activations \[1024, 1024\]: 4194304 bytes needed, [34]\d{6} available/,
+  });
+  b.free(b.tensor(512, 1024));
+  const big = b.tensor(800, 1024);
+  assert.throws(() => b.tensor(512, 1024), /2097152 bytes needed, \d{6} available/);
+  b.free(big);
+  b.add(x, x);
+  assert.deepEqual(await b.read(x), random(6, 2).map((it) => it + it));
+});
+
+Deno.test("a freed tensor is neither used nor freed again", () => {
+  const b = createWasmBackend(simd);
+  const x = b.tensor(2, 2);
+  const part = b.slice(x, 0, 1);
+  b.free(x);
+  assert.throws(() => b.add(part, part), { name: "TypeError", message: /freed/ });
+  assert.throws(() => b.free(x), { name: "TypeError", message: /freed before/ });
+});

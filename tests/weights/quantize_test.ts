@@ -1,0 +1,140 @@
+import assert from "node:assert/strict";
+import {
+  boundedSteps,
+  checkScheme,
+  dequantize,
+  packedBytes,
+  quantizeInt4,
+  quantizeInt8,
+} from "../../lib/weights/quantize.ts";
+
+/** Numbers of a normal distribution, the same for the same seed. */
+function normal(length: number, seed: number): Float32Array {
+  let state = seed;
+  const uniform = () => {
+    state = Math.imul(state ^ state >>> 15, 0x2c1b3c6d) + 0x6d2b79f5 >>> 0;
+    return ((state ^ state >>> 13) >>> 0) / 2 ** 32;
+  };
+  return Float32Array.from({ length }, () => {
+    return Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
+  });
+}
+
+function relativeError(found: Float32Array, expected: Float32Array): number {
+  let [error, power] = [0, 0];
+  for (let i = 0; i < expected.length; i++) {
+    error += (found[i] - expected[i]) ** 2;
+    power += expected[i] ** 2;
+  }
+  return Math.sqrt(error / power);
+}
+
+Deno.test("the layouts, byte by byte", () => {
+  // W[n, k] = n·10 + k, n below 9, k below 6; column 8 begins the second panel.
+  const w = Float32Array.from({ length: 54 }, (_, i) => Math.floor(i / 6) * 10 + i % 6);
+  const int8 = quantizeInt8(w, 9, 6);
+  assert.equal(int8.data.length, 16 * 16);
+  const level = (n: number, k: number) => Math.round(w[n * 6 + k] / int8.scale![n]);
+  assert.equal(int8.data[3 * 4 + 2], level(3, 2));
+  assert.equal(int8.data[32 + 7 * 4 + 1], level(7, 5));
+  assert.equal(int8.data[128 + 3], level(8, 3));
+  assert.deepEqual([...int8.data.slice(128 + 4, 128 + 32)], Array(28).fill(0));
+
+  // One group: column 1 holds -8, column 6 (high nibbles) 7, in units of their scales.
+  const q = new Float32Array(8 * 32);
+  q.fill(-8, 32, 64);
+  q.fill(7, 6 * 32, 7 * 32);
+  const int4 = quantizeInt4(q, 8, 32);
+  assert.equal(int4.data.length, 144);
+  const scales = new Int16Array(int4.data.slice(0, 16).buffer);
+  assert.deepEqual([...scales].map(Math.abs), [0, 1023, 0, 0, 0, 0, 1023, 0]);
+  const [byte1, byte6] = [int4.data[16 + 4], int4.data[16 + 2 * 4]];
+  assert.ok(Math.abs(((byte1 & 15) - 8) * scales[1] * int4.scale![1] + 8) < 1e-5);
+  assert.ok(Math.abs(((byte6 >> 4) - 8) * scales[6] * int4.scale![6] - 7) < 1e-5);
+  assert.equal(int4.data[16], 0x88);
+});
+
+Deno.test("packing and its inverse: no more is lost than the bits must lose", () => {
+  const [n, k] = [61, 1000];
+  const gauss = normal(n * k, 1);
+  const errors = {
+    int8: relativeError(dequantize(quantizeInt8(gauss, n, k)), gauss),
+    int4: relativeError(dequantize(quantizeInt4(gauss, n, k)), gauss),
+  };
+  assert.ok(errors.int8 < 0.0115, `int8: ${errors.int8}`);
+  assert.ok(errors.int4 < 0.083, `int4: ${errors.int4}`);
+  const exact = Float32Array.from({ length: 320 }, (_, i) => (i * 5 % 15 - 7) * 0.25);
+  assert.ok(relativeError(dequantize(quantizeInt4(exact, 10, 32)), exact) < 2e-2);
+});
+
+Deno.test("what was packed once packs to the same values again", () => {
+  const [n, k] = [17, 70];
+  for (const quantize of [quantizeInt8, quantizeInt4]) {
+    const once = dequantize(quantize(normal(n * k, 2), n, k));
+    const again = dequantize(quantize(once, n, k));
+    assert.ok(relativeError(again, once) < (quantize === quantizeInt8 ? 1e-2 : 4e-2));
+  }
+});
+
+Deno.test("zeros, single columns and odd shapes", () => {
+  for (const [n, k] of [[1, 1], [8, 16], [9, 33], [3, 588], [16, 32]]) {
+    for (const quantize of [quantizeInt8, quantizeInt4]) {
+      const zero = quantize(new Float32Array(n * k), n, k);
+      assert.equal(zero.data.length, packedBytes(zero.scheme, n, k));
+      assert.ok(dequantize(zero).every((it) => it === 0));
+      const one = new Float32Array(n * k);
+      one[n * k - 1] = -0.375;
+      const back = dequantize(quantize(one, n, k));
+      assert.ok(Math.abs(back[n * k - 1] + 0.375) < 1e-6);
+      assert.equal(back.filter((it) => it !== 0).length, 1);
+    }
+  }
+});
+
+Deno.test("int8 keeps the bound of its scheme, whatever the weights", () => {
+  const [n, k] = [13, 200];
+  const shapes: Record<string, (i: number) => number> = {
+    "all equal": () => 1,
+    "all negative": () => -3,
+    "two values": (i) => i % 2 ? 1 : -1,
+    "ramp": (i) => i % k,
+    "outlier": (i) => i % 50 ? 0.01 : 1,
+  };
+  for (const [name, of] of Object.entries(shapes)) {
+    const w = Float32Array.from({ length: n * k }, (_, i) => of(i));
+    const packed = quantizeInt8(w, n, k);
+    assert.ok(boundedSteps(packed) >= 4, name);
+    const error = relativeError(dequantize(packed), w);
+    assert.ok(error < 0.02, `${name}: ${error}`);
+  }
+});
+
+Deno.test("a broken bound is seen: one lane of four steps, of eight steps, of either sign", () => {
+  const make = (values: [number, number][]) => {
+    const data = new Uint8Array(packedBytes("int8-p8-s4", 8, 32));
+    // Column 2, first pair: k = 0, 1, 4, 5, 8 … are bytes 8, 9, 40, 41, 72 …
+    for (const [i, value] of values) data[8 + (i >> 1) * 32 + i % 2] = value;
+    return boundedSteps({ scheme: "int8-p8-s4", n: 8, k: 32, data, scale: new Float32Array(8) });
+  };
+  assert.equal(make([[0, 127], [1, 127], [2, 4]]), 8);
+  assert.equal(make([[0, 127], [1, 127], [2, 5]]), 1);
+  assert.equal(make([[0, -127], [1, -127], [2, -5]]), 1);
+  assert.equal(make([[0, 127], [1, 127], [8, 5]]), 4);
+  assert.equal(make([[0, 127], [1, -127], [2, 127], [8, -127]]), 8);
+});
+
+Deno.test("bytes per matrix, padding counted", () => {
+  assert.equal(packedBytes("f32", 3, 5), 60);
+  assert.equal(packedBytes("int8-p8-s4", 9, 17), 16 * 32);
+  assert.equal(packedBytes("int4-g32-p8", 9, 33), 2 * 2 * 144);
+});
+
+Deno.test("unknown schemes and values that are no numbers are refused", () => {
+  assert.equal(checkScheme("int8-p8-s4"), "int8-p8-s4");
+  assert.throws(() => checkScheme("int4-g64"), { name: "TypeError", message: /"int4-g64"/ });
+  assert.throws(() => quantizeInt8(Float32Array.of(1, NaN), 1, 2), {
+    name: "RangeError",
+    message: /value 1 is NaN/,
+  });
+  assert.throws(() => quantizeInt4(new Float32Array(5), 2, 3), /expected 6 values, found 5/);
+});
