@@ -70,7 +70,7 @@ export async function convert(files: ModelFiles, out: string, options: ConvertOp
       else {
         const { data, scale } = await weights.matrix(spec.name, to);
         await write(data);
-        await write(scale!);
+        if (scale) await write(scale);
       }
       options.progress?.(i + 1, table.length);
     }
