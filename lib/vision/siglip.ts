@@ -20,6 +20,12 @@ export interface Vision {
   encode(out: Tensor, pixels: Pixels, pause: Pause): Promise<void>;
 }
 
+/**
+ * Where the layers are while no picture is encoded. `resident`: in the backend. `streamed`: at their source, and one
+ * after another in the backend for every picture, the next being read while one computes.
+ */
+export type Residence = "resident" | "streamed";
+
 interface Linear {
   readonly weight: Matrix;
   readonly bias: Tensor;
@@ -30,58 +36,95 @@ interface Norm {
   readonly bias: Tensor;
 }
 
+/** One encoder layer in the backend, by the names in the checkpoint. */
 interface Layer {
-  readonly norm1: Norm;
-  readonly q: Linear;
-  readonly k: Linear;
-  readonly v: Linear;
-  readonly out: Linear;
-  readonly norm2: Norm;
-  readonly fc1: Linear;
-  readonly fc2: Linear;
+  readonly layer_norm1: Norm;
+  readonly "self_attn.q_proj": Linear;
+  readonly "self_attn.k_proj": Linear;
+  readonly "self_attn.v_proj": Linear;
+  readonly "self_attn.out_proj": Linear;
+  readonly layer_norm2: Norm;
+  readonly "mlp.fc1": Linear;
+  readonly "mlp.fc2": Linear;
 }
 
-/** Loads the encoder and the projector into the backend. */
-export async function loadVision(backend: Backend, weights: Weights): Promise<Vision> {
-  const config = weights.config.vision;
-  const { imageSize, patch, width, heads, mlp, eps } = config;
+const NORMS = ["layer_norm1", "layer_norm2"] as const;
+const LINEARS = [
+  "self_attn.q_proj",
+  "self_attn.k_proj",
+  "self_attn.v_proj",
+  "self_attn.out_proj",
+  "mlp.fc1",
+  "mlp.fc2",
+] as const;
+
+/** Loads the encoder and the projector into the backend, all of it or all but the layers. */
+export async function loadVision(
+  backend: Backend,
+  weights: Weights,
+  residence: Residence = "resident",
+): Promise<Vision> {
+  const { imageSize, patch, width, layers: depth, heads, mlp, eps } = weights.config.vision;
   const imageTokens = (imageSize / patch) ** 2;
   const tower = "vision_tower.vision_model.";
 
-  const vector = async (name: string) => {
-    const values = await weights.vector(name);
-    const tensor = backend.tensor(1, values.length);
+  const vector = async (from: Weights, name: string, rows = 1) => {
+    const values = await from.vector(name);
+    const tensor = backend.tensor(rows, values.length / rows);
     backend.write(tensor, values);
     return tensor;
   };
-  const norm = async (name: string): Promise<Norm> => ({
-    weight: await vector(`${name}.weight`),
-    bias: await vector(`${name}.bias`),
+  const norm = async (from: Weights, name: string): Promise<Norm> => ({
+    weight: await vector(from, `${name}.weight`),
+    bias: await vector(from, `${name}.bias`),
   });
-  const linear = async (name: string): Promise<Linear> => ({
-    weight: backend.matrix(await weights.matrix(`${name}.weight`)),
-    bias: await vector(`${name}.bias`),
+  const linear = async (from: Weights, name: string): Promise<Linear> => ({
+    weight: backend.matrix(await from.matrix(`${name}.weight`)),
+    bias: await vector(from, `${name}.bias`),
   });
+  /** All bytes of a layer, read but not yet in the backend. */
+  const readLayer = (i: number): Promise<Weights> =>
+    weights.gather(
+      [...NORMS, ...LINEARS].flatMap((it) =>
+        [`weight`, `bias`].map((end) => `${VISION_LAYER}${i}.${it}.${end}`)
+      ),
+    );
+  const placeLayer = async (from: Weights, i: number): Promise<Layer> => {
+    const parts: [string, Norm | Linear][] = [];
+    for (const name of NORMS) parts.push([name, await norm(from, `${VISION_LAYER}${i}.${name}`)]);
+    for (const name of LINEARS) parts.push([name, await linear(from, `${VISION_LAYER}${i}.${name}`)]);
+    return Object.fromEntries(parts) as unknown as Layer;
+  };
+  const dropLayer = (layer: Layer) =>
+    backend.free(...Object.values<Norm | Linear>({ ...layer }).flatMap((it) => [it.weight, it.bias]));
 
-  const embedding = await linear(`${tower}embeddings.patch_embedding`);
-  const positions = backend.tensor(imageTokens, width);
-  backend.write(positions, await weights.vector(`${tower}embeddings.position_embedding.weight`));
-  const layers: Layer[] = [];
-  for (let i = 0; i < config.layers; i++) {
-    const name = `${VISION_LAYER}${i}.`;
-    layers.push({
-      norm1: await norm(`${name}layer_norm1`),
-      q: await linear(`${name}self_attn.q_proj`),
-      k: await linear(`${name}self_attn.k_proj`),
-      v: await linear(`${name}self_attn.v_proj`),
-      out: await linear(`${name}self_attn.out_proj`),
-      norm2: await norm(`${name}layer_norm2`),
-      fc1: await linear(`${name}mlp.fc1`),
-      fc2: await linear(`${name}mlp.fc2`),
-    });
+  const embedding = await linear(weights, `${tower}embeddings.patch_embedding`);
+  const positions = await vector(weights, `${tower}embeddings.position_embedding.weight`, imageTokens);
+  const resident: Layer[] = [];
+  for (let i = 0; residence === "resident" && i < depth; i++) {
+    resident.push(await placeLayer(await readLayer(i), i));
   }
-  const last = await norm(`${tower}post_layernorm`);
-  const projector = await linear("multi_modal_projector.linear");
+  const last = await norm(weights, `${tower}post_layernorm`);
+  const projector = await linear(weights, "multi_modal_projector.linear");
+
+  async function* layers(): AsyncGenerator<Layer> {
+    if (residence === "resident") return yield* resident;
+    let next = readLayer(0);
+    try {
+      for (let i = 0; i < depth; i++) {
+        const from = await next;
+        if (i + 1 < depth) next = readLayer(i + 1);
+        const layer = await placeLayer(from, i);
+        try {
+          yield layer;
+        } finally {
+          dropLayer(layer);
+        }
+      }
+    } finally {
+      await next.catch(() => {}); // nobody is left to hear of a read that failed after the caller stopped
+    }
+  }
 
   const headDim = width / heads;
   const attention = { heads, kvHeads: heads, headDim, scale: headDim ** -0.5, start: 0, prefix: imageTokens };
@@ -109,17 +152,17 @@ export async function loadVision(backend: Backend, weights: Weights): Promise<Vi
     backend.write(picture, pixels.data);
     backend.patches(patches, picture, imageSize, patch);
     apply(x, patches, embedding, { residual: positions });
-    for (const layer of layers) {
+    for await (const layer of layers()) {
       await pause();
-      backend.layerNorm(y, x, layer.norm1.weight, layer.norm1.bias, eps);
-      apply(q, y, layer.q);
-      apply(k, y, layer.k);
-      apply(v, y, layer.v);
+      backend.layerNorm(y, x, layer.layer_norm1.weight, layer.layer_norm1.bias, eps);
+      apply(q, y, layer["self_attn.q_proj"]);
+      apply(k, y, layer["self_attn.k_proj"]);
+      apply(v, y, layer["self_attn.v_proj"]);
       backend.attention(y, q, k, v, attention);
-      apply(x, y, layer.out, { residual: x });
-      backend.layerNorm(y, x, layer.norm2.weight, layer.norm2.bias, eps);
-      apply(hidden, y, layer.fc1, { activation: "gelu" });
-      apply(x, hidden, layer.fc2, { residual: x });
+      apply(x, y, layer["self_attn.out_proj"], { residual: x });
+      backend.layerNorm(y, x, layer.layer_norm2.weight, layer.layer_norm2.bias, eps);
+      apply(hidden, y, layer["mlp.fc1"], { activation: "gelu" });
+      apply(x, hidden, layer["mlp.fc2"], { residual: x });
     }
     backend.layerNorm(x, x, last.weight, last.bias, eps);
     apply(out, x, projector);

@@ -11,7 +11,7 @@ import { RequestError } from "../errors.ts";
 import type { ModelFiles, WeightFormat } from "../types.ts";
 import type { ModelConfig } from "./config.ts";
 import { checkScheme, dequantize, packedBytes, quantizeInt4, quantizeInt8 } from "./quantize.ts";
-import { openTensors, type TensorInfo } from "./safetensors.ts";
+import { openTensors, type TensorFiles } from "./safetensors.ts";
 import { canonicalName, EMBEDDING, tensorTable } from "./table.ts";
 import type { TensorSpec } from "./table.ts";
 
@@ -25,8 +25,8 @@ export interface Weights {
   vector(name: string): Promise<Float32Array>;
   /** A matrix [N, K], trailing axes flattened into K, in the format of the whole or in the scheme asked for. */
   matrix(name: string, scheme?: Scheme): Promise<StoredMatrix>;
-  /** Bytes of the files that hold the model. */
-  readonly sizeBytes: number;
+  /** The same weights, those named read already, in as few reads as their places in the files allow. */
+  gather(names: readonly string[]): Promise<Weights>;
 }
 
 /** Which part of the model a tensor belongs to, for its scheme. */
@@ -44,6 +44,16 @@ export function schemeFor(spec: TensorSpec, format: Exclude<WeightFormat, "as-st
   return format === "int4" && spec.lowest === "int4" ? "int4-g32-p8" : "int8-p8-s4";
 }
 
+/** Where one tensor of the table lies: its name in the file and, when it is quantised, its scheme. */
+interface Located {
+  readonly spec: TensorSpec;
+  readonly scheme: Scheme;
+  /** The plain tensor, or the packed bytes. */
+  readonly data: string;
+  /** Scales of the packed columns. */
+  readonly scale?: string;
+}
+
 /**
  * Opens the weights in a model directory.
  *
@@ -56,69 +66,88 @@ export async function openWeights(
   format: WeightFormat = "as-stored",
 ): Promise<Weights> {
   const stored = await openTensors(files);
-  const specs = new Map<string, TensorSpec>();
-  for (const spec of tensorTable(config)) specs.set(spec.name, spec);
-  const names = new Map<string, string>(); // published name -> name in the file
-  let sizeBytes = 0;
-  for (const [name, info] of stored.tensors) {
-    const canonical = canonicalName(name);
-    if (canonical) names.set(canonical, name);
-    sizeBytes += info.end - info.start;
+  return new StoredWeights(config, format, stored, locate(stored, config, files.place));
+}
+
+class StoredWeights implements Weights {
+  constructor(
+    readonly config: ModelConfig,
+    private readonly format: WeightFormat,
+    private readonly stored: TensorFiles,
+    private readonly places: ReadonlyMap<string, Located>,
+  ) {}
+
+  #place(name: string): Located {
+    const place = this.places.get(name);
+    if (!place) throw new RangeError(`No tensor "${name}" in the table of this model`);
+    return place;
   }
+
+  vector(name: string): Promise<Float32Array> {
+    return this.stored.f32(this.#place(name).data);
+  }
+
+  async matrix(name: string, wanted?: Scheme): Promise<StoredMatrix> {
+    const { spec, scheme: found, data, scale } = this.#place(name);
+    const [n, k] = [spec.shape[0], width(spec)];
+    const scheme = wanted ?? (this.format === "as-stored" ? found : schemeFor(spec, this.format));
+    if (!scale) return pack(scheme, await this.stored.f32(data), n, k);
+    const matrix = {
+      scheme: found,
+      n,
+      k,
+      data: await this.stored.bytes(data),
+      scale: await this.stored.f32(scale),
+    };
+    return scheme === found ? matrix : pack(scheme, dequantize(matrix), n, k);
+  }
+
+  async gather(names: readonly string[]): Promise<Weights> {
+    const stored = names.map((name) => this.#place(name)).flatMap(({ data, scale }) =>
+      scale ? [data, scale] : [data]
+    );
+    return new StoredWeights(this.config, this.format, await this.stored.gather(stored), this.places);
+  }
+}
+
+/** Finds every tensor of the table, plain or packed, and checks its shape. */
+function locate(
+  { tensors, metadata }: TensorFiles,
+  config: ModelConfig,
+  place: string,
+): Map<string, Located> {
   const invalid = (detail: string): never => {
-    throw new RequestError("model_invalid", `Cannot load the model in ${files.place}: ${detail}`);
+    throw new RequestError("model_invalid", `Cannot load the model in ${place}: ${detail}`);
   };
-  const tensor = (name: string): TensorInfo | undefined => stored.tensors.get(names.get(name) ?? "");
-  const quantised = new Map<string, Scheme>();
-  for (const spec of specs.values()) {
-    const plain = tensor(spec.name);
-    if (plain) {
-      if (!equal(plain.shape, spec.shape)) {
-        invalid(`tensor "${spec.name}": expected shape [${spec.shape}], found [${plain.shape}]`);
-      }
+  const names = new Map<string, string>(); // published name -> name in the file
+  for (const name of tensors.keys()) names.set(canonicalName(name) ?? name, name);
+  const shapeOf = (name: string, expected: readonly number[]): string => {
+    const found = tensors.get(names.get(name)!)!.shape;
+    const equal = found.length === expected.length && found.every((it, i) => it === expected[i]);
+    if (!equal) invalid(`tensor "${name}": expected shape [${expected}], found [${found}]`);
+    return names.get(name)!;
+  };
+  const located = new Map<string, Located>();
+  for (const spec of tensorTable(config)) {
+    const { name, shape } = spec;
+    if (names.has(name)) {
+      located.set(name, { spec, scheme: "f32", data: shapeOf(name, shape) });
       continue;
     }
-    const packed = tensor(`${spec.name}.q`);
-    if (!packed) invalid(`expected tensor "${spec.name}", found none of that name`);
-    const part = weightPart(spec);
-    const scheme = schemeOf(part, stored.metadata[part], invalid);
-    const [n, k] = [spec.shape[0], width(spec)];
-    const bytes = packed!.end - packed!.start;
-    if (bytes !== packedBytes(scheme, n, k)) {
-      invalid(
-        `tensor "${spec.name}.q": ${scheme} [${n}, ${k}] takes ${
-          packedBytes(scheme, n, k)
-        } bytes, found ${bytes}`,
-      );
+    if (!names.has(`${name}.q`)) invalid(`expected tensor "${name}", found none of that name`);
+    const scheme = schemeOf(weightPart(spec), metadata, invalid);
+    if (!names.has(`${name}.scale`)) {
+      invalid(`expected tensor "${name}.scale" beside "${name}.q", found none`);
     }
-    const scale = tensor(`${spec.name}.scale`);
-    if (!scale) invalid(`expected tensor "${spec.name}.scale" beside "${spec.name}.q", found none`);
-    if (!equal(scale!.shape, [n])) {
-      invalid(`tensor "${spec.name}.scale": expected shape [${n}], found [${scale!.shape}]`);
+    const { start, end } = tensors.get(names.get(`${name}.q`)!)!;
+    const [n, k] = [shape[0], width(spec)];
+    const bytes = packedBytes(scheme, n, k);
+    if (end - start !== bytes) {
+      invalid(`tensor "${name}.q": ${scheme} [${n}, ${k}] takes ${bytes} bytes, found ${end - start}`);
     }
-    quantised.set(spec.name, scheme);
+    located.set(name, { spec, scheme, data: names.get(`${name}.q`)!, scale: shapeOf(`${name}.scale`, [n]) });
   }
-  const specOf = (name: string) => {
-    const spec = specs.get(name);
-    if (!spec) throw new RangeError(`No tensor "${name}" in the table of this model`);
-    return spec;
-  };
-  const vector = (name: string) => stored.f32(names.get(specOf(name).name)!);
-  return {
-    config,
-    sizeBytes,
-    vector,
-    async matrix(name, wanted) {
-      const spec = specOf(name);
-      const [n, k] = [spec.shape[0], width(spec)];
-      const found = quantised.get(name) ?? "f32";
-      const scheme = wanted ?? (format === "as-stored" ? found : schemeFor(spec, format));
-      if (found === "f32") return pack(scheme, await vector(name), n, k);
-      const data = await stored.bytes(names.get(`${name}.q`)!);
-      const matrix = { scheme: found, n, k, data, scale: await stored.f32(names.get(`${name}.scale`)!) };
-      return scheme === found ? matrix : pack(scheme, dequantize(matrix), n, k);
-    },
-  };
+  return located;
 }
 
 /** f32 [N, K] in a scheme. */
@@ -138,15 +167,16 @@ export function width(spec: TensorSpec): number {
   return spec.shape.slice(1).reduce((product, it) => product * it, 1);
 }
 
-function schemeOf(part: string, found: string | undefined, invalid: (detail: string) => never): Scheme {
+function schemeOf(
+  part: WeightPart,
+  metadata: Readonly<Record<string, string>>,
+  invalid: (detail: string) => never,
+): Scheme {
+  const found = metadata[part];
   if (!found) return invalid(`expected the metadata to name the scheme of the ${part} weights, found none`);
   try {
     return checkScheme(found);
   } catch (cause) {
     return invalid(`${part} weights: ${(cause as Error).message}`);
   }
-}
-
-function equal(a: readonly number[], b: readonly number[]): boolean {
-  return a.length === b.length && a.every((it, i) => it === b[i]);
 }
