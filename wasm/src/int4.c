@@ -79,7 +79,7 @@ INLINE void finish_int4(const Finish *f, const float *w_scale, uint32_t row, uin
 }
 
 // One group of a tile: c[0..7] += sums · scales. In the relaxed build c are diagonals, in the plain one rows.
-INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, v128_t scales, uint32_t kernel,
+INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, const int8_t *w, uint32_t kernel,
                        v128_t c[8]) {
 #ifdef __wasm_relaxed_simd__
   v128_t p = wasm_v128_load(presets);
@@ -87,11 +87,15 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
     p = wasm_i32x4_extadd_pairwise_i16x8(p);
     v128_t s[8] = {p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3), p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3)};
     tile_vnni(a, b, 8, 1, s);
+    KEEP(w);  // loaded before the loop, the scales would cost it a register
+    v128_t scales = wasm_v128_load(w);
     v128_t low = wasm_i32x4_extend_low_i16x8(scales), high = wasm_i32x4_extend_high_i16x8(scales);
     for (uint32_t i = 0; i < 8; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_mul(s[i], i < 4 ? low : high));
   } else {
     v128_t s[8] = {p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3), p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3)};
     tile_words(a, b, 8, 1, s);
+    KEEP(w);
+    v128_t scales = wasm_v128_load(w);
     v128_t low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
     for (uint32_t i = 0; i < 8; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 ? low : high));
   }
@@ -99,6 +103,7 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
   (void)kernel;
   v128_t s[8];
   tile_plain(a, b, 8, s);
+  v128_t scales = wasm_v128_load(w);
   v128_t low = wasm_i32x4_extend_low_i16x8(scales), high = wasm_i32x4_extend_high_i16x8(scales);
   for (uint32_t r = 0; r < 4; r++) {
     v128_t preset = wasm_i32x4_splat(presets[2 * r] + presets[2 * r + 1]);
@@ -112,8 +117,7 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
                       uint32_t kernel, v128_t rows[8]) {
   v128_t sums[16] = {0}, c[8] = {0};
   for (uint32_t g = 0; g < groups; g++) {
-    group_int4(a + 8 * STEP_ROWS * g, presets + 8 * g, panel + 8 * STEP * g, wasm_v128_load(w + GROUP_BYTES * g),
-               kernel, c);
+    group_int4(a + 8 * STEP_ROWS * g, presets + 8 * g, panel + 8 * STEP * g, w + GROUP_BYTES * g, kernel, c);
     if (g % GROUPS == GROUPS - 1) gather(sums, c, 8);
   }
   gather(sums, c, 8);
