@@ -12,6 +12,8 @@ import {
 import type { AnswerEvent } from "../lib/mod.ts";
 import { convert } from "../models/convert.ts";
 import { demo } from "../models/demo.ts";
+import { SHAPES } from "../models/published.ts";
+import { synth } from "../models/synth.ts";
 import { evaluate, report } from "../models/evaluate.ts";
 import { directoryFiles, loadModel, type ModelOptions, TINY } from "./model.ts";
 
@@ -25,6 +27,7 @@ const USAGE = `PaliGemma Edge
   ocr IMAGE                     read the text in it
   eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
   models convert DIR --out DIR [--vision int8|f32] [--decoder int4|int8|f32]   quantised weights
+  models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks
   demo                          the bundled model on bundled pictures
 
 Options
@@ -213,13 +216,26 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   throw new UsageError(`expected one of the commands below, found "${command}"`);
 }
 
-async function models([action, directory]: readonly string[], flags: Flags): Promise<void> {
-  if (action !== "convert") throw new UsageError(`models: expected convert, found "${action ?? "nothing"}"`);
-  if (!directory || !flags.out) throw new UsageError("models convert: expected DIR --out DIR");
-  await convert(directoryFiles(directory), flags.out, {
+async function models([action, subject]: readonly string[], flags: Flags): Promise<void> {
+  if (action !== "convert" && action !== "synth") {
+    throw new UsageError(`models: expected convert or synth, found "${action ?? "nothing"}"`);
+  }
+  if (!subject || !flags.out) {
+    throw new UsageError(`models ${action}: expected ${action === "synth" ? "SHAPE" : "DIR"} --out DIR`);
+  }
+  const counter = progress("tensor");
+  if (action === "synth") {
+    if (!SHAPES.includes(subject)) {
+      throw new UsageError(`models synth: expected ${SHAPES.join(", ")}, found "${subject}"`);
+    }
+    const decoder = oneOf<"int4" | "int8">("decoder", flags.decoder!, ["int4", "int8"]);
+    const sizeBytes = await synth(subject, flags.out, { decoder, progress: counter });
+    return await print(`${flags.out}: ${(sizeBytes / 1e9).toFixed(2)} GB of random weights\n`);
+  }
+  await convert(directoryFiles(subject), flags.out, {
     vision: oneOf("vision", flags.vision!, ["int8", "f32"]),
     decoder: oneOf("decoder", flags.decoder!, ["int4", "int8", "f32"]),
-    progress: progress("tensor"),
+    progress: counter,
   });
 }
 
