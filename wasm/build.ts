@@ -9,9 +9,9 @@
  * byte with one compiler version. Without a compiler `--check` says so and passes, unless CI is set to true.
  */
 
-import { dirname, join } from "@std/path";
+import { join } from "@std/path";
 
-const FOLDER = dirname(new URL(import.meta.url).pathname);
+const FOLDER = import.meta.dirname!;
 const COMPILER = "clang-19";
 const FLAGS = [
   "--target=wasm32-unknown-unknown",
@@ -46,8 +46,8 @@ const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).
 );
 const scratch = Deno.makeTempDirSync();
 try {
-  const failed = BUILDS.filter((it) => !build(it.name, it.flags)).length;
-  if (failed) Deno.exit(1);
+  const done = BUILDS.map((it) => build(it.name, it.flags));
+  Deno.exitCode = done.every(Boolean) ? 0 : 1;
 } finally {
   Deno.removeSync(scratch, { recursive: true });
 }

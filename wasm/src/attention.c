@@ -13,22 +13,27 @@ INLINE v128_t totals(v128_t a, v128_t b, v128_t c, v128_t d) {
   return wasm_f32x4_add(LANES(ab, cd, 0, 1, 4, 5), LANES(ab, cd, 2, 3, 6, 7));
 }
 
-INLINE v128_t dots(const float *const q[4], const float *key, uint32_t dim) {
-  v128_t zero = wasm_f32x4_const_splat(0), a = zero, b = zero, c = zero, d = zero;
+// Dot products of four queries with two keys, one vector of four for each key.
+INLINE void dots(const float *const q[4], const float *key, const float *next, uint32_t dim, v128_t sums[2]) {
+  v128_t zero = wasm_f32x4_const_splat(0);
+  v128_t a0 = zero, b0 = zero, c0 = zero, d0 = zero, a1 = zero, b1 = zero, c1 = zero, d1 = zero;
   const float *q0 = q[0], *q1 = q[1], *q2 = q[2], *q3 = q[3];
   uint32_t i = 0;
   for (; i + 4 <= dim; i += 4) {
-    v128_t v = wasm_v128_load(key + i);
-    a = madd(wasm_v128_load(q0 + i), v, a);
-    b = madd(wasm_v128_load(q1 + i), v, b);
-    c = madd(wasm_v128_load(q2 + i), v, c);
-    d = madd(wasm_v128_load(q3 + i), v, d);
+    KEEP(i);
+    v128_t k0 = wasm_v128_load(key + i), k1 = wasm_v128_load(next + i), x;
+    x = wasm_v128_load(q0 + i), a0 = madd(x, k0, a0), a1 = madd(x, k1, a1);
+    x = wasm_v128_load(q1 + i), b0 = madd(x, k0, b0), b1 = madd(x, k1, b1);
+    x = wasm_v128_load(q2 + i), c0 = madd(x, k0, c0), c1 = madd(x, k1, c1);
+    x = wasm_v128_load(q3 + i), d0 = madd(x, k0, d0), d1 = madd(x, k1, d1);
   }
-  v128_t sum = totals(a, b, c, d);
+  sums[0] = totals(a0, b0, c0, d0);
+  sums[1] = totals(a1, b1, c1, d1);
   for (; i < dim; i++) {
-    sum = wasm_f32x4_add(sum, wasm_f32x4_make(q0[i] * key[i], q1[i] * key[i], q2[i] * key[i], q3[i] * key[i]));
+    v128_t x = wasm_f32x4_make(q0[i], q1[i], q2[i], q3[i]);
+    sums[0] = madd(x, wasm_v128_load32_splat(key + i), sums[0]);
+    sums[1] = madd(x, wasm_v128_load32_splat(next + i), sums[1]);
   }
-  return sum;
 }
 
 // weights [keys][4] · values for 4·vectors columns (1 or 2 vectors), into y[query][vector].
@@ -81,17 +86,22 @@ void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_strid
     }
     v128_t lows = wasm_v128_load(low), highs = wasm_v128_load(high);
     v128_t most = wasm_f32x4_const_splat(-3.4e38f);
-    for (uint32_t s = begin; s < end; s++) {
-      v128_t x = wasm_f32x4_mul(dots(from, k + (uint64_t)s * k_stride, dim), wasm_f32x4_splat(scale));
-      if (softcap) {
-        v128_t cap = wasm_f32x4_splat(softcap);
-        x = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(x, cap)), cap);
+    for (uint32_t s = begin; s < end; s += 2) {
+      const float *key = k + (uint64_t)s * k_stride;
+      v128_t x[2];
+      dots(from, key, s + 1 < end ? key + k_stride : key, dim, x);
+      for (uint32_t i = 0; i < 2 && s + i < end; i++) {
+        x[i] = wasm_f32x4_mul(x[i], wasm_f32x4_splat(scale));
+        if (softcap) {
+          v128_t cap = wasm_f32x4_splat(softcap);
+          x[i] = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(x[i], cap)), cap);
+        }
+        v128_t index = wasm_i32x4_splat(s + i);
+        v128_t seen = wasm_v128_and(wasm_u32x4_ge(index, lows), wasm_u32x4_lt(index, highs));
+        x[i] = wasm_v128_bitselect(x[i], wasm_f32x4_const_splat(-3.4e38f), seen);
+        most = wasm_f32x4_max(most, x[i]);
+        wasm_v128_store(scratch + 4 * (s + i - begin), x[i]);
       }
-      v128_t index = wasm_i32x4_splat(s);
-      v128_t seen = wasm_v128_and(wasm_u32x4_ge(index, lows), wasm_u32x4_lt(index, highs));
-      x = wasm_v128_bitselect(x, wasm_f32x4_const_splat(-3.4e38f), seen);
-      most = wasm_f32x4_max(most, x);
-      wasm_v128_store(scratch + 4 * (s - begin), x);
     }
     v128_t sum = wasm_f32x4_const_splat(0);
     for (uint32_t s = begin; s < end;) {
