@@ -4,10 +4,9 @@
  */
 
 import { join } from "@std/path";
-import { packedBytes } from "../lib/weights/quantize.ts";
 import { readConfig } from "../lib/weights/config.ts";
-import { openWeights, schemeFor, weightPart, width } from "../lib/weights/load.ts";
-import { encodeHeader, type TensorEntry } from "../lib/weights/safetensors.ts";
+import { fileEntries, openWeights, schemeFor } from "../lib/weights/load.ts";
+import { encodeHeader } from "../lib/weights/safetensors.ts";
 import { tensorTable } from "../lib/weights/table.ts";
 import type { TensorSpec } from "../lib/weights/table.ts";
 import type { ModelFiles } from "../lib/mod.ts";
@@ -34,22 +33,7 @@ export async function convert(files: ModelFiles, out: string, options: ConvertOp
   const weights = await openWeights(files, config);
   const table = tensorTable(config);
   const scheme = (spec: TensorSpec) => schemeFor(spec, options[spec.part]);
-  const entries: TensorEntry[] = [];
-  const metadata: Record<string, string> = { format: "pt" };
-  for (const spec of table) {
-    const { name, shape } = spec;
-    const to = scheme(spec);
-    const count = shape.reduce((product, it) => product * it, 1);
-    if (to === "f32") {
-      entries.push({ name, dtype: "F32", shape, sizeBytes: 4 * count });
-      continue;
-    }
-    metadata[weightPart(spec)] = to;
-    const sizeBytes = packedBytes(to, shape[0], width(spec));
-    const dtype = to.startsWith("int4") ? "U8" : "I8";
-    entries.push({ name: `${name}.q`, dtype, shape: [sizeBytes], sizeBytes });
-    entries.push({ name: `${name}.scale`, dtype: "F32", shape: [shape[0]], sizeBytes: 4 * shape[0] });
-  }
+  const { entries, metadata } = fileEntries(table, scheme);
 
   await Deno.mkdir(out, { recursive: true });
   for (const name of COPIED) {

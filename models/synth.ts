@@ -8,8 +8,8 @@
 import { join } from "@std/path";
 import { parseConfig } from "../lib/weights/config.ts";
 import { packedBytes } from "../lib/weights/quantize.ts";
-import { schemeFor, weightPart, width } from "../lib/weights/load.ts";
-import { encodeHeader, type TensorEntry } from "../lib/weights/safetensors.ts";
+import { fileEntries, schemeFor, width } from "../lib/weights/load.ts";
+import { encodeHeader } from "../lib/weights/safetensors.ts";
 import { type TensorSpec, tensorTable } from "../lib/weights/table.ts";
 import { publishedConfig } from "./published.ts";
 
@@ -33,25 +33,7 @@ export async function synth(shape: string, out: string, options: SynthOptions): 
   }
   const table = tensorTable(parseConfig(json, preprocessor));
   const scheme = (spec: TensorSpec) => schemeFor(spec, spec.part === "vision" ? "int8" : options.decoder);
-  const metadata: Record<string, string> = {};
-  const entries: TensorEntry[] = [];
-  for (const spec of table) {
-    const { name, shape } = spec;
-    const to = scheme(spec);
-    if (to === "f32") {
-      entries.push({ name, dtype: "F32", shape, sizeBytes: 4 * shape[0] * width(spec) });
-      continue;
-    }
-    metadata[weightPart(spec)] = to;
-    const sizeBytes = packedBytes(to, shape[0], width(spec));
-    entries.push({
-      name: `${name}.q`,
-      dtype: to.startsWith("int4") ? "U8" : "I8",
-      shape: [sizeBytes],
-      sizeBytes,
-    });
-    entries.push({ name: `${name}.scale`, dtype: "F32", shape: [shape[0]], sizeBytes: 4 * shape[0] });
-  }
+  const { entries, metadata } = fileEntries(table, scheme);
 
   await Deno.mkdir(out, { recursive: true });
   await Deno.writeTextFile(join(out, "config.json"), JSON.stringify(json));

@@ -11,7 +11,7 @@ import { RequestError } from "../errors.ts";
 import type { ModelFiles, WeightFormat } from "../types.ts";
 import type { ModelConfig } from "./config.ts";
 import { checkScheme, dequantize, packedBytes, quantizeInt4, quantizeInt8 } from "./quantize.ts";
-import { openTensors, type TensorFiles } from "./safetensors.ts";
+import { openTensors, type TensorEntry, type TensorFiles } from "./safetensors.ts";
 import { canonicalName, EMBEDDING, tensorTable } from "./table.ts";
 import type { TensorSpec } from "./table.ts";
 
@@ -148,6 +148,29 @@ function locate(
     located.set(name, { spec, scheme, data: names.get(`${name}.q`)!, scale: shapeOf(`${name}.scale`, [n]) });
   }
   return located;
+}
+
+/** Entries and metadata of a file that holds every tensor of a table, in its order, each in the scheme given. */
+export function fileEntries(
+  table: readonly TensorSpec[],
+  schemeOf: (spec: TensorSpec) => Scheme,
+): { entries: TensorEntry[]; metadata: Record<string, string> } {
+  const entries: TensorEntry[] = [];
+  const metadata: Record<string, string> = { format: "pt" };
+  for (const spec of table) {
+    const { name, shape } = spec;
+    const scheme = schemeOf(spec);
+    const sizeBytes = packedBytes(scheme, shape[0], width(spec));
+    if (scheme === "f32") {
+      entries.push({ name, dtype: "F32", shape, sizeBytes });
+      continue;
+    }
+    metadata[weightPart(spec)] = scheme;
+    const dtype = scheme === "int4-g32-p8" ? "U8" : "I8";
+    entries.push({ name: `${name}.q`, dtype, shape: [sizeBytes], sizeBytes });
+    entries.push({ name: `${name}.scale`, dtype: "F32", shape: [shape[0]], sizeBytes: 4 * shape[0] });
+  }
+  return { entries, metadata };
 }
 
 /** f32 [N, K] in a scheme. */
