@@ -16,6 +16,7 @@ export type ErrorCode =
   | "parameter_invalid" // a number or a name out of its range
   | "prompt_too_long" // the prompt does not fit the model's context
   | "model_invalid" // a model directory whose files do not fit together
+  | "model_too_large" // its weights do not fit the backend's memory
   | "overloaded" // more requests waiting than the queue holds
   | "cancelled"; // the caller went away
 

@@ -74,16 +74,28 @@ export interface PipelineParts {
 /**
  * Loads a model into the backend.
  *
- * @throws {RequestError} `model_invalid`, naming the file or tensor, what was expected and what was found.
+ * @throws {RequestError} `model_invalid`, naming the file or tensor, what was expected and what was found;
+ * `model_too_large` before anything is read, with needed and available bytes.
  */
 export async function createPipeline(parts: PipelineParts): Promise<Pipeline> {
   const { backend, files, weights: format } = parts;
   const config = await readConfig(files);
   const tokenizer = await loadTokenizer(files);
   const weights = await openWeights(files, config, format);
+  if (weights.sizeBytes > backend.availableBytes) {
+    throw new RequestError(
+      "model_too_large",
+      `Cannot load the model in ${files.place}: its weights take ${gigabytes(weights.sizeBytes)}, ` +
+        `the ${backend.name} backend has ${gigabytes(backend.availableBytes)}; int4 weights would be smaller`,
+    );
+  }
   const vision = await loadVision(backend, weights);
   const decoder = await loadDecoder(backend, weights, parts.slidingWindow);
   return new LocalPipeline(parts, config, tokenizer, vision, decoder);
+}
+
+function gigabytes(bytes: number): string {
+  return `${(bytes / 1e9).toFixed(2)} GB`;
 }
 
 /** A question after all checks: everything the stages need. */

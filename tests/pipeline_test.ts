@@ -207,6 +207,15 @@ Deno.test("sampling: a seed repeats its answer, and ids from the image token upw
   for (const id of [...a, ...c]) assert.ok(id < pipeline.model.vocabulary && id !== 0 && id !== 2, `${id}`);
 });
 
+Deno.test("a model that does not fit is refused before anything is read, with needed and available bytes", async () => {
+  const files = memoryFiles(directoryBytes(`${CHECKPOINTS}pg1`), "pg1");
+  const backend = createWasmBackend({ simd, relaxed }, { maxBytes: 1_000_000 });
+  await assert.rejects(createPipeline({ backend, files, name: "pg1", weights: "f32" }), {
+    code: "model_too_large",
+    message: /model in pg1: its weights take \d\.\d\d GB, the wasm backend has 0\.00 GB/,
+  });
+});
+
 const wrong: [string, object, string, RegExp][] = [
   ["no picture", { images: [] }, "image_missing", /at least one picture/],
   ["not a picture", { images: [new TextEncoder().encode("hello")] }, "image_unsupported", /JPEG, PNG/],

@@ -72,6 +72,9 @@ export interface Backend {
   /** Bytes the backend holds now: weights and activations. */
   readonly sizeBytes: number;
 
+  /** Bytes that it can still take; Infinity where nobody knows. */
+  readonly availableBytes: number;
+
   /** New activations; the contents are unspecified until written. */
   tensor(rows: number, cols: number): Tensor;
   /** Rows [row, row + rows) and columns [col, col + cols) of `t`, sharing its memory; columns default to all. */

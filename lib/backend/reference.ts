@@ -74,6 +74,7 @@ export function createReferenceBackend(): Backend {
 
 class ReferenceBackend implements Backend {
   readonly name = "reference";
+  readonly availableBytes = Infinity;
   sizeBytes = 0;
 
   tensor(rows: number, cols: number): Tensor {

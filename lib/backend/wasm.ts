@@ -66,6 +66,10 @@ class Wasm implements WasmBackend {
     return this.#arena.usedBytes - (this.#scratch?.size ?? 0) - (this.#rotation?.piece.size ?? 0);
   }
 
+  get availableBytes(): number {
+    return this.#arena.availableBytes;
+  }
+
   get memoryBytes(): number {
     return this.#arena.memory.buffer.byteLength;
   }

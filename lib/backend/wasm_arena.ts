@@ -70,6 +70,11 @@ export class Arena {
     this.memory = new WebAssembly.Memory({ initial: 2, maximum });
   }
 
+  /** Bytes not in live pieces, up to the limit; the largest gap may be smaller. */
+  get availableBytes(): number {
+    return Math.floor(this.#maxBytes / PAGE) * PAGE - this.usedBytes;
+  }
+
   /** Keeps [0, bytes) for the module's own stack and constants. Once, before the first allocation. */
   reserve(bytes: number): void {
     this.#top = align(bytes);

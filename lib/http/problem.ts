@@ -21,6 +21,7 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   parameter_invalid: 400,
   prompt_too_long: 400,
   model_invalid: 500,
+  model_too_large: 500,
   overloaded: 503,
   cancelled: 499, // nginx's number; nobody is left to read it
   not_found: 404,

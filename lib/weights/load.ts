@@ -25,6 +25,8 @@ export interface Weights {
   vector(name: string): Promise<Float32Array>;
   /** A matrix [N, K], trailing axes flattened into K, in the format of the whole or in the scheme asked for. */
   matrix(name: string, scheme?: Scheme): Promise<StoredMatrix>;
+  /** Bytes of all matrices and vectors as the backend will hold them. */
+  readonly sizeBytes: number;
   /** The same weights, those named read already, in as few reads as their places in the files allow. */
   gather(names: readonly string[]): Promise<Weights>;
 }
@@ -77,6 +79,17 @@ class StoredWeights implements Weights {
     private readonly places: ReadonlyMap<string, Located>,
   ) {}
 
+  get sizeBytes(): number {
+    return this.places.values().reduce(
+      (sum, it) => sum + packedBytes(this.#scheme(it), it.spec.shape[0], width(it.spec)),
+      0,
+    );
+  }
+
+  #scheme({ spec, scheme }: Located): Scheme {
+    return this.format === "as-stored" ? scheme : schemeFor(spec, this.format);
+  }
+
   #place(name: string): Located {
     const place = this.places.get(name);
     if (!place) throw new RangeError(`No tensor "${name}" in the table of this model`);
@@ -88,9 +101,10 @@ class StoredWeights implements Weights {
   }
 
   async matrix(name: string, wanted?: Scheme): Promise<StoredMatrix> {
-    const { spec, scheme: found, data, scale } = this.#place(name);
+    const place = this.#place(name);
+    const { spec, scheme: found, data, scale } = place;
     const [n, k] = [spec.shape[0], width(spec)];
-    const scheme = wanted ?? (this.format === "as-stored" ? found : schemeFor(spec, this.format));
+    const scheme = wanted ?? this.#scheme(place);
     if (!scale) return pack(scheme, await this.stored.f32(data), n, k);
     const matrix = {
       scheme: found,

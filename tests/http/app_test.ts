@@ -106,6 +106,7 @@ Deno.test("every code has its status, thrown before the answer or within it", as
     parameter_invalid: 400,
     prompt_too_long: 400,
     model_invalid: 500,
+    model_too_large: 500,
     overloaded: 503,
     cancelled: 499,
   };
