@@ -23,6 +23,8 @@ WORD_BIT = 7
 # How often each task is asked of a picture, and what its answer weighs in the loss.
 PLAN = [("caption", 1, 2.5), ("ocr", 1, 2.0), ("colour", 2, 1.5), ("shape", 1, 1.0), ("detect", 3, 2.5), ("where", 1, 1.0),
         ("yesno", 2, 1.0), ("count", 2, 1.2)]
+# Asked where the row has room.
+EXTRA = [("colour", 1, 1.5), ("shape", 1, 1.0), ("where", 1, 1.0), ("detect", 1, 2.5), ("yesno", 1, 1.0)]
 
 
 def shrink(pixels):
@@ -99,23 +101,24 @@ class Packer:
 
     def row(self, scene, rng):
         """ids, position, question number (-1 padding), prefix?, target (-1 none), weight, bits; each [LENGTH]."""
-        questions = []
-        for task, times, weight in PLAN:
+        questions, used = [], 0
+        for task, times, weight in PLAN + EXTRA:
             for _ in range(times):
                 q = S.ASK[task](scene, rng)
                 if q is None and task == "ocr" and rng.random() < 0.1:
                     q = S.Question("ocr", "ocr", [""])
-                if q and not (task == "caption" and not q.answers[0]) and all(q.prompt != o.prompt for o, _ in questions):
-                    questions.append((q, weight))
+                if not q or task == "caption" and not q.answers[0] or any(q.prompt == o[0].prompt for o in questions):
+                    continue
+                prefix, answer = self.prefix(q.prompt), self.t.encode(q.answers[0])
+                if used + len(prefix) + len(answer) <= LENGTH:
+                    used += len(prefix) + len(answer)
+                    questions.append((q, weight, prefix, answer))
         rng.shuffle(questions)
         out = np.zeros((7, LENGTH), np.float32)
         out[2], out[4] = -1, -1
         at = number = 0
-        for q, weight in questions:
-            prefix, answer = self.prefix(q.prompt), self.t.encode(q.answers[0])
+        for q, weight, prefix, answer in questions:
             n, m = len(prefix), len(answer)
-            if at + n + m > LENGTH:
-                continue
             s = slice(at, at + n + m)
             out[0, s] = prefix + answer
             out[1, s] = range(PATCHES ** 2, PATCHES ** 2 + n + m)

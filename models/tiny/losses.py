@@ -116,10 +116,10 @@ def look(caches, mask, rows, dense, layers=((1, 0.5), (2, 1.0))):
 
 
 def answer_loss(states, table, rows, loc0, sigma):
-    """Weighted cross entropy of the answers; places spread over their neighbours. -> loss, {what: accuracy}."""
-    target, weight = rows[4].long(), rows[5]
-    on = target >= 0
-    h, t, w = states[on].float(), target[on], weight[on]
+    """Weighted cross entropy of the answers; places spread over their neighbours. states [N, D]: the rows that have a
+    target. -> loss, {what: accuracy}."""
+    on = rows[4] >= 0
+    h, t, w = states.float(), rows[4][on].long(), rows[5][on]
     logits = h @ table.float().T
     logp = logits.log_softmax(-1)
     place = (t >= loc0) & (t < loc0 + 1024)

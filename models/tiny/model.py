@@ -109,8 +109,9 @@ class DecoderLayer(nn.Module):
         self.gate_up = Linear(d, 2 * c["mlp"], False, 4)
         self.down = Linear(c["mlp"], d, False, 4, 0.3 * c["mlp"] ** -0.5)
 
-    def forward(self, x, mask, cos, sin, past=None):
-        """`mask` is added to the scores; `past` are keys and values to put in front. Returns x and (q, k, v)."""
+    def forward(self, x, mask, cos, sin, past=None, only=None):
+        """`mask` is added to the scores; `past` are keys and values to put in front; with `only` (bool [B, S]) the
+        result holds these rows alone. Returns x and (q, k, v)."""
         b, s, d = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, s, self.heads + 2, self.dim).transpose(1, 2)
         q, k, v = qkv.split([self.heads, 1, 1], 1)
@@ -119,7 +120,10 @@ class DecoderLayer(nn.Module):
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         h = q.shape[1]
         a = F.scaled_dot_product_attention(q, k.expand(-1, h, -1, -1), v.expand(-1, h, -1, -1), attn_mask=mask)
-        x = x + self.out(a.transpose(1, 2).reshape(b, s, -1))
+        a = a.transpose(1, 2).reshape(b, s, -1)
+        if only is not None:
+            a, x = a[only], x[only]
+        x = x + self.out(a)
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.gelu(gate, approximate="tanh") * up), (q, k, v)
 
@@ -158,6 +162,21 @@ class Tiny(nn.Module):
         for i, layer in enumerate(self.layers):
             x, cache = layer(x, mask, cos, sin, past[i] if past is not None else None)
             caches.append(cache)
+        return self.norm(x), caches
+
+    def body(self, x, mask, cos, sin):
+        """All layers but the last, for training."""
+        caches = []
+        for layer in self.layers[:-1]:
+            x, cache = layer(x, mask, cos, sin)
+            caches.append(cache)
+        return x, caches
+
+    def decode_only(self, x, mask, positions, only, body=None):
+        """As `decode`, for the rows `only` -> [N, D]; the last layer's MLP is spared on the others."""
+        cos, sin = (t.to(x.dtype) for t in self.rope(positions))
+        x, caches = (body or self.body)(x, mask, cos, sin)
+        x, _ = self.layers[-1](x, mask, cos, sin, only=only)
         return self.norm(x), caches
 
     def words(self, ids, table=None):

@@ -130,6 +130,7 @@ def train(args):
     writer = csv.writer(curve)
     sums, since, saved, tested = {}, 0, time.time(), time.time()
     vision = torch.compile(run.model.vision) if args.compile else run.model.vision
+    body = torch.compile(run.model.body) if args.compile else None
     clock = time.time()
     while run.progress() < 1:
         if not run.model.fake and stage == "joint" and run.progress() > 1 - args.quantised:
@@ -152,9 +153,10 @@ def train(args):
                 x = torch.cat([tokens, run.model.words(rows[0].long(), table).to(tokens.dtype)], 1)
                 position = torch.arange(64.0).expand(rows.shape[1], -1)
                 score = torch.zeros(seen.shape, dtype=tokens.dtype).masked_fill(~seen, -1e9)[:, None]
-                states, caches = run.model.decode(x, score, torch.cat([position, rows[1]], 1))
+                only = torch.cat([torch.zeros_like(position, dtype=torch.bool), rows[4] >= 0], 1)
+                states, caches = run.model.decode_only(x, score, torch.cat([position, rows[1]], 1), only, body)
                 looking, found = look(caches, seen, rows, dense)
-            answer, more = answer_loss(states[:, 64:], table, rows, run.t.loc0, sigma)
+            answer, more = answer_loss(states, table, rows, run.t.loc0, sigma)
             loss = answer + args.dense * loss + args.look * looking
             stats = {**stats, **more, "look": found, "answer": answer.item()}
         loss.backward()
