@@ -275,12 +275,12 @@ function checkDecoder(model: OnnxModel, config: DecoderConfig): readonly OnnxVal
       );
     }
   }
-  const caches = Array.from({ length: config.layers }, (_, i) => [`${i}.key`, `${i}.value`]).flat();
+  const parts = Array.from({ length: config.layers }, (_, i) => [`${i}.key`, `${i}.value`]).flat();
   const missing = (values: readonly OnnxValue[], wanted: string[]) =>
     wanted.find((name) => !values.some((it) => it.name === name));
-  const noInput = missing(inputs, ["inputs_embeds", ...caches.map((it) => `past_key_values.${it}`)]);
+  const noInput = missing(inputs, ["inputs_embeds", ...parts.map((it) => `past_key_values.${it}`)]);
   if (noInput) refuse(model, `an input ${noInput}`, names(inputs));
-  const noOutput = missing(outputs, ["logits", ...caches.map((it) => `present.${it}`)]);
+  const noOutput = missing(outputs, ["logits", ...parts.map((it) => `present.${it}`)]);
   if (noOutput) refuse(model, `an output ${noOutput}`, names(outputs));
   for (const { name, dims } of inputs) {
     const wanted = name === "inputs_embeds"
@@ -294,7 +294,7 @@ function checkDecoder(model: OnnxModel, config: DecoderConfig): readonly OnnxVal
     if (!fits) refuse(model, `${name} [${wanted.map((it) => it < 0 ? "any" : it)}]`, `[${dims}]`);
   }
   const extra = inputs.find(({ name }) =>
-    name.startsWith("past_key_values.") && !caches.includes(name.slice("past_key_values.".length))
+    name.startsWith("past_key_values.") && !parts.includes(name.slice("past_key_values.".length))
   );
   if (extra) refuse(model, `a cache of ${config.layers} layers`, `an input ${extra.name}`);
   return inputs;
