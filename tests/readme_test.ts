@@ -36,7 +36,7 @@ const curl = await new Deno.Command("curl", { args: ["--version"] }).output().th
 /** Times, rates and what follows from the machine, as one sign. */
 function masked(text: string): string[] {
   return text.trim().split("\n").map((line) =>
-    line.trimEnd().replaceAll(/\d+(\.\d+)?(?= ?ms\b| ?s\b)|\d+\.\d{3,}|\d+e-\d+/g, "#")
+    line.trimEnd().replaceAll(/(?<="logprob":)[^,}]+|\d+(\.\d+)?(?= ?ms\b| ?s\b)|\d+\.\d+/g, "#")
   );
 }
 
