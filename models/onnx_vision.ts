@@ -18,11 +18,8 @@ export async function writeVision(ops: OnnxOps, format: "f32" | "int8"): Promise
 
   const pixels = file.input("pixel_values", DataType.f32, ["batch_size", 3, imageSize, imageSize]);
   const embedding = `${tower}embeddings.patch_embedding`;
-  const kernel = await file.tensor(
-    `${embedding}.weight`,
-    [width, 3, patch, patch],
-    await weights.vector(`${embedding}.weight`),
-  );
+  const { data } = await weights.matrix(`${embedding}.weight`, "f32");
+  const kernel = await file.tensor(`${embedding}.weight`, [width, 3, patch, patch], data as Float32Array);
   const grid = ops.node("Conv", [pixels, kernel, await ops.vector(`${embedding}.bias`)], {
     kernel_shape: [patch, patch],
     strides: [patch, patch],

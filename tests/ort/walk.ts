@@ -83,6 +83,17 @@ export function worst(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return max;
 }
 
+/** Root of the mean squared difference, as a share of the size of b. */
+export function relative(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  assert.equal(a.length, b.length);
+  let [difference, power] = [0, 0];
+  for (let i = 0; i < a.length; i++) {
+    difference += (a[i] - b[i]) ** 2;
+    power += b[i] ** 2;
+  }
+  return Math.sqrt(difference / power);
+}
+
 /** [3, H, W] as [H, W, 3]. */
 function interleaved([red, green, blue]: number[][][]): Uint8Array {
   return Uint8Array.from(
