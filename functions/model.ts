@@ -10,7 +10,9 @@ import {
   type PipelineParts,
   RequestError,
 } from "../lib/mod.ts";
+import { createThreadedBackend } from "../lib/backend/threads.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
+import * as shared from "../wasm/kernels_shared.js";
 
 /** The bundled model. */
 export const TINY = join(import.meta.dirname!, "../models/tiny");
@@ -62,6 +64,8 @@ export function directoryFiles(directory: string): ModelFiles {
 /** How to load a model; everything has a default but the directory. */
 export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name">> {
   readonly backend?: "reference" | "wasm";
+  /** Threads of the WASM backend, 1 by default. The answers are the same. */
+  readonly threads?: number;
 }
 
 /**
@@ -71,10 +75,14 @@ export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "f
  */
 export function loadModel(
   directory: string,
-  { backend = "wasm", ...parts }: ModelOptions = {},
+  { backend = "wasm", threads = 1, ...parts }: ModelOptions = {},
 ): Promise<Pipeline> {
   return createPipeline({
-    backend: backend === "wasm" ? createWasmBackend({ simd, relaxed }) : createReferenceBackend(),
+    backend: backend === "reference"
+      ? createReferenceBackend()
+      : threads === 1
+      ? createWasmBackend({ simd, relaxed })
+      : createThreadedBackend(shared, { threads }),
     files: directoryFiles(directory),
     name: resolve(directory).split("/").at(-1)!,
     ...parts,

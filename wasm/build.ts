@@ -1,8 +1,10 @@
 // deno-lint-ignore-file no-console -- a command; its words go to the terminal
 /**
- * Builds the kernels: one C source, two modules, plain SIMD and relaxed SIMD.
+ * Builds the kernels: one C source, two modules, plain SIMD and relaxed SIMD, and each again for a memory that threads
+ * share. Those differ in one bit, which says that the imported memory is a shared one: the kernels need no atomic
+ * operations, since the threads wait for one another outside of them.
  *
- *     deno task wasm           writes wasm/kernels_simd.wasm and wasm/kernels_relaxed.wasm
+ *     deno task wasm           writes wasm/kernels_{simd,relaxed}.wasm and wasm/kernels_{simd,relaxed}_shared.wasm
  *     deno task wasm --check   builds and compares with the committed files instead
  *
  * Needs clang 19 and lld 19 (Debian and Ubuntu: `apt install clang-19 lld-19`). The build is reproducible to the
@@ -34,11 +36,16 @@ const FLAGS = [
   "-Wl,-z,stack-size=65536",
   "-Wl,--stack-first",
   "-Wl,--export=__heap_base",
+  // Instances that share a memory get a stack each.
+  "-Wl,--export=__stack_pointer",
 ];
 const BUILDS = [
   { name: "kernels_simd.wasm", flags: [] },
   { name: "kernels_relaxed.wasm", flags: ["-mrelaxed-simd"] },
 ];
+
+/** The import of `env.memory`, up to the flags of its limits: 1 has a maximum, 3 has one and is shared. */
+const MEMORY = "\x03env\x06memory\x02\x01";
 
 const check = Deno.args.includes("--check");
 const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).filter((it) =>
@@ -70,6 +77,21 @@ function build(name: string, flags: string[]): boolean {
     return !must;
   }
   const made = Deno.readFileSync(output);
+  const both = [keep(name, made), keep(name.replace(".wasm", "_shared.wasm"), shared(made))];
+  return both.every(Boolean);
+}
+
+function shared(module: Uint8Array): Uint8Array {
+  const text = String.fromCharCode(...module.subarray(0, 4096));
+  const at = text.indexOf(MEMORY);
+  if (at < 0) throw new Error("Cannot share the memory: expected an import of env.memory, found none");
+  const copy = module.slice();
+  copy[at + MEMORY.length - 1] = 3;
+  return copy;
+}
+
+/** Writes a module, or compares it with the committed one. */
+function keep(name: string, made: Uint8Array): boolean {
   const committed = join(FOLDER, name);
   if (!check) {
     Deno.writeFileSync(committed, made);

@@ -1,11 +1,13 @@
 /**
- * The operations in C kernels (`wasm/src`), on one thread, in one growing memory that this file owns.
+ * The operations in C kernels (`wasm/src`), in one growing memory that this file owns. On one thread, unless
+ * `threads.ts` lends more.
  *
  * Every operation runs when it is issued. Weights are packed in panels of 8 columns when they are taken in, so the
  * kernels read them as one stream; activations stay row-major, and a product packs the rows it needs as it goes.
  */
 
 import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+import { alone, type Crew } from "./crew.ts";
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
 import { Arena, type Piece, WasmTensor } from "./wasm_arena.ts";
@@ -17,7 +19,9 @@ import {
   type Kernels,
   type Multiplier,
   probeMultiplier,
+  STACK_BYTES,
 } from "./wasm_kernels.ts";
+import { attentionUnits } from "./wasm_parts.ts";
 import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
@@ -47,23 +51,46 @@ export function createWasmBackend(
   return new Wasm(kernels instanceof WebAssembly.Module ? kernels : chooseKernels(kernels), options);
 }
 
-class Wasm implements WasmBackend {
+/** Threads to be had: how many, the leader included, and what makes them a crew once the memory is there. */
+export interface Hands {
+  readonly threads: number;
+  /** `stacks`: where the stack of each thread but the leader's begins. */
+  hire(kernels: Kernels, memory: WebAssembly.Memory, stacks: readonly number[]): Crew;
+}
+
+/** What a value costs on one thread in nanoseconds, roughly, in operations on rows. */
+const ROW_NS = 0.5;
+/** The same for a query's value times a key's, and its weight times a value's. */
+const ATTEND_NS = 0.05;
+
+/** The backend itself; with `hands`, the module is one for a shared memory. */
+export class Wasm implements WasmBackend {
   readonly name = "wasm";
   readonly #arena: Arena;
   readonly #kernels: Kernels;
+  readonly #crew: Crew;
+  readonly #stacksBytes: number;
   readonly #multiplier: Multiplier;
   #scratch: Piece | undefined;
   #rotation: { key: string; piece: Piece } | undefined;
 
-  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions) {
-    this.#arena = new Arena(maxBytes);
-    this.#kernels = instantiate(module, this.#arena.memory);
+  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions, hands?: Hands) {
+    this.#arena = new Arena(maxBytes, hands !== undefined);
+    const { memory } = this.#arena;
+    this.#kernels = instantiate(module, memory);
     this.#arena.reserve(this.#kernels.__heap_base.value);
     this.#multiplier = multiplier ?? probeMultiplier(this.#kernels);
+    const stacks = Array.from({ length: (hands?.threads ?? 1) - 1 }, () => {
+      const { start, size } = this.#arena.allocate(STACK_BYTES, "the stack of a thread");
+      return start + size;
+    });
+    this.#stacksBytes = this.#arena.usedBytes;
+    this.#crew = hands?.hire(this.#kernels, memory, stacks) ?? alone(this.#kernels);
   }
 
   get sizeBytes(): number {
-    return this.#arena.usedBytes - (this.#scratch?.size ?? 0) - (this.#rotation?.piece.size ?? 0);
+    const scratch = (this.#scratch?.size ?? 0) + (this.#rotation?.piece.size ?? 0);
+    return this.#arena.usedBytes - this.#stacksBytes - scratch;
   }
 
   get availableBytes(): number {
@@ -120,7 +147,7 @@ class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("linear", to, from);
     const { bias, activation, residual } = options;
-    multiply(this.#kernels, this.#reserve, to, from, [{
+    multiply(this.#crew, this.#reserve, to, from, [{
       w: whole(w),
       finish: {
         bias: bias ? inside(bias).start : 0,
@@ -135,7 +162,7 @@ class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("gated", to, from);
     const finish = { bias: 0, residual: undefined };
-    multiply(this.#kernels, this.#reserve, to, from, [
+    multiply(this.#crew, this.#reserve, to, from, [
       { w: whole(gate), finish: { ...finish, mode: FINISH.gelu } },
       { w: whole(up), finish: { ...finish, mode: FINISH.multiply } },
     ]);
@@ -145,19 +172,22 @@ class Wasm implements WasmBackend {
     shapes.checkNorm("layerNorm", out, x, weight, bias);
     const [o, i] = [inside(out), inside(x)];
     const [w, b] = [inside(weight), inside(bias)];
-    this.#kernels.layer_norm(o.start, o.stride, i.start, i.stride, i.rows, i.cols, w.start, b.start, eps);
+    const args = [o.start, o.stride, i.start, i.stride, i.cols, w.start, b.start, eps];
+    this.#crew.run("layer_norm", args, i.rows, i.rows * i.cols * ROW_NS);
   }
 
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void {
     shapes.checkNorm("rmsNorm", out, x, weight);
     const [o, i] = [inside(out), inside(x)];
-    this.#kernels.rms_norm(o.start, o.stride, i.start, i.stride, i.rows, i.cols, inside(weight).start, eps);
+    const args = [o.start, o.stride, i.start, i.stride, i.cols, inside(weight).start, eps];
+    this.#crew.run("rms_norm", args, i.rows, i.rows * i.cols * ROW_NS);
   }
 
   add(out: Tensor, x: Tensor): void {
     shapes.checkAdd(out, x);
     const [o, i] = [inside(out), inside(x)];
-    this.#kernels.add(o.start, o.stride, i.start, i.stride, i.rows, i.cols);
+    const args = [o.start, o.stride, i.start, i.stride, i.cols];
+    this.#crew.run("add", args, i.rows, i.rows * i.cols * ROW_NS);
   }
 
   rope(x: Tensor, headDim: number, position: number, theta: number): void {
@@ -165,7 +195,8 @@ class Wasm implements WasmBackend {
     const { start, rows, cols, stride } = inside(x);
     const half = headDim / 2;
     const table = this.#angles(rows, half, position, theta);
-    this.#kernels.rope(start, stride, rows, cols / headDim, half, table, table + rows * half * 4);
+    const args = [start, stride, cols / headDim, half, table, table + rows * half * 4];
+    this.#crew.run("rope", args, rows, rows * cols * ROW_NS);
   }
 
   attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void {
@@ -173,31 +204,16 @@ class Wasm implements WasmBackend {
     const { heads, kvHeads, headDim, scale, softcap = 0, start, prefix } = options;
     const window = Math.min(options.window ?? Infinity, 2 ** 31);
     const [o, qs, ks, vs] = [inside(out), inside(q), inside(k), inside(v)];
-    const scratch = this.#reserve(ks.rows * 16);
+    const scratchBytes = ks.rows * 16;
+    const scratch = this.#reserve(scratchBytes * this.#crew.threads);
     const group = heads / kvHeads;
-    for (let head = 0; head < kvHeads; head++) {
-      const [query, shared] = [head * group * headDim * 4, head * headDim * 4];
-      this.#kernels.attention(
-        o.start + query,
-        o.stride,
-        qs.start + query,
-        qs.stride,
-        ks.start + shared,
-        ks.stride,
-        vs.start + shared,
-        vs.stride,
-        qs.rows,
-        ks.rows,
-        group,
-        headDim,
-        scale,
-        softcap,
-        start,
-        Math.max(prefix, 0),
-        window,
-        scratch,
-      );
-    }
+    const args = [
+      ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],
+      ...[qs.rows, ks.rows, kvHeads, group, headDim, scale, softcap, start, Math.max(prefix, 0), window],
+      ...[scratch, scratchBytes],
+    ];
+    const units = attentionUnits(qs.rows, kvHeads, group);
+    this.#crew.run("attention", args, units, qs.rows * ks.rows * heads * headDim * ATTEND_NS);
   }
 
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {

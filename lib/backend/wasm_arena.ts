@@ -60,14 +60,14 @@ export class Arena {
   #top = 0;
   readonly #maxBytes: number;
 
-  /** A memory that may grow to `maxBytes`, itself at most 4 GiB less one page. */
-  constructor(maxBytes: number) {
+  /** A memory that may grow to `maxBytes`, itself at most 4 GiB less one page; `shared` between threads or not. */
+  constructor(maxBytes: number, shared = false) {
     this.#maxBytes = Math.min(maxBytes, MAX_BYTES);
     const maximum = Math.floor(this.#maxBytes / PAGE);
     if (maximum < 2) {
       throw new RangeError(`Cannot make a memory of ${maxBytes} bytes: expected ${2 * PAGE} or more`);
     }
-    this.memory = new WebAssembly.Memory({ initial: 2, maximum });
+    this.memory = new WebAssembly.Memory({ initial: 2, maximum, shared });
   }
 
   /** Bytes not in live pieces, up to the limit; the largest gap may be smaller. */
@@ -75,7 +75,7 @@ export class Arena {
     return Math.floor(this.#maxBytes / PAGE) * PAGE - this.usedBytes;
   }
 
-  /** Keeps [0, bytes) for the module's own stack and constants. Once, before the first allocation. */
+  /** Keeps [0, bytes) for the stacks and constants of the module's instances. Once, before the first allocation. */
   reserve(bytes: number): void {
     this.#top = align(bytes);
   }

@@ -31,6 +31,8 @@ export interface Kernels extends
     Kernel
   > {
   readonly __heap_base: WebAssembly.Global;
+  /** Where the stack begins; it grows down. */
+  readonly __stack_pointer: WebAssembly.Global;
   /** Steps of four k that may be summed in 16 bits: 8, 4 or 1. */
   bound_int8(w: number, padded: number, panels: number): number;
   /** What the engine makes of a dot product out of range. */
@@ -75,22 +77,31 @@ const RELAXED_PROBE = new Uint8Array([
   0xfd, 0x92, 2, 0x0b,
 ]);
 
-/** Kernels of a module in a memory that it imports. */
-export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memory): Kernels {
-  return new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as Kernels;
+/** Bytes of the stack of one instance, as `wasm/build.ts` sets it. */
+export const STACK_BYTES = 65_536;
+
+/** Kernels of a module in a memory that it imports; where instances share one, each needs a stack of its own. */
+export function instantiate(
+  module: WebAssembly.Module,
+  memory: WebAssembly.Memory,
+  stack = STACK_BYTES,
+): Kernels {
+  const kernels = new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as Kernels;
+  kernels.__stack_pointer.value = stack;
+  return kernels;
 }
 
 /**
  * The fastest build that this engine runs and that computes correctly here: relaxed SIMD where it validates and
- * passes the self-test, otherwise plain SIMD.
+ * passes the self-test, otherwise plain SIMD. `shared`: the builds are those for a memory that threads share.
  *
  * @throws {TypeError} when the plain build fails the self-test too; the message names the kernel.
  */
-export function chooseKernels(builds: Builds): WebAssembly.Module {
-  if (builds.relaxed && WebAssembly.validate(RELAXED_PROBE) && !selfTest(builds.relaxed)) {
+export function chooseKernels(builds: Builds, shared = false): WebAssembly.Module {
+  if (builds.relaxed && WebAssembly.validate(RELAXED_PROBE) && !selfTest(builds.relaxed, shared)) {
     return builds.relaxed;
   }
-  const wrong = selfTest(builds.simd);
+  const wrong = selfTest(builds.simd, shared);
   if (wrong) throw new TypeError(`Broken engine: ${wrong}`);
   return builds.simd;
 }
@@ -99,8 +110,8 @@ export function chooseKernels(builds: Builds): WebAssembly.Module {
  * Runs small products and compares them with plain loops, on values that every engine must get right. Some engines
  * have had wrong relaxed operations. Returns what was wrong, or undefined.
  */
-export function selfTest(module: WebAssembly.Module): string | undefined {
-  const memory = new WebAssembly.Memory({ initial: 4, maximum: 4 });
+export function selfTest(module: WebAssembly.Module, shared = false): string | undefined {
+  const memory = new WebAssembly.Memory({ initial: 4, maximum: 4, shared });
   const kernels = instantiate(module, memory);
   const from = Math.ceil(kernels.__heap_base.value / 64) * 64;
   return floatTest(kernels, memory, from) ?? integerTest(kernels, memory, from);

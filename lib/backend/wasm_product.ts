@@ -4,14 +4,19 @@
  */
 
 import type { Matrix, Scheme, StoredMatrix } from "./backend.ts";
+import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Arena, Piece, WasmTensor } from "./wasm_arena.ts";
 import type { Kernels, Multiplier } from "./wasm_kernels.ts";
+import { TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
-/** Rows of a tile. */
-const TILE = 4;
+
+/** What a value costs on one thread in nanoseconds, roughly: to pack, to multiply with, to read for one row. */
+const PACK_NS = 0.3;
+const MULTIPLY_NS: Record<Scheme, number> = { f32: 0.04, "int8-p8-s4": 0.01, "int4-g32-p8": 0.013 };
+const READ_NS: Record<Scheme, number> = { f32: 0.16, "int8-p8-s4": 0.04, "int4-g32-p8": 0.022 };
 
 /** A matrix and what the kernels read beside it; all in one piece. */
 export class WasmMatrix implements Matrix {
@@ -85,7 +90,7 @@ function packPanels({ n, k, data }: StoredMatrix, panels: Float32Array): void {
 
 /** out = x · Wᵀ for one matrix after the other, each finished in its own way; the shapes are checked. */
 export function multiply(
-  kernels: Kernels,
+  crew: Crew,
   scratch: Scratch,
   out: WasmTensor,
   x: WasmTensor,
@@ -101,8 +106,8 @@ export function multiply(
       const { residual } = finish;
       const added = residual ? residual.start + row * residual.stride * 4 : 0;
       // Activations are packed once for matrices that read them the same way.
-      if (packed?.scheme !== w.scheme) packed = pack(kernels, scratch, from, w);
-      product(kernels, packed, to, w, finish, added);
+      if (packed?.scheme !== w.scheme) packed = pack(crew, scratch, from, w);
+      product(crew, packed, to, w, finish, added);
     }
   }
 }
@@ -115,67 +120,64 @@ interface Packed {
   readonly scales: number;
   /** int8: zero points, int4: presets. */
   readonly zeros: number;
-  /** int4: room for one unpacked panel. */
+  /** int4: room for one unpacked panel a thread. */
   readonly panel: number;
 }
 
-function pack(kernels: Kernels, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packed {
+function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packed {
   const { scheme, padded } = w;
   const { rows, stride } = x;
   const tiled = rows > 1 ? roundUp(rows, TILE) : 1;
+  const [tiles, cost] = [tiled / TILE, tiled * padded * PACK_NS];
   if (scheme === "f32") {
     const values = rows > 1 ? scratch(tiled * padded * 4) : x.start;
-    if (rows > 1) kernels.pack_f32(values, x.start, stride, rows, padded);
+    if (rows > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
     return { scheme, rows, values, scales: 0, zeros: 0, panel: 0 };
   }
-  // A row alone lies straight; in a tile, four bytes of each row in turn.
-  const step = rows > 1 ? 16 : 4;
   const size = roundUp(tiled * padded, 16);
   const zerosSize = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
-  const values = scratch(size + roundUp(zerosSize, 16) + roundUp(tiled * 4, 16) + padded * PANEL);
+  const panels = scheme === "int4-g32-p8" && rows > 1 ? crew.threads * padded * PANEL : 0;
+  const values = scratch(size + roundUp(zerosSize, 16) + roundUp(tiled * 4, 16) + panels);
   const zeros = values + size;
   const scales = zeros + roundUp(zerosSize, 16);
   const panel = scales + roundUp(tiled * 4, 16);
-  for (let row = 0; row < rows; row++) {
-    const [tile, lane] = [row - row % TILE, row % TILE];
-    const from = x.start + row * stride * 4;
-    const to = values + tile * padded + lane * 4;
-    if (scheme === "int8-p8-s4") {
-      kernels.quantize7(to, step, from, x.cols, padded, zeros + row * 4, scales + row * 4);
-    } else {
-      const presets = zeros + tile * (padded / GROUP) * 4 + lane * 4;
-      kernels.quantize8(to, presets, step, from, x.cols, padded, scales + row * 4);
-    }
-  }
+  const part = scheme === "int8-p8-s4" ? "quantize7" : "quantize8";
+  crew.run(part, [values, zeros, scales, x.start, stride, rows, x.cols, padded], Math.ceil(tiles), cost);
   return { scheme, rows, values, scales, zeros, panel };
 }
 
 function product(
-  kernels: Kernels,
+  crew: Crew,
   { rows, values, scales, zeros, panel }: Packed,
   out: WasmTensor,
   w: WasmMatrix,
   { bias, residual, mode }: Finish,
   added: number,
 ): void {
-  const { n, padded, scale, sums, kernel, piece: { start } } = w;
+  const { scheme, n, padded, scale, sums, kernel, piece: { start } } = w;
+  const units = Math.ceil(n / PANEL);
   const finish = rows > 1
     ? [out.start, out.stride, bias, added, residual?.stride ?? 0, mode]
     : [out.start, bias, added, mode];
-  switch (w.scheme) {
+  // A row alone waits for its weights, which come as bytes.
+  const cost = rows > 1 ? rows * n * padded * MULTIPLY_NS[scheme] : n * padded * READ_NS[scheme];
+  switch (scheme) {
     case "f32":
-      if (rows > 1) kernels.gemm_f32(values, start, rows, padded, n, ...finish);
-      else kernels.gemv_f32(values, start, padded, n, ...finish);
+      if (rows > 1) crew.run("gemm_f32", [values, start, rows, padded, n, ...finish], units, cost);
+      else crew.run("gemv_f32", [values, start, padded, n, ...finish], units, cost);
       break;
-    case "int8-p8-s4":
-      if (rows > 1) {
-        kernels.gemm_int8(values, zeros, scales, start, scale, sums, rows, padded, n, ...finish, kernel);
-      } else kernels.gemv_int8(values, zeros, scales, start, scale, sums, padded, n, ...finish, kernel);
+    case "int8-p8-s4": {
+      const operands = [values, zeros, scales, start, scale, sums];
+      if (rows > 1) crew.run("gemm_int8", [...operands, rows, padded, n, ...finish, kernel], units, cost);
+      else crew.run("gemv_int8", [...operands, padded, n, ...finish, kernel], units, cost);
       break;
-    case "int4-g32-p8":
+    }
+    case "int4-g32-p8": {
+      const operands = [values, zeros, scales, start, scale];
       if (rows > 1) {
-        kernels.gemm_int4(values, zeros, scales, start, scale, panel, rows, padded, n, ...finish, kernel);
-      } else kernels.gemv_int4(values, zeros, scales, start, scale, padded, n, ...finish);
+        crew.run("gemm_int4", [...operands, panel, rows, padded, n, ...finish, kernel], units, cost);
+      } else crew.run("gemv_int4", [...operands, padded, n, ...finish], units, cost);
+    }
   }
 }
 

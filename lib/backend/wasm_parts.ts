@@ -1,0 +1,243 @@
+/**
+ * Operations as parts that threads can take: each runs units [from, to) of one operation, a unit being a panel of
+ * columns, a few rows, or a few queries. Units are independent of one another, and the kernels see a part as a smaller
+ * operation, so any split gives the same bits.
+ *
+ * Arguments are plain numbers: addresses in bytes, strides in elements, as the kernels of `wasm/src` take them.
+ */
+
+import { GROUP, GROUP_BYTES, PANEL } from "./layout.ts";
+import type { Kernels } from "./wasm_kernels.ts";
+
+/** Rows of a tile of packed activations. */
+export const TILE = 4;
+/** Queries that the attention kernel takes at once; a split elsewhere would change how they are summed. */
+export const QUERIES = 4;
+
+/** Runs units [from, to); `thread` chooses the scratch, where there is one for each. */
+export type Part = (
+  kernels: Kernels,
+  args: readonly number[],
+  from: number,
+  to: number,
+  thread: number,
+) => void;
+
+/** An address moved on, where there is one. */
+function move(address: number, bytes: number): number {
+  return address && address + bytes;
+}
+
+/** Bytes of 8 columns of f32. */
+const STRIPE = PANEL * 4;
+
+export const PARTS = {
+  /** Tiles of rows, f32. */
+  pack_f32(kernels, [to, x, stride, rows, k], from, end) {
+    const row = from * TILE;
+    const count = Math.min(rows, end * TILE) - row;
+    kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k);
+  },
+
+  /** Tiles of rows to 7 bits. */
+  quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded], from, end) {
+    // A row alone lies straight; in a tile, four bytes of each row in turn.
+    const step = rows > 1 ? 4 * TILE : 4;
+    for (let row = from * TILE; row < Math.min(rows, end * TILE); row++) {
+      const to = values + (row - row % TILE) * padded + row % TILE * 4;
+      kernels.quantize7(to, step, x + row * stride * 4, k, padded, zeros + row * 4, scales + row * 4);
+    }
+  },
+
+  /** Tiles of rows to 8 bits, with their presets. */
+  quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded], from, end) {
+    const step = rows > 1 ? 4 * TILE : 4;
+    for (let row = from * TILE; row < Math.min(rows, end * TILE); row++) {
+      const [tile, lane] = [row - row % TILE, row % TILE];
+      const to = values + tile * padded + lane * 4;
+      const preset = presets + tile * (padded / GROUP) * 4 + lane * 4;
+      kernels.quantize8(to, preset, step, x + row * stride * 4, k, padded, scales + row * 4);
+    }
+  },
+
+  /** Panels. */
+  gemm_f32(kernels, [a, w, rows, k, n, out, outStride, bias, residual, residualStride, mode], from, end) {
+    const [col, at] = [from * PANEL, from * STRIPE];
+    kernels.gemm_f32(
+      a,
+      w + col * k * 4,
+      rows,
+      k,
+      Math.min(n, end * PANEL) - col,
+      out + at,
+      outStride,
+      move(bias, at),
+      move(residual, at),
+      residualStride,
+      mode,
+    );
+  },
+
+  gemv_f32(kernels, [x, w, k, n, out, bias, residual, mode], from, end) {
+    const [col, at] = [from * PANEL, from * STRIPE];
+    const count = Math.min(n, end * PANEL) - col;
+    kernels.gemv_f32(x, w + col * k * 4, k, count, out + at, move(bias, at), move(residual, at), mode);
+  },
+
+  gemm_int8(kernels, args, from, end) {
+    const [a, zeros, scales, w, wScale, sums, rows, padded, n, out, outStride] = args;
+    const [bias, residual, residualStride, mode, kernel] = args.slice(11);
+    const [col, at] = [from * PANEL, from * STRIPE];
+    kernels.gemm_int8(
+      a,
+      zeros,
+      scales,
+      w + col * padded,
+      wScale + at,
+      sums + at,
+      rows,
+      padded,
+      Math.min(n, end * PANEL) - col,
+      out + at,
+      outStride,
+      move(bias, at),
+      move(residual, at),
+      residualStride,
+      mode,
+      kernel,
+    );
+  },
+
+  gemv_int8(kernels, args, from, end) {
+    const [x, zero, scale, w, wScale, sums, padded, n, out, bias, residual, mode, kernel] = args;
+    const [col, at] = [from * PANEL, from * STRIPE];
+    kernels.gemv_int8(
+      x,
+      zero,
+      scale,
+      w + col * padded,
+      wScale + at,
+      sums + at,
+      padded,
+      Math.min(n, end * PANEL) - col,
+      out + at,
+      move(bias, at),
+      move(residual, at),
+      mode,
+      kernel,
+    );
+  },
+
+  /** Panels; room to unpack one is at `panel` for the first thread, then for the others. */
+  gemm_int4(kernels, args, from, end, thread) {
+    const [a, presets, scales, w, wScale, panel, rows, padded, n, out, outStride] = args;
+    const [bias, residual, residualStride, mode, kernel] = args.slice(11);
+    const [col, at] = [from * PANEL, from * STRIPE];
+    kernels.gemm_int4(
+      a,
+      presets,
+      scales,
+      w + from * (padded / GROUP) * GROUP_BYTES,
+      wScale + at,
+      panel + thread * PANEL * padded,
+      rows,
+      padded,
+      Math.min(n, end * PANEL) - col,
+      out + at,
+      outStride,
+      move(bias, at),
+      move(residual, at),
+      residualStride,
+      mode,
+      kernel,
+    );
+  },
+
+  gemv_int4(kernels, args, from, end) {
+    const [x, presets, scale, w, wScale, padded, n, out, bias, residual, mode] = args;
+    const [col, at] = [from * PANEL, from * STRIPE];
+    kernels.gemv_int4(
+      x,
+      presets,
+      scale,
+      w + from * (padded / GROUP) * GROUP_BYTES,
+      wScale + at,
+      padded,
+      Math.min(n, end * PANEL) - col,
+      out + at,
+      move(bias, at),
+      move(residual, at),
+      mode,
+    );
+  },
+
+  /** Rows. */
+  layer_norm(kernels, [out, outStride, x, stride, k, weight, bias, eps], from, end) {
+    const [to, of] = [out + from * outStride * 4, x + from * stride * 4];
+    kernels.layer_norm(to, outStride, of, stride, end - from, k, weight, bias, eps);
+  },
+
+  rms_norm(kernels, [out, outStride, x, stride, k, weight, eps], from, end) {
+    const [to, of] = [out + from * outStride * 4, x + from * stride * 4];
+    kernels.rms_norm(to, outStride, of, stride, end - from, k, weight, eps);
+  },
+
+  add(kernels, [out, outStride, x, stride, k], from, end) {
+    const [to, of] = [out + from * outStride * 4, x + from * stride * 4];
+    kernels.add(to, outStride, of, stride, end - from, k);
+  },
+
+  rope(kernels, [x, stride, heads, half, cosines, sines], from, end) {
+    const [of, angles] = [x + from * stride * 4, from * half * 4];
+    kernels.rope(of, stride, end - from, heads, half, cosines + angles, sines + angles);
+  },
+
+  /**
+   * Blocks of queries, as `attentionUnits` counts them: of one key-value head, then of the next. `scratch` has
+   * `scratchBytes` for every thread.
+   */
+  attention(kernels, args, from, end, thread) {
+    const [out, outStride, q, qStride, k, kStride, v, vStride, rows, keys, heads, group, dim] = args;
+    const [scale, softcap, start, prefix, window, scratch, scratchBytes] = args.slice(13);
+    const blocks = attentionUnits(rows, 1, group);
+    const [height, width] = rows > 1 ? [QUERIES, group] : [1, Math.min(QUERIES, group)];
+    const stop = Math.min(end, heads * blocks);
+    for (let unit = from; unit < stop;) {
+      // All blocks of one head that are ours: one call.
+      const head = Math.floor(unit / blocks);
+      const [first, last] = [unit - head * blocks, Math.min(stop - head * blocks, blocks)];
+      unit = head * blocks + last;
+      const [row, sub] = rows > 1 ? [first * height, 0] : [0, first * width];
+      const count = rows > 1 ? Math.min(rows, last * height) - row : 1;
+      const queries = rows > 1 ? group : Math.min(group, last * width) - sub;
+      const col = (head * group + sub) * dim;
+      kernels.attention(
+        out + (row * outStride + col) * 4,
+        outStride,
+        q + (row * qStride + col) * 4,
+        qStride,
+        k + head * dim * 4,
+        kStride,
+        v + head * dim * 4,
+        vStride,
+        count,
+        keys,
+        queries,
+        dim,
+        scale,
+        softcap,
+        start + row,
+        prefix,
+        window,
+        scratch + thread * scratchBytes,
+      );
+    }
+  },
+} satisfies Record<string, Part>;
+
+export type PartName = keyof typeof PARTS;
+
+/** Blocks into which the queries of an attention may be cut: of a few rows, or of the one row a few heads. */
+export function attentionUnits(rows: number, heads: number, group: number): number {
+  return heads * Math.ceil((rows > 1 ? rows : group) / QUERIES);
+}
