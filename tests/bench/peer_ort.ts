@@ -1,0 +1,243 @@
+/**
+ * onnxruntime-web on the shapes of the true models, from the ONNX files this project writes, with random weights.
+ *
+ *     deno run -A tests/bench/peer_ort.ts [--only WORK,…] [--weights f32|int8|int4] [--threads N] [--whole]
+ *
+ * prints one JSON row per work. Every work runs in a process of its own: onnxruntime's memory never shrinks and its
+ * threads are set once. Gemma's 18 layers are measured on 1 and 3 of them, weights all different, and carried on in a
+ * straight line, because the whole takes minutes; `--whole` measures them all.
+ */
+
+import { parseArgs } from "node:util";
+import { directoryFiles } from "../../functions/model.ts";
+import { VISION_LAYER } from "../../lib/weights/table.ts";
+import { openSession, type Ort, type OrtTensor, readOnnx } from "../../lib/weights/onnx.ts";
+import { exportPart, type OnnxPart } from "../../models/export_onnx.ts";
+import { type OnnxFormat, OnnxOps } from "../../models/onnx_ops.ts";
+import { DataType, OnnxWriter } from "../../models/onnx_writer.ts";
+import { loadOrt } from "../ort/engine.ts";
+import { configOf, randomWeights } from "../ort/random_weights.ts";
+
+/** One measured figure, as the benchmark writes it. */
+export interface PeerResult {
+  readonly work: string;
+  readonly engine: "onnxruntime-web";
+  readonly weights: OnnxFormat;
+  readonly threads: number;
+  /** Of `decode-32`: milliseconds per token. */
+  readonly medianMs: number;
+  readonly runs: number;
+  /** Resident memory of the process after the runs. */
+  readonly rssBytes: number;
+  /** Layers that were run, where the figure is carried on from them to the whole. */
+  readonly layersMeasured?: readonly number[];
+}
+
+interface Work {
+  readonly work: string;
+  readonly weights: OnnxFormat;
+  readonly runs: number;
+}
+
+/** All works. Decoding with int4 takes about 10 s a token, so two must do. */
+export const PEER_WORKS: readonly Work[] = [
+  { work: "gemm-f32", weights: "f32", runs: 9 },
+  { work: "gemm-int8", weights: "int8", runs: 9 },
+  { work: "siglip-224", weights: "int8", runs: 3 },
+  { work: "siglip-448", weights: "int8", runs: 1 },
+  { work: "prefill-264", weights: "int8", runs: 2 },
+  { work: "prefill-264", weights: "int4", runs: 1 },
+  { work: "decode-32", weights: "int8", runs: 5 },
+  { work: "decode-32", weights: "int4", runs: 2 },
+];
+
+/** Settings of {@link ortWorks}. */
+export interface PeerOptions {
+  readonly only?: readonly string[];
+  readonly weights?: OnnxFormat;
+  readonly threads?: number;
+  /** Run all layers of Gemma. */
+  readonly whole?: boolean;
+}
+
+/** Measures the works that are asked for, one process each. */
+export async function* ortWorks(
+  { only, weights, threads = 1, whole }: PeerOptions,
+): AsyncGenerator<PeerResult> {
+  for (const it of PEER_WORKS) {
+    if (only && !only.includes(it.work) || weights && weights !== it.weights) continue;
+    const { code, stdout } = await new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "-A", "--quiet", "--no-lock", import.meta.filename!, "--one", "--only", it.work],
+        ...["--weights", it.weights, "--threads", `${threads}`, ...whole ? ["--whole"] : []],
+      ],
+      stderr: "inherit",
+    }).output();
+    if (code) throw new Error(`onnxruntime-web failed at ${it.work}, ${it.weights}: exit status ${code}`);
+    yield JSON.parse(new TextDecoder().decode(stdout).trim().split("\n").at(-1)!);
+  }
+}
+
+/** What a session is run on. */
+interface Prepared {
+  readonly median: number;
+  readonly runs: number;
+}
+
+/** Measures one work in this process. */
+async function measure({ work, weights, runs }: Work, threads: number, whole: boolean): Promise<PeerResult> {
+  const ort = await loadOrt(threads);
+  const row = (medianMs: number, ran: number, layersMeasured?: number[]): PeerResult => {
+    const { rss: rssBytes } = Deno.memoryUsage();
+    const found = {
+      work,
+      engine: "onnxruntime-web" as const,
+      weights,
+      threads,
+      medianMs,
+      runs: ran,
+      rssBytes,
+    };
+    return layersMeasured ? { ...found, layersMeasured } : found;
+  };
+  if (work.startsWith("gemm")) {
+    const { median, runs: ran } = await gemm(ort, weights, runs);
+    return row(median, ran);
+  }
+  if (work.startsWith("siglip")) {
+    const { median, runs: ran } = await siglip(ort, Number(work.slice(7)), runs);
+    return row(median, ran);
+  }
+  const layers = configOf({ family: "gemma" }).decoder.layers;
+  const rows = work === "prefill-264" ? 264 : 1;
+  if (whole) {
+    const { median, runs: ran } = await gemma(ort, weights, layers, rows, runs);
+    return row(median, ran);
+  }
+  const [one, three] = [await gemma(ort, weights, 1, rows, runs), await gemma(ort, weights, 3, rows, runs)];
+  return row(one.median + (three.median - one.median) / 2 * (layers - 1), one.runs, [1, 3]);
+}
+
+/** 256 × 1152 × 4304: the first MLP matrix of SigLIP, with its bias. */
+function gemm(ort: Ort, format: OnnxFormat, runs: number): Promise<Prepared> {
+  const config = configOf({ family: "gemma", vision: { layers: 1 } });
+  const { width } = config.vision;
+  const weights = randomWeights(config, { fast: true });
+  const build = async (directory: string) => {
+    const file = new OnnxWriter(directory, "gemm.onnx");
+    const x = file.input("x", DataType.f32, [1, 256, width]);
+    const name = `${VISION_LAYER}0.mlp.fc1`;
+    const y = await new OnnxOps(file, weights).linear(x, `${name}.weight`, format, `${name}.bias`);
+    file.output(y, DataType.f32, [1, 256, config.vision.mlp]);
+    await file.close();
+    return file.name;
+  };
+  return time(ort, build, { x: floats(ort, [1, 256, width]) }, runs);
+}
+
+/** SigLIP-So400m and the projector, one picture. */
+function siglip(ort: Ort, imageSize: number, runs: number): Promise<Prepared> {
+  const weights = randomWeights(configOf({ family: "gemma", imageSize }), { fast: true });
+  const pixels = floats(ort, [1, 3, imageSize, imageSize]);
+  return time(ort, (it) => part(weights, it, "vision_encoder", "int8"), { pixel_values: pixels }, runs);
+}
+
+/** Gemma-2B with its head: 264 rows into an empty cache, or one row onto 264. */
+function gemma(ort: Ort, format: OnnxFormat, layers: number, rows: number, runs: number): Promise<Prepared> {
+  const config = configOf({ family: "gemma", decoder: { layers } });
+  const { width, kvHeads, headDim } = config.decoder;
+  const past = rows === 1 ? 264 : 0;
+  const feeds: Record<string, OrtTensor> = {
+    inputs_embeds: floats(ort, [1, rows, width]),
+    position_ids: new ort.Tensor("int64", BigInt64Array.from({ length: rows }, (_, i) => BigInt(past + i)), [
+      1,
+      rows,
+    ]),
+  };
+  for (let i = 0; i < layers; i++) {
+    for (const it of ["key", "value"]) {
+      feeds[`past_key_values.${i}.${it}`] = floats(ort, [1, kvHeads, past, headDim]);
+    }
+  }
+  const weights = randomWeights(config, { fast: true });
+  return time(ort, (it) => part(weights, it, "decoder_model_merged", format), feeds, runs);
+}
+
+function part(
+  weights: ReturnType<typeof randomWeights>,
+  directory: string,
+  name: OnnxPart,
+  format: OnnxFormat,
+) {
+  const vision = format === "int4" ? "int8" : format;
+  return exportPart(weights, directory, name, { vision, decoder: format });
+}
+
+/** Builds a model in a temporary directory, runs it once to warm up, then `runs` times. */
+async function time(
+  ort: Ort,
+  build: (directory: string) => Promise<string>,
+  feeds: Record<string, OrtTensor>,
+  runs: number,
+): Promise<Prepared> {
+  const directory = await Deno.makeTempDir();
+  const session = await (async () => {
+    try {
+      return await openSession(ort, await readOnnx(directoryFiles(directory), await build(directory)));
+    } finally {
+      await Deno.remove(directory, { recursive: true });
+    }
+  })();
+  const times: number[] = [];
+  for (let i = 0; i <= runs; i++) {
+    const before = performance.now();
+    const outputs = await session.run(feeds);
+    if (i) times.push(performance.now() - before);
+    const { data } = Object.values(outputs)[0];
+    if (!(data as Float32Array).every(Number.isFinite)) {
+      throw new RangeError("onnxruntime-web gave no numbers");
+    }
+  }
+  await session.release();
+  times.sort((a, b) => a - b);
+  return { median: (times[(runs - 1) >> 1] + times[runs >> 1]) / 2, runs };
+}
+
+/** Numbers from -1 to 1. */
+function floats(ort: Ort, dims: number[]): OrtTensor {
+  const length = dims.reduce((product, it) => product * it, 1);
+  return new ort.Tensor("float32", Float32Array.from({ length }, (_, i) => Math.sin(i * 1.7)), dims);
+}
+
+if (import.meta.main) {
+  const { values: flags } = parseArgs({
+    options: {
+      only: { type: "string" },
+      weights: { type: "string" },
+      threads: { type: "string", default: "1" },
+      whole: { type: "boolean", default: false },
+      one: { type: "boolean", default: false },
+    },
+  });
+  const only = flags.only?.split(",");
+  const weights = flags.weights as OnnxFormat | undefined;
+  const threads = Number(flags.threads);
+  const chosen = PEER_WORKS.filter((it) =>
+    (only?.includes(it.work) ?? true) && (weights ?? it.weights) === it.weights
+  );
+  if (!chosen.length || !(threads >= 1)) {
+    throw new RangeError(
+      `Expected works of ${
+        [...new Set(PEER_WORKS.map((it) => `${it.work} (${it.weights})`))].join(", ")
+      } and one ` +
+        `thread or more, found ${flags.only ?? "all"}, ${flags.weights ?? "any weights"}, ${flags.threads}`,
+    );
+  }
+  const print = (row: PeerResult) =>
+    Deno.stdout.writeSync(new TextEncoder().encode(JSON.stringify(row) + "\n"));
+  if (flags.one) {
+    print(await measure(chosen[0], threads, flags.whole));
+    Deno.exit(0); // the threads of onnxruntime would keep the process alive
+  }
+  for await (const row of ortWorks({ only, weights, threads, whole: flags.whole })) print(row);
+}
