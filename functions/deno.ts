@@ -115,9 +115,9 @@ try {
   pipeline = await loadModel(resolve(directory));
   const seconds = ((performance.now() - since) / 1000).toFixed(1);
   say(
-    `PaliGemma Edge answers at ${url} (model ${pipeline.model.name}, loaded in ${seconds} s). Ctrl-C stops it.`,
+    `PaliGemma Edge answers at ${url} (model ${pipeline.model.name}, loaded in ${seconds} s). Ctrl-C stops it.\n` +
+      `  ${example(url, samples, pictures)}`,
   );
-  say(`  ${example(url, samples, pictures)}`);
 } catch (error) {
   if (error instanceof RequestError) fail(error.message);
   throw error;
