@@ -42,6 +42,46 @@ export interface Box {
   readonly xMax: number;
 }
 
+/** A box in whole pixels of the upright picture: its sides' fractions times the picture's, rounded. */
+export type BoxPixels = Box;
+
+/** The pixels that belong to a thing, on the whole upright picture, in COCO's compressed run-length form. */
+export interface RleMask {
+  /** Height and width of the picture. */
+  readonly size: readonly [number, number];
+  /** Run lengths down the columns, zeros first, as COCO's tools write them. */
+  readonly counts: string;
+}
+
+/** A mask in one of the forms a question may ask for. */
+export type Mask =
+  | RleMask
+  /** Rings of x, y pairs along pixel borders; outer ones clockwise, holes the other way. */
+  | { readonly size: readonly [number, number]; readonly polygons: readonly (readonly number[])[] }
+  /** A grey PNG of the picture's size, 255 inside, in base64. */
+  | { readonly size: readonly [number, number]; readonly png: string };
+
+/**
+ * What is wrong with an item. `cut-off`: the answer ended within it, its label or mask may lack a part. `empty`: its
+ * bottom or right is not beyond its top or left. `mask`: it has some of a mask's sixteen tokens, but not sixteen.
+ */
+export type ItemFlag = "cut-off" | "empty" | "mask";
+
+/** Ids [first, end). */
+export type Span = readonly [first: number, end: number];
+
+/** What may come next in an answer; one object follows one answer. */
+export interface Constraint {
+  /** Ids that may come next, ascending; never none. The ids that end an answer are among them where it may end. */
+  allowed(): readonly Span[];
+  /**
+   * Takes the token that came.
+   *
+   * @throws {RangeError} when it was not allowed.
+   */
+  advance(id: number): void;
+}
+
 /** Why the answer ended: the model said so, the token limit, or the caller went away. */
 export type FinishReason = "stop" | "length" | "cancelled";
 
@@ -84,7 +124,15 @@ export type AnswerEvent =
     readonly completionTokens: number;
     readonly timings: Timings;
   }
-  | { readonly type: "done"; readonly finishReason: FinishReason; readonly text: string };
+  | {
+    readonly type: "done";
+    readonly finishReason: FinishReason;
+    readonly text: string;
+    /** The text that belongs to no item, where it is not all of it. */
+    readonly plainText?: string;
+    /** Items that were dropped because they had not four locations, where there were any. */
+    readonly brokenItems?: number;
+  };
 
 /** One thing the model located. */
 export interface Item {
@@ -92,6 +140,14 @@ export interface Item {
   readonly label: string;
   /** In (0, 1]. */
   readonly confidence: number;
+  /** Where the question was about one picture. */
+  readonly boxPixels?: BoxPixels;
+  /** The sixteen codebook indices of a mask, 0 to 127, rows of four from the top. */
+  readonly maskCodes?: readonly number[];
+  /** Where there are codes, one picture, and the model has a mask decoder. */
+  readonly mask?: Mask;
+  /** Absent where nothing is wrong. */
+  readonly flags?: readonly ItemFlag[];
 }
 
 /** A whole answer: what a stream of events comes to. */
@@ -100,6 +156,10 @@ export interface Answer {
   readonly tokenIds: readonly number[];
   readonly items: readonly Item[];
   readonly finishReason: FinishReason;
+  /** The text that belongs to no item, where it is not all of it. */
+  readonly plainText?: string;
+  /** Items that were dropped because they had not four locations, where there were any. */
+  readonly brokenItems?: number;
   readonly promptTokenIds: readonly number[];
   readonly imageTokens: number;
   readonly timings: Timings;
@@ -125,6 +185,45 @@ export interface Question {
   readonly alpha?: AlphaPolicy;
   /** Whether `<loc0001>` and `<seg001>` in the prompt are location and mask tokens (`allow`) or plain text. */
   readonly tokens?: "plain" | "allow";
+  /**
+   * Hold the answer to a `detect` or `segment` prompt to its grammar: locations in order, labels that were asked for.
+   * Probabilities stay those that the model gave.
+   */
+  readonly constrained?: boolean;
+  /** Text that the answer starts with, whatever the model thinks; its tokens come as the answer's first. */
+  readonly answerStart?: string;
+  /** What 1 is in location bins: 1024, the default, as the tools around PaliGemma have it, or training's 1023. */
+  readonly locScale?: 1023 | 1024;
+  /**
+   * Of items with one label whose boxes' intersection over union is above this, in (0, 1), only the surest is kept.
+   * Items then come at the end. By default all are kept.
+   */
+  readonly nms?: number;
+  /** Form of the masks; run lengths by default. */
+  readonly masks?: "rle" | "polygon" | "png";
+}
+
+/** Which of several labels a picture has, asked by likelihood. */
+export interface ClassifyQuestion extends Pick<Question, "images" | "resize" | "alpha" | "tokens"> {
+  /** The prefix that the labels answer, such as `answer en what is this?`. */
+  readonly prompt: string;
+  /** 1 to 1,000 different labels. */
+  readonly labels: readonly string[];
+}
+
+/** Likelihoods of labels. */
+export interface Classification {
+  /** Likeliest first, the order asked among equals. */
+  readonly labels: readonly {
+    readonly label: string;
+    /** Among the labels asked; all sum to 1. */
+    readonly probability: number;
+    /** Natural logarithm of the probability that the model answers with this label and ends, at most 0. */
+    readonly logprob: number;
+  }[];
+  readonly promptTokenIds: readonly number[];
+  readonly imageTokens: number;
+  readonly timings: Omit<Timings, "perToken"> & { readonly labels: number };
 }
 
 /** Lets other work run and throws when the request was cancelled. Called between pieces of computation. */
@@ -137,6 +236,9 @@ export interface ModelFiles {
   list(): Promise<readonly string[]>;
   /** Size in bytes, or undefined where there is no such file. */
   size(name: string): Promise<number | undefined>;
-  /** Bytes [start, end) of a file; end defaults to its size. A short read is an error. */
-  read(name: string, start?: number, end?: number): Promise<Uint8Array>;
+  /**
+   * Bytes [start, end) of a file; end defaults to its size. A short read is an error. They may be put into `room`,
+   * which is large enough when it is given, and whose former contents nobody needs; what is returned counts.
+   */
+  read(name: string, start?: number, end?: number, room?: Uint8Array): Promise<Uint8Array>;
 }

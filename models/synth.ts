@@ -21,6 +21,8 @@ export interface SynthOptions {
   readonly decoder: "int8" | "int4";
   /** Layers of each tower, to write less than the whole; all by default. */
   readonly layers?: { readonly vision: number; readonly decoder: number };
+  /** Rows of the embedding, to write less where only the vision tower counts; all by default. */
+  readonly vocabulary?: number;
   readonly progress?: (done: number, total: number) => void;
 }
 
@@ -31,6 +33,7 @@ export async function synth(shape: string, out: string, options: SynthOptions): 
     Object.assign(json.vision_config as object, { num_hidden_layers: options.layers.vision });
     Object.assign(json.text_config as object, { num_hidden_layers: options.layers.decoder });
   }
+  if (options.vocabulary) Object.assign(json.text_config as object, { vocab_size: options.vocabulary });
   const table = tensorTable(parseConfig(json, preprocessor));
   const scheme = (spec: TensorSpec) => schemeFor(spec, spec.part === "vision" ? "int8" : options.decoder);
   const { entries, metadata } = fileEntries(table, scheme);

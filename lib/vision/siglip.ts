@@ -10,6 +10,7 @@
 import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
 import type { Pause, Pixels } from "../types.ts";
 import type { Weights } from "../weights/load.ts";
+import type { Room } from "../weights/safetensors.ts";
 import { VISION_LAYER } from "../weights/table.ts";
 
 /** The image encoder of one model. */
@@ -83,11 +84,12 @@ export async function loadVision(
     bias: await vector(from, `${name}.bias`),
   });
   /** All bytes of a layer, read but not yet in the backend. */
-  const readLayer = (i: number): Promise<Weights> =>
+  const readLayer = (i: number, room?: Room): Promise<Weights> =>
     weights.gather(
       [...NORMS, ...LINEARS].flatMap((it) =>
         [`weight`, `bias`].map((end) => `${VISION_LAYER}${i}.${it}.${end}`)
       ),
+      room,
     );
   const placeLayer = async (from: Weights, i: number): Promise<Layer> => {
     const parts: [string, Norm | Linear][] = [];
@@ -109,12 +111,13 @@ export async function loadVision(
 
   async function* layers(): AsyncGenerator<Layer> {
     if (residence === "resident") return yield* resident;
-    let next = readLayer(0);
+    // One layer computes in the backend while the next one arrives here, always in the same memory.
+    const room: Room = { bytes: new Uint8Array(0) };
+    let next = readLayer(0, room);
     try {
       for (let i = 0; i < depth; i++) {
-        const from = await next;
-        if (i + 1 < depth) next = readLayer(i + 1);
-        const layer = await placeLayer(from, i);
+        const layer = await placeLayer(await next, i);
+        if (i + 1 < depth) next = readLayer(i + 1, room);
         try {
           yield layer;
         } finally {

@@ -11,7 +11,7 @@ import { RequestError } from "../errors.ts";
 import type { ModelFiles, WeightFormat } from "../types.ts";
 import type { ModelConfig } from "./config.ts";
 import { checkScheme, dequantize, packedBytes, quantizeInt4, quantizeInt8 } from "./quantize.ts";
-import { openTensors, type TensorEntry, type TensorFiles } from "./safetensors.ts";
+import { openTensors, type Room, type TensorEntry, type TensorFiles } from "./safetensors.ts";
 import { canonicalName, EMBEDDING, tensorTable } from "./table.ts";
 import type { TensorSpec } from "./table.ts";
 
@@ -27,8 +27,11 @@ export interface Weights {
   matrix(name: string, scheme?: Scheme): Promise<StoredMatrix>;
   /** Bytes of all matrices and vectors as the backend will hold them. */
   readonly sizeBytes: number;
-  /** The same weights, those named read already, in as few reads as their places in the files allow. */
-  gather(names: readonly string[]): Promise<Weights>;
+  /**
+   * The same weights, those named read already, in as few reads as their places in the files allow. With a `room` they
+   * lie there, and what was gathered into it before is lost.
+   */
+  gather(names: readonly string[], room?: Room): Promise<Weights>;
 }
 
 /** Which part of the model a tensor belongs to, for its scheme. */
@@ -116,11 +119,11 @@ class StoredWeights implements Weights {
     return scheme === found ? matrix : pack(scheme, dequantize(matrix), n, k);
   }
 
-  async gather(names: readonly string[]): Promise<Weights> {
+  async gather(names: readonly string[], room?: Room): Promise<Weights> {
     const stored = names.map((name) => this.#place(name)).flatMap(({ data, scale }) =>
       scale ? [data, scale] : [data]
     );
-    return new StoredWeights(this.config, this.format, await this.stored.gather(stored), this.places);
+    return new StoredWeights(this.config, this.format, await this.stored.gather(stored, room), this.places);
   }
 }
 

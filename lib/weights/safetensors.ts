@@ -32,8 +32,16 @@ export interface TensorFiles {
   bytes(name: string): Promise<Uint8Array>;
   /** A tensor as f32, whatever float type it is stored in. */
   f32(name: string): Promise<Float32Array>;
-  /** The same tensors, those named read already, in as few reads as their places in the files allow. */
-  gather(names: readonly string[]): Promise<TensorFiles>;
+  /**
+   * The same tensors, those named read already, in as few reads as their places in the files allow. With a `room` they
+   * lie there, and what was gathered into it before is lost.
+   */
+  gather(names: readonly string[], room?: Room): Promise<TensorFiles>;
+}
+
+/** Memory that reads use again and again; it grows to the largest of them. */
+export interface Room {
+  bytes: Uint8Array;
 }
 
 /**
@@ -83,7 +91,7 @@ class Tensors implements TensorFiles {
     }
   }
 
-  async gather(names: readonly string[]): Promise<TensorFiles> {
+  async gather(names: readonly string[], room?: Room): Promise<TensorFiles> {
     const infos = names.map((name) => ({ name, ...this.#info(name) }));
     infos.sort((a, b) => a.file < b.file ? -1 : a.file > b.file ? 1 : a.start - b.start);
     const runs: (typeof infos)[] = [];
@@ -93,9 +101,14 @@ class Tensors implements TensorFiles {
       else runs.push([info]);
     }
     const gathered = new Map<string, Uint8Array>();
-    await Promise.all(runs.map(async (run) => {
+    const sizes = runs.map((run) => run.at(-1)!.end - run[0].start);
+    // Each run begins at a multiple of 64, as tensors do in a file made by this project.
+    const places = sizes.reduce((at, size) => [...at, Math.ceil((at.at(-1)! + size) / 64) * 64], [0]);
+    if (room && room.bytes.length < places.at(-1)!) room.bytes = new Uint8Array(places.at(-1)!);
+    await Promise.all(runs.map(async (run, i) => {
       const { file, start } = run[0];
-      const bytes = await this.files.read(file, start, run.at(-1)!.end);
+      const into = room?.bytes.subarray(places[i], places[i] + sizes[i]);
+      const bytes = await this.files.read(file, start, start + sizes[i], into);
       for (const it of run) gathered.set(it.name, bytes.subarray(it.start - start, it.end - start));
     }));
     return new Tensors(this.files, this.tensors, this.metadata, gathered);

@@ -51,6 +51,26 @@ Deno.test("the next layer is being read while one computes, each layer in one re
   assert.deepEqual(reads, Array.from({ length: layers }, (_, i) => Math.max(1, i)));
 });
 
+Deno.test("all layers are read into the same memory, whatever lay there before", async () => {
+  const single = await singleFile();
+  const rooms = new Set<ArrayBufferLike>();
+  const filling: ModelFiles = {
+    ...single,
+    async read(name, start, end, room) {
+      const bytes = await single.read(name, start, end);
+      if (!room) return bytes;
+      rooms.add(room.buffer);
+      room.set(bytes);
+      return room.subarray(0, bytes.length);
+    },
+  };
+  const [resident, streamed] = [await load(single, "resident"), await load(filling, "streamed")];
+  assert.equal(rooms.size, 0);
+  for (const it of [resident, streamed]) await it.vision.encode(it.out, it.pixels, pause);
+  assert.deepEqual(await streamed.backend.read(streamed.out), await resident.backend.read(resident.out));
+  assert.equal(rooms.size, 1);
+});
+
 Deno.test("when the caller stops half way nothing is left in the backend", async () => {
   const { backend, vision, out, pixels } = await load(PG2, "streamed");
   const before = backend.sizeBytes;

@@ -1,0 +1,123 @@
+/**
+ * What the machine can do at most, measured by loops in WASM (`wasm/limits.c`) in the engine that runs the kernels:
+ * the yardstick of every figure of the benchmark.
+ */
+
+/** Limits of all threads together. Operations: a multiplication and an addition are two. */
+export interface Limits {
+  readonly threads: number;
+  /** Bytes read a second, 10⁹: from memory, and from what the last-level cache holds. */
+  readonly dramRead: number;
+  readonly l3Read: number;
+  /** Operations a second, 10⁹. */
+  readonly dotAdd: number;
+  /** The same by 16-bit products, by the steps summed before widening. */
+  readonly pmaddubsw: Readonly<Record<(typeof STEPS)[number], number>>;
+  readonly fma: number;
+}
+
+const STEPS = [1, 2, 4, 8, 16] as const;
+
+/** One measurement by one thread. */
+export type LimitName = "dramRead" | "l3Read" | "dotAdd" | "fma" | `words_${(typeof STEPS)[number]}`;
+
+interface Loops extends Record<`words_${(typeof STEPS)[number]}`, (turns: number, seed: number) => number> {
+  dot_add(turns: number, seed: number): number;
+  multiply_add(turns: number, seed: number): number;
+  read(from: number, bytes: number): number;
+  readonly __heap_base: WebAssembly.Global;
+}
+
+const PAGE = 65_536;
+/** Far more than any last-level cache in reach of one core here, and what surely stays in one. */
+const [DRAM_BYTES, L3_BYTES] = [192 * 2 ** 20, 6 * 2 ** 20];
+
+/** The loops, warm; returns the best rate seen, 10⁹ a second. */
+export function openLimits(): (name: LimitName, budgetMs: number) => number {
+  const bytes = Deno.readFileSync(new URL("limits.wasm", import.meta.url));
+  const memory = new WebAssembly.Memory({ initial: 2, maximum: 65_535 });
+  const loops = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } })
+    .exports as unknown as Loops;
+  const start = 2 * PAGE;
+  const best = (amount: number, budgetMs: number, run: () => void) => {
+    let least = Infinity;
+    const since = performance.now();
+    do {
+      const before = performance.now();
+      run();
+      least = Math.min(least, performance.now() - before);
+    } while (performance.now() - since < budgetMs);
+    return amount / least / 1e6;
+  };
+  const read = (size: number, budgetMs: number) => {
+    const missing = start + size - memory.buffer.byteLength;
+    if (missing > 0) {
+      memory.grow(Math.ceil(missing / PAGE));
+      // Pages never written are all one page of zeros, which no cache would miss.
+      new Uint8Array(memory.buffer, start).fill(1);
+    }
+    return best(size, budgetMs, () => loops.read(start, size));
+  };
+  return (name, budgetMs) => {
+    const turns = 100_000;
+    switch (name) {
+      case "dramRead":
+        return read(DRAM_BYTES, budgetMs);
+      case "l3Read":
+        return read(L3_BYTES, budgetMs);
+      case "dotAdd":
+        return best(turns * 48 * 32, budgetMs, () => loops.dot_add(turns, 3));
+      case "fma":
+        return best(turns * 48 * 8, budgetMs, () => loops.multiply_add(turns, 3));
+      default:
+        return best(turns * 80 * 32, budgetMs, () => loops[name](turns, 3));
+    }
+  };
+}
+
+/** Measures all limits with so many threads at once, `budgetMs` for each. */
+export async function measureLimits(threads: number, budgetMs: number): Promise<Limits> {
+  const own = openLimits();
+  const script = new URL("limits_worker.ts", import.meta.url);
+  const workers = Array.from({ length: threads - 1 }, () => new Worker(script, { type: "module" }));
+  const measure = async (name: LimitName) => {
+    const others = workers.map((it) => answer(it, { name, budgetMs }));
+    // The others are asked first and measure meanwhile; they start within a fraction of the budget.
+    if (workers.length) await new Promise((resolve) => setTimeout(resolve, 5));
+    return [own(name, budgetMs), ...await Promise.all(others)].reduce((a, b) => a + b);
+  };
+  try {
+    // Once in vain: compiles, and fills the memory.
+    for (const name of ["dramRead", "dotAdd"] as const) {
+      await Promise.all([
+        ...workers.map((it) => answer(it, { name, budgetMs: 1 })),
+        own(name, 1),
+      ]);
+    }
+    const words: [number, number][] = [];
+    for (const steps of STEPS) words.push([steps, await measure(`words_${steps}`)]);
+    return {
+      threads,
+      dramRead: await measure("dramRead"),
+      l3Read: await measure("l3Read"),
+      dotAdd: await measure("dotAdd"),
+      pmaddubsw: Object.fromEntries(words) as unknown as Limits["pmaddubsw"],
+      fma: await measure("fma"),
+    };
+  } finally {
+    for (const it of workers) it.terminate();
+  }
+}
+
+function answer(worker: Worker, question: { name: LimitName; budgetMs: number }): Promise<number> {
+  return new Promise((resolve, reject) => {
+    worker.onmessage = ({ data }) => resolve(data);
+    worker.onerror = (event) => reject(new Error(event.message));
+    worker.postMessage(question);
+  });
+}
+
+/** The limit of a product by the kernel that computes it: 0 is the dot product with addition, else steps in 16 bits. */
+export function integerLimit(limits: Limits, kernel: number): number | undefined {
+  return kernel === 0 ? limits.dotAdd : limits.pmaddubsw[kernel as 1];
+}

@@ -1,0 +1,102 @@
+/** What a work of the benchmark is: something of true shape that is checked, then run and timed. */
+
+import type { Backend } from "../../lib/backend/backend.ts";
+import type { WasmBackend } from "../../lib/backend/wasm.ts";
+import { createWasmBackend } from "../../lib/backend/wasm.ts";
+import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
+import { relaxed, simd } from "../../wasm/kernels.js";
+import { integerLimit, type Limits } from "./limits.ts";
+
+/** Formats that a figure is given for. */
+export type Weights = "f32" | "int8" | "int4";
+
+/** How this run was asked to compute. */
+export interface Settings {
+  readonly threads: number;
+  /** By default as the processor is probed. */
+  readonly multiplier?: Multiplier;
+  readonly build?: "simd" | "relaxed";
+}
+
+/** A work, set up and found to be right. */
+export interface Prepared {
+  /** Called before each run, off the clock. */
+  ready?(): Promise<void>;
+  run(): Promise<unknown>;
+  /** Parts of a run that the figure is given for: 32 tokens. */
+  readonly parts?: number;
+  /** Multiplications and additions of a part, in matrices. */
+  readonly operations: number;
+  /** Bytes of weights read by a part. */
+  readonly bytes: number;
+  /** What bounds it. */
+  readonly bound: "dramRead" | "fma" | { readonly kernel: number };
+  /** Further figures, after the runs. */
+  readonly extra?: () => Record<string, unknown>;
+  close(): Promise<void>;
+}
+
+/** Something to measure. */
+export interface Work {
+  readonly name: string;
+  readonly weights: Weights;
+  /** Sets up, and throws when what is to be timed computes wrongly. */
+  prepare(settings: Settings): Promise<Prepared>;
+}
+
+/** The limit that bounds a work, 10⁹ a second, and how it is called. */
+export function boundOf(limits: Limits, { bound }: Prepared): { name: string; rate: number } | undefined {
+  if (bound === "dramRead") return { name: "DRAM read", rate: limits.dramRead };
+  if (bound === "fma") return { name: "FMA", rate: limits.fma };
+  const rate = integerLimit(limits, bound.kernel);
+  return rate === undefined
+    ? undefined
+    : { name: bound.kernel ? `pmaddubsw S = ${bound.kernel}` : "dot-add", rate };
+}
+
+/** The backend under test, and what ends its threads. */
+export async function openBackend(
+  { threads, multiplier, build }: Settings,
+): Promise<{ backend: WasmBackend; close(): Promise<void> }> {
+  const builds = (it: { simd: WebAssembly.Module; relaxed: WebAssembly.Module }) =>
+    build === "simd" ? { simd: it.simd } : it;
+  if (threads === 1) {
+    return { backend: createWasmBackend(builds({ simd, relaxed }), { multiplier }), close: async () => {} };
+  }
+  // By a path put together here, so that a revision without threads can be measured by this code too.
+  const [{ createThreadedBackend }, shared] = await Promise.all([
+    import(new URL("../../lib/backend/threads.ts", import.meta.url).href),
+    import(new URL("../../wasm/kernels_shared.js", import.meta.url).href),
+  ]);
+  const backend = createThreadedBackend(builds(shared), { threads, multiplier });
+  await backend.ready;
+  return { backend, close: () => backend.close() };
+}
+
+/** Milliseconds spent in each operation of a backend. */
+export type Clock = Map<string, number>;
+
+/** The same backend, its time kept. Operations must have computed when they return, as they do in WASM. */
+export function timed<B extends Backend>(backend: B, clock: Clock): B {
+  return new Proxy(backend, {
+    get(target, name) {
+      const value = Reflect.get(target, name);
+      if (typeof value !== "function") return value;
+      return (...args: unknown[]) => {
+        const before = performance.now();
+        try {
+          return value.apply(target, args);
+        } finally {
+          clock.set(String(name), (clock.get(String(name)) ?? 0) + performance.now() - before);
+        }
+      };
+    },
+  });
+}
+
+/** Numbers of variance 1 or so, the same every time. */
+export function numbers(length: number, seed = 1): Float32Array {
+  let state = seed;
+  const uniform = () => (state = Math.imul(state, 1664525) + 1013904223 >>> 0) / 2 ** 32;
+  return Float32Array.from({ length }, () => (uniform() + uniform() + uniform() + uniform() - 2) * 1.7);
+}
