@@ -21,7 +21,7 @@ import {
   probeMultiplier,
   STACK_BYTES,
 } from "./wasm_kernels.ts";
-import { attentionUnits } from "./wasm_parts.ts";
+import { attentionScratch, attentionUnits } from "./wasm_parts.ts";
 import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
@@ -58,10 +58,10 @@ export interface Hands {
   hire(kernels: Kernels, memory: WebAssembly.Memory, stacks: readonly number[]): Crew;
 }
 
-/** What a value costs on one thread in nanoseconds, roughly, in operations on rows. */
-const ROW_NS = 0.5;
+/** What a value costs on one thread in nanoseconds, roughly: in a norm or a rotation, and in an addition. */
+const [ROW_NS, ADD_NS] = [0.5, 0.1];
 /** The same for a query's value times a key's, and its weight times a value's. */
-const ATTEND_NS = 0.05;
+const ATTEND_NS = 0.07;
 
 /** The backend itself; with `hands`, the module is one for a shared memory. */
 export class Wasm implements WasmBackend {
@@ -187,7 +187,7 @@ export class Wasm implements WasmBackend {
     shapes.checkAdd(out, x);
     const [o, i] = [inside(out), inside(x)];
     const args = [o.start, o.stride, i.start, i.stride, i.cols];
-    this.#crew.run("add", args, i.rows, i.rows * i.cols * ROW_NS);
+    this.#crew.run("add", args, i.rows, i.rows * i.cols * ADD_NS);
   }
 
   rope(x: Tensor, headDim: number, position: number, theta: number): void {
@@ -204,7 +204,7 @@ export class Wasm implements WasmBackend {
     const { heads, kvHeads, headDim, scale, softcap = 0, start, prefix } = options;
     const window = Math.min(options.window ?? Infinity, 2 ** 31);
     const [o, qs, ks, vs] = [inside(out), inside(q), inside(k), inside(v)];
-    const scratchBytes = ks.rows * 16;
+    const scratchBytes = attentionScratch(qs.rows, ks.rows, headDim);
     const scratch = this.#reserve(scratchBytes * this.#crew.threads);
     const group = heads / kvHeads;
     const args = [

@@ -27,7 +27,8 @@ export interface Kernels extends
     | "add"
     | "rope"
     | "patches"
-    | "attention",
+    | "attention"
+    | "attention_row",
     Kernel
   > {
   readonly __heap_base: WebAssembly.Global;
@@ -117,9 +118,9 @@ export function selfTest(module: WebAssembly.Module, shared = false): string | u
   return floatTest(kernels, memory, from) ?? integerTest(kernels, memory, from);
 }
 
-/** 5 rows, 11 columns, k = 37: every tail of the f32 product at once. */
+/** 6 rows, 11 columns, k = 37: every tail of the f32 product at once. */
 function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
-  const [rows, n, k] = [5, 11, 37];
+  const [rows, n, k] = [6, 11, 37];
   const at = { x: from, w: from + 4096, a: from + 12_288, out: from + 20_480, one: from + 24_576 };
   const floats = new Float32Array(memory.buffer);
   const x = (t: number, i: number) => (t * 7 + i * 5) % 11 - 5;
@@ -144,9 +145,9 @@ function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): 
   return undefined;
 }
 
-/** 4 rows, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
+/** 5 rows, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
 function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
-  const [rows, k] = [4, 96];
+  const [rows, k] = [5, 96];
   const at = {
     a: from,
     x: from + 1024,
@@ -187,7 +188,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   const [right8, right4] = [dot(seven, weight), dot(eight, (c, i) => nibble(c, i) - 8)];
   const fill = (x: typeof seven) => {
     for (let t = 0; t < rows; t++) {
-      for (let i = 0; i < k; i++) bytes[at.a + (i >> 2) * 16 + t * 4 + i % 4] = x(t, i);
+      for (let i = 0; i < k; i++) bytes[at.a + ((i >> 2) * rows + t) * 4 + i % 4] = x(t, i);
     }
     for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
   };
@@ -197,7 +198,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     const gemm = [at.a, at.zeros, at.ones, ...weights, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
     kernels.gemm_int8(...gemm);
     const gemv = [at.x, at.zeros, at.ones, ...weights, k, 8, out, 0, 0, FINISH.plain, kernel];
-    const found = wrong(`gemm_int8 ${kernel}`, 32, right8) ??
+    const found = wrong(`gemm_int8 ${kernel}`, rows * 8, right8) ??
       (kernels.gemv_int8(...gemv), wrong(`gemv_int8 ${kernel}`, 8, right8));
     if (found) return found;
   }
@@ -209,12 +210,14 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     return -8 * sum;
   };
   const single = scratch - 64;
-  for (let at = 0; at < k / 32 * 8; at++) words[presets / 2 + at] = preset(at % 8 >> 1, at >> 3, at % 2);
+  for (let at = 0; at < k / 32 * rows * 2; at++) {
+    words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
+  }
   for (let at = 0; at < k / 32 * 2; at++) words[single / 2 + at] = preset(0, at >> 1, at % 2);
   for (const kernel of [0, 8]) {
     const rest = [scratch, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
     kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
-    const found = wrong(`gemm_int4 ${kernel}`, 32, right4);
+    const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4);
     if (found) return found;
   }
   kernels.gemv_int4(at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain);

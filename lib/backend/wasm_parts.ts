@@ -6,13 +6,15 @@
  * Arguments are plain numbers: addresses in bytes, strides in elements, as the kernels of `wasm/src` take them.
  */
 
-import { GROUP, GROUP_BYTES, PANEL } from "./layout.ts";
+import { GROUP, GROUP_BYTES, PANEL, roundUp } from "./layout.ts";
 import type { Kernels } from "./wasm_kernels.ts";
 
 /** Rows of a tile of packed activations. */
-export const TILE = 4;
-/** Queries that the attention kernel takes at once; a split elsewhere would change how they are summed. */
-export const QUERIES = 4;
+export const TILE = 5;
+/** Rows of an attention that go together at least: the kernel takes eight queries at once. */
+const QUERY_ROWS = 8;
+/** Query heads that the attention of one row takes at once. */
+const QUERY_HEADS = 4;
 
 /** Runs units [from, to); `thread` chooses the scratch, where there is one for each. */
 export type Part = (
@@ -200,37 +202,38 @@ export const PARTS = {
     const [out, outStride, q, qStride, k, kStride, v, vStride, rows, keys, heads, group, dim] = args;
     const [scale, softcap, start, prefix, window, scratch, scratchBytes] = args.slice(13);
     const blocks = attentionUnits(rows, 1, group);
-    const [height, width] = rows > 1 ? [QUERIES, group] : [1, Math.min(QUERIES, group)];
     const stop = Math.min(end, heads * blocks);
     for (let unit = from; unit < stop;) {
       // All blocks of one head that are ours: one call.
       const head = Math.floor(unit / blocks);
       const [first, last] = [unit - head * blocks, Math.min(stop - head * blocks, blocks)];
       unit = head * blocks + last;
-      const [row, sub] = rows > 1 ? [first * height, 0] : [0, first * width];
-      const count = rows > 1 ? Math.min(rows, last * height) - row : 1;
-      const queries = rows > 1 ? group : Math.min(group, last * width) - sub;
+      const [row, sub] = rows > 1 ? [first * QUERY_ROWS, 0] : [0, first * QUERY_HEADS];
       const col = (head * group + sub) * dim;
-      kernels.attention(
-        out + (row * outStride + col) * 4,
-        outStride,
-        q + (row * qStride + col) * 4,
-        qStride,
-        k + head * dim * 4,
-        kStride,
-        v + head * dim * 4,
-        vStride,
-        count,
-        keys,
-        queries,
-        dim,
-        scale,
-        softcap,
-        start + row,
-        prefix,
-        window,
-        scratch + thread * scratchBytes,
-      );
+      const [to, of] = [out + (row * outStride + col) * 4, q + (row * qStride + col) * 4];
+      const [key, value] = [k + head * dim * 4, v + head * dim * 4];
+      const own = scratch + thread * scratchBytes;
+      const how = [dim, scale, softcap, start + row, prefix, window, own];
+      if (rows > 1) {
+        const count = Math.min(rows, last * QUERY_ROWS) - row;
+        kernels.attention(
+          to,
+          outStride,
+          of,
+          qStride,
+          key,
+          kStride,
+          value,
+          vStride,
+          count,
+          keys,
+          group,
+          ...how,
+        );
+      } else {
+        const queries = Math.min(group, last * QUERY_HEADS) - sub;
+        kernels.attention_row(to, of, key, kStride, value, vStride, keys, queries, ...how);
+      }
     }
   },
 } satisfies Record<string, Part>;
@@ -239,5 +242,12 @@ export type PartName = keyof typeof PARTS;
 
 /** Blocks into which the queries of an attention may be cut: of a few rows, or of the one row a few heads. */
 export function attentionUnits(rows: number, heads: number, group: number): number {
-  return heads * Math.ceil((rows > 1 ? rows : group) / QUERIES);
+  return heads * Math.ceil(rows > 1 ? rows / QUERY_ROWS : group / QUERY_HEADS);
+}
+
+/** Bytes of scratch that the attention needs for every thread. */
+export function attentionScratch(rows: number, keys: number, dim: number): number {
+  if (rows === 1) return keys * 16;
+  const [tiledKeys, tiledDim] = [roundUp(keys, TILE), roundUp(dim, TILE)];
+  return 4 * (tiledKeys * dim + tiledDim * keys + 8 * (dim + tiledKeys + tiledDim));
 }

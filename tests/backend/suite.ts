@@ -280,6 +280,8 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
       [5, 9, { start: 2, prefix: 100 }],
       [17, 17, { prefix: 17, headDim: 72, heads: 3, kvHeads: 3, scale: 72 ** -0.5 }],
       [3, 300, { start: 297, headDim: 256, scale: 1 / 16, heads: 2 }],
+      [70, 330, { start: 250, prefix: 20, window: 150, heads: 3, headDim: 20 }],
+      [61, 140, { start: 70, prefix: 90, window: 40, heads: 2, softcap: 9 }],
       [4, 4, { headDim: 1, scale: 1 }],
       [4, 4, { headDim: 7, scale: 1, heads: 3, prefix: 2 }],
       [4, 4, { headDim: 10, scale: 1, heads: 3, kvHeads: 3 }],

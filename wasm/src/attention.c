@@ -1,80 +1,101 @@
 // softmax(mask(q · kᵀ · scale)) · v for the query heads that share one key-value head.
 //
-// Four queries at a time, one lane each: neighbouring query heads of one row, then the next row. What a query may
-// see is one range of keys: the whole prefix from inside it, otherwise the last `window` keys up to itself.
-#include "simd.h"
+// Eight queries at a time, one lane each: neighbouring query heads of one row, then the next row. Both products run
+// in tiles of five keys or five columns of the values by eight queries, so that everything between them (scale, cap,
+// mask, softmax) is a matter of whole vectors. What a query may see is one range of keys: the whole prefix from inside
+// it, otherwise the last `window` keys up to itself.
+#include "floats.h"
 
-enum { KEYS = 128 };  // keys summed in f32 before the sum moves on, so that long contexts lose nothing
+enum {
+  KEYS = 128,   // keys summed before the sum moves on, counted from the first of all, whatever range is looked at
+  BLOCK = 128,  // the same for columns of a key
+  QUERIES = 8,
+};
 
-// The four lane sums of four vectors.
-INLINE v128_t totals(v128_t a, v128_t b, v128_t c, v128_t d) {
-  v128_t ab = wasm_f32x4_add(LANES(a, b, 0, 4, 1, 5), LANES(a, b, 2, 6, 3, 7));
-  v128_t cd = wasm_f32x4_add(LANES(c, d, 0, 4, 1, 5), LANES(c, d, 2, 6, 3, 7));
-  return wasm_f32x4_add(LANES(ab, cd, 0, 1, 4, 5), LANES(ab, cd, 2, 3, 6, 7));
+#define UNSEEN wasm_f32x4_const_splat(-3.4e38f)
+
+// Adds up a tile over `steps` in blocks, the first of `first` steps, the others of `block`.
+INLINE void sum_tile(const float *a, const float *b, uint32_t steps, uint32_t first, uint32_t block, v128_t y[10]) {
+  v128_t sums[10] = {0}, c[10];
+  for (uint32_t now = first; steps; steps -= now, a += ROWS * now, b += QUERIES * now, now = block) {
+    if (now > steps) now = steps;
+    tile_f32(a, b, now, c);
+    for (uint32_t i = 0; i < 10; i++) sums[i] = wasm_f32x4_add(sums[i], c[i]);
+  }
+  straighten(sums, y);
 }
 
-// Dot products of four queries with two keys, one vector of four for each key.
-INLINE void dots(const float *const q[4], const float *key, const float *next, uint32_t dim, v128_t sums[2]) {
-  v128_t zero = wasm_f32x4_const_splat(0);
-  v128_t a0 = zero, b0 = zero, c0 = zero, d0 = zero, a1 = zero, b1 = zero, c1 = zero, d1 = zero;
-  const float *q0 = q[0], *q1 = q[1], *q2 = q[2], *q3 = q[3];
-  uint32_t i = 0;
-  for (; i + 4 <= dim; i += 4) {
-    KEEP(i);
-    v128_t k0 = wasm_v128_load(key + i), k1 = wasm_v128_load(next + i), x;
-    x = wasm_v128_load(q0 + i), a0 = madd(x, k0, a0), a1 = madd(x, k1, a1);
-    x = wasm_v128_load(q1 + i), b0 = madd(x, k0, b0), b1 = madd(x, k1, b1);
-    x = wasm_v128_load(q2 + i), c0 = madd(x, k0, c0), c1 = madd(x, k1, c1);
-    x = wasm_v128_load(q3 + i), d0 = madd(x, k0, d0), d1 = madd(x, k1, d1);
-  }
-  sums[0] = totals(a0, b0, c0, d0);
-  sums[1] = totals(a1, b1, c1, d1);
-  for (; i < dim; i++) {
-    v128_t x = wasm_f32x4_make(q0[i], q1[i], q2[i], q3[i]);
-    sums[0] = madd(x, wasm_v128_load32_splat(key + i), sums[0]);
-    sums[1] = madd(x, wasm_v128_load32_splat(next + i), sums[1]);
-  }
-}
-
-// weights [keys][4] · values for 4·vectors columns (1 or 2 vectors), into y[query][vector].
-INLINE void mix(const float *weights, const float *v, uint32_t v_stride, uint32_t keys, uint32_t vectors,
-                v128_t y[8]) {
-  for (uint32_t i = 0; i < 8; i++) y[i] = wasm_f32x4_const_splat(0);
-  for (uint32_t s = 0; s < keys;) {
-    uint32_t end = keys - s < KEYS ? keys : s + KEYS;
-    v128_t zero = wasm_f32x4_const_splat(0);
-    v128_t a0 = zero, a1 = zero, b0 = zero, b1 = zero, c0 = zero, c1 = zero, d0 = zero, d1 = zero;
-    for (; s < end; s++, v += v_stride, weights += 4) {
-      KEEP(v);
-      v128_t p = wasm_v128_load(weights), v0 = wasm_v128_load(v);
-      v128_t p0 = LANES(p, p, 0, 0, 0, 0), p1 = LANES(p, p, 1, 1, 1, 1);
-      v128_t p2 = LANES(p, p, 2, 2, 2, 2), p3 = LANES(p, p, 3, 3, 3, 3);
-      a0 = madd(p0, v0, a0), b0 = madd(p1, v0, b0), c0 = madd(p2, v0, c0), d0 = madd(p3, v0, d0);
-      if (vectors == 2) {
-        v128_t v1 = wasm_v128_load(v + 4);
-        a1 = madd(p0, v1, a1), b1 = madd(p1, v1, b1), c1 = madd(p2, v1, c1), d1 = madd(p3, v1, d1);
+// v [keys, dim] as [dim/5][keys][5], zeros past the last column.
+static void pack_values(float *out, const float *v, uint32_t stride, uint32_t keys, uint32_t dim) {
+  for (uint32_t col = 0; col < dim; col += ROWS, v += ROWS) {
+    const float *from = v;
+    if (dim - col >= ROWS) {
+      for (uint32_t s = 0; s < keys; s++, from += stride, out += ROWS) {
+        wasm_v128_store(out, wasm_v128_load(from));
+        out[4] = from[4];
+      }
+    } else {
+      for (uint32_t s = 0; s < keys; s++, from += stride) {
+        for (uint32_t i = 0; i < ROWS; i++) *out++ = col + i < dim ? from[i] : 0;
       }
     }
-    y[0] = wasm_f32x4_add(y[0], a0), y[1] = wasm_f32x4_add(y[1], a1);
-    y[2] = wasm_f32x4_add(y[2], b0), y[3] = wasm_f32x4_add(y[3], b1);
-    y[4] = wasm_f32x4_add(y[4], c0), y[5] = wasm_f32x4_add(y[5], c1);
-    y[6] = wasm_f32x4_add(y[6], d0), y[7] = wasm_f32x4_add(y[7], d1);
+  }
+}
+
+// Columns of eight rows, times `scale`, as [dim][8].
+INLINE void pack_queries(float *out, const float *const from[QUERIES], uint32_t dim, float scale) {
+  v128_t scales = wasm_f32x4_splat(scale);
+  uint32_t c = 0;
+  for (; c + 4 <= dim; c += 4) {
+    for (uint32_t half = 0; half < QUERIES; half += 4) {
+      v128_t x[4];
+      for (uint32_t i = 0; i < 4; i++) x[i] = wasm_v128_load(from[half + i] + c);
+      transpose(x);
+      for (uint32_t i = 0; i < 4; i++) wasm_v128_store(out + QUERIES * (c + i) + half, wasm_f32x4_mul(x[i], scales));
+    }
+  }
+  for (; c < dim; c++) {
+    for (uint32_t i = 0; i < QUERIES; i++) out[QUERIES * c + i] = from[i][c] * scale;
+  }
+}
+
+// [dim][8] to the first columns of `count` rows.
+INLINE void unpack_queries(float *const to[QUERIES], uint32_t count, const float *from, uint32_t dim) {
+  uint32_t c = 0;
+  for (; c + 4 <= dim; c += 4) {
+    for (uint32_t half = 0; half < count; half += 4) {
+      v128_t x[4];
+      for (uint32_t i = 0; i < 4; i++) x[i] = wasm_v128_load(from + QUERIES * (c + i) + half);
+      transpose(x);
+      for (uint32_t i = 0; i < 4 && half + i < count; i++) wasm_v128_store(to[half + i] + c, x[i]);
+    }
+  }
+  for (; c < dim; c++) {
+    for (uint32_t i = 0; i < count; i++) to[i][c] = from[QUERIES * c + i];
   }
 }
 
 // q and out point at the first of `group` heads of `dim` columns, k and v at the shared head. softcap 0 is none.
-// scratch: 4 · keys floats.
+// scratch: floats for keys and values packed, [⌈keys/5⌉·5, dim] and [⌈dim/5⌉·5, keys], and 8 each for dim, ⌈keys/5⌉·5
+// and ⌈dim/5⌉·5.
 EXPORT(attention)
 void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k, uint32_t k_stride,
                const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t group, uint32_t dim,
                float scale, float softcap, uint32_t start, uint32_t prefix, uint32_t window, float *scratch) {
+  uint32_t all_keys = (keys + ROWS - 1) / ROWS * ROWS, all_dim = (dim + ROWS - 1) / ROWS * ROWS;
+  float *packed_keys = scratch, *packed_values = packed_keys + (uint64_t)all_keys * dim;
+  float *panel = packed_values + (uint64_t)all_dim * keys, *weights = panel + QUERIES * dim;
+  float *mixed = weights + QUERIES * all_keys;
+  pack_f32(packed_keys, k, k_stride, keys, dim);
+  pack_values(packed_values, v, v_stride, keys, dim);
   uint32_t queries = rows * group;
   if (prefix > keys) prefix = keys;
-  for (uint32_t first = 0; first < queries; first += 4) {
-    const float *from[4];
-    float *to[4];
-    uint32_t low[4], high[4], begin = keys, end = 0, count = queries - first < 4 ? queries - first : 4;
-    for (uint32_t i = 0; i < 4; i++) {
+  for (uint32_t first = 0; first < queries; first += QUERIES) {
+    const float *from[QUERIES];
+    float *to[QUERIES];
+    uint32_t low[QUERIES], high[QUERIES], count = queries - first < QUERIES ? queries - first : QUERIES;
+    uint32_t begin = keys, end = 0, from_all = 0, to_all = keys;  // seen by some query, seen by every one
+    for (uint32_t i = 0; i < QUERIES; i++) {
       uint32_t query = first + (i < count ? i : count - 1), row = query / group, head = query % group;
       uint32_t index = start + row;
       from[i] = q + (uint64_t)row * q_stride + head * dim;
@@ -82,62 +103,66 @@ void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_strid
       low[i] = index < prefix || index < window ? 0 : index - window + 1;
       high[i] = index < prefix ? prefix : index + 1;
       if (low[i] < begin) begin = low[i];
+      if (low[i] > from_all) from_all = low[i];
       if (high[i] > end) end = high[i];
+      if (high[i] < to_all) to_all = high[i];
     }
-    v128_t lows = wasm_v128_load(low), highs = wasm_v128_load(high);
-    v128_t most = wasm_f32x4_const_splat(-3.4e38f);
-    for (uint32_t s = begin; s < end; s += 2) {
-      const float *key = k + (uint64_t)s * k_stride;
-      v128_t x[2];
-      dots(from, key, s + 1 < end ? key + k_stride : key, dim, x);
-      for (uint32_t i = 0; i < 2 && s + i < end; i++) {
-        x[i] = wasm_f32x4_mul(x[i], wasm_f32x4_splat(scale));
-        if (softcap) {
-          v128_t cap = wasm_f32x4_splat(softcap);
-          x[i] = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(x[i], cap)), cap);
+    pack_queries(panel, from, dim, scale);
+    uint32_t base = begin / ROWS * ROWS;
+
+    v128_t most[2] = {UNSEEN, UNSEEN};
+    for (uint32_t s = base; s < end; s += ROWS) {
+      v128_t y[10];
+      sum_tile(packed_keys + (uint64_t)s * dim, panel, dim, BLOCK, BLOCK, y);
+      if (softcap) {
+        v128_t cap = wasm_f32x4_splat(softcap);
+        for (uint32_t i = 0; i < 10; i++) y[i] = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(y[i], cap)), cap);
+      }
+      if (s < from_all || s + ROWS > to_all) {
+        for (uint32_t i = 0; i < 10; i++) {
+          v128_t index = wasm_i32x4_splat(s + i / 2);
+          v128_t after = wasm_u32x4_ge(index, wasm_v128_load(low + i % 2 * 4));
+          v128_t before = wasm_u32x4_lt(index, wasm_v128_load(high + i % 2 * 4));
+          y[i] = wasm_v128_bitselect(y[i], UNSEEN, wasm_v128_and(after, before));
         }
-        v128_t index = wasm_i32x4_splat(s + i);
-        v128_t seen = wasm_v128_and(wasm_u32x4_ge(index, lows), wasm_u32x4_lt(index, highs));
-        x[i] = wasm_v128_bitselect(x[i], wasm_f32x4_const_splat(-3.4e38f), seen);
-        most = wasm_f32x4_max(most, x[i]);
-        wasm_v128_store(scratch + 4 * (s + i - begin), x[i]);
+      }
+      for (uint32_t i = 0; i < 10; i++) {
+        most[i % 2] = wasm_f32x4_pmax(most[i % 2], y[i]);
+        wasm_v128_store(weights + QUERIES * (s - base) + 4 * i, y[i]);
       }
     }
-    v128_t sum = wasm_f32x4_const_splat(0);
+
+    v128_t sums[2] = {wasm_f32x4_const_splat(0), wasm_f32x4_const_splat(0)};
     for (uint32_t s = begin; s < end;) {
-      v128_t part = wasm_f32x4_const_splat(0);
-      for (uint32_t stop = end - s < KEYS ? end : s + KEYS; s < stop; s++) {
-        v128_t x = wasm_v128_load(scratch + 4 * (s - begin));
-        v128_t seen = wasm_f32x4_gt(x, wasm_f32x4_const_splat(-3.3e38f));
-        x = wasm_v128_and(exp_f32(wasm_f32x4_sub(x, most)), seen);
-        part = wasm_f32x4_add(part, x);
-        wasm_v128_store(scratch + 4 * (s - begin), x);
+      uint32_t stop = s / KEYS * KEYS + KEYS;
+      v128_t part0 = wasm_f32x4_const_splat(0), part1 = part0;
+      if (stop > end) stop = end;
+      for (; s < stop; s++) {
+        float *at = weights + QUERIES * (s - base);
+        v128_t x0 = wasm_v128_load(at), x1 = wasm_v128_load(at + 4);
+        v128_t seen0 = wasm_f32x4_ne(x0, UNSEEN), seen1 = wasm_f32x4_ne(x1, UNSEEN);
+        x0 = wasm_v128_and(exp_f32(wasm_f32x4_sub(x0, most[0])), seen0);
+        x1 = wasm_v128_and(exp_f32(wasm_f32x4_sub(x1, most[1])), seen1);
+        part0 = wasm_f32x4_add(part0, x0);
+        part1 = wasm_f32x4_add(part1, x1);
+        wasm_v128_store(at, x0);
+        wasm_v128_store(at + 4, x1);
       }
-      sum = wasm_f32x4_add(sum, part);
+      sums[0] = wasm_f32x4_add(sums[0], part0);
+      sums[1] = wasm_f32x4_add(sums[1], part1);
     }
-    float sums[4];
-    wasm_v128_store(sums, sum);
-    const float *values = v + (uint64_t)begin * v_stride;
-    for (uint32_t c = 0; c < dim;) {
-      v128_t y[8];
-      uint32_t vectors = c + 8 <= dim ? 2 : 1;
-      if (c + 4 <= dim) {
-        if (vectors == 2) mix(scratch, values + c, v_stride, end - begin, 2, y);
-        else mix(scratch, values + c, v_stride, end - begin, 1, y);
-        for (uint32_t i = 0; i < count; i++) {
-          v128_t s = wasm_f32x4_splat(sums[i]);
-          wasm_v128_store(to[i] + c, wasm_f32x4_div(y[2 * i], s));
-          if (vectors == 2) wasm_v128_store(to[i] + c + 4, wasm_f32x4_div(y[2 * i + 1], s));
-        }
-        c += 4 * vectors;
-      } else {
-        for (uint32_t i = 0; i < count; i++) {
-          double y = 0;
-          for (uint32_t s = 0; s < end - begin; s++) y += scratch[4 * s + i] * values[(uint64_t)s * v_stride + c];
-          to[i][c] = (float)(y / sums[i]);
-        }
-        c++;
+
+    v128_t shares[2];
+    for (uint32_t i = 0; i < 2; i++) shares[i] = wasm_f32x4_div(wasm_f32x4_const_splat(1), sums[i]);
+    uint32_t chunk = KEYS - begin % KEYS;
+    for (uint32_t c = 0; c < dim; c += ROWS) {
+      v128_t y[10];
+      const float *values = packed_values + (uint64_t)c * keys + ROWS * begin;
+      sum_tile(values, weights + QUERIES * (begin - base), end - begin, chunk, KEYS, y);
+      for (uint32_t i = 0; i < 10; i++) {
+        wasm_v128_store(mixed + QUERIES * c + 4 * i, wasm_f32x4_mul(y[i], shares[i % 2]));
       }
     }
+    unpack_queries(to, count, mixed, dim);
   }
 }

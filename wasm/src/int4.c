@@ -29,28 +29,26 @@ void quantize8(int8_t *out, int16_t *presets, uint32_t step, const float *x, uin
   }
   float inverse = most >= 1e-30f ? 127 / most : 0;
   *scale = most >= 1e-30f ? most / 127 : 0;
-  v128_t inverses = wasm_f32x4_splat(inverse), limit = wasm_i32x4_const_splat(127);
-  v128_t sums = wasm_i32x4_const_splat(0);
-  for (i = 0; i < padded; i += 4, out += step) {
-    v128_t v;
-    if (i + 4 <= k) {
-      v = wasm_v128_load(x + i);
-    } else {
-      float rest[4] = {0};
-      for (uint32_t j = i; j < k; j++) rest[j - i] = x[j];
-      v = wasm_v128_load(rest);
+  v128_t inverses = wasm_f32x4_splat(inverse);
+  for (i = 0; i < padded; i += 32, x += 32, presets += step / 2) {
+    v128_t sums = wasm_i32x4_const_splat(0);
+    float rest[32];
+    const float *from = x;
+    if (k - i < 32) {
+      for (uint32_t j = 0; j < 32; j++) rest[j] = j < k - i ? x[j] : 0;
+      from = rest;
     }
-    v = wasm_i32x4_trunc_sat_f32x4(wasm_f32x4_nearest(wasm_f32x4_mul(v, inverses)));
-    v = wasm_i32x4_min(wasm_i32x4_max(v, wasm_i32x4_neg(limit)), limit);
-    sums = wasm_i32x4_add(sums, v);
-    v = wasm_i16x8_narrow_i32x4(v, v);
-    wasm_v128_store32_lane(out, wasm_i8x16_narrow_i16x8(v, v), 0);
-    if (i % 32 == 28) {
-      presets[0] = -8 * (wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1));
-      presets[1] = -8 * (wasm_i32x4_extract_lane(sums, 2) + wasm_i32x4_extract_lane(sums, 3));
-      presets += step / 2;
-      sums = wasm_i32x4_const_splat(0);
+    for (uint32_t half = 0; half < 32; half += 16, from += 16, out += 4 * step) {
+      v128_t q[4];
+      for (uint32_t j = 0; j < 4; j++) {
+        q[j] = round_i32(wasm_f32x4_mul(wasm_v128_load(from + 4 * j), inverses));
+        sums = wasm_i32x4_add(sums, q[j]);
+      }
+      v128_t low = wasm_i16x8_narrow_i32x4(q[0], q[1]), high = wasm_i16x8_narrow_i32x4(q[2], q[3]);
+      spread((uint8_t *)out, step, wasm_i8x16_narrow_i16x8(low, high));
     }
+    presets[0] = -8 * (wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1));
+    presets[1] = -8 * (wasm_i32x4_extract_lane(sums, 2) + wasm_i32x4_extract_lane(sums, 3));
   }
 }
 
@@ -78,34 +76,41 @@ INLINE void finish_int4(const Finish *f, const float *w_scale, uint32_t row, uin
   finish_row(f, row, col, cols, low, high);
 }
 
-// One group of a tile: c[0..7] += sums · scales. In the relaxed build c are diagonals, in the plain one rows.
+// One group of a tile: c += sums · scales, both as `straighten` takes them; in the plain build, as it leaves them.
 INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, const int8_t *w, uint32_t kernel,
-                       v128_t c[8]) {
+                       v128_t c[10]) {
 #ifdef __wasm_relaxed_simd__
-  v128_t p = wasm_v128_load(presets);
+  v128_t p = wasm_v128_load(presets), fifth = wasm_v128_load32_splat(presets + 8);
   if (kernel == VNNI) {
     p = wasm_i32x4_extadd_pairwise_i16x8(p);
-    v128_t s[8] = {p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3), p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3)};
-    tile_vnni(a, b, 8, 1, s);
-    KEEP(w);  // loaded before the loop, the scales would cost it a register
-    v128_t scales = wasm_v128_load(w);
-    v128_t low = wasm_i32x4_extend_low_i16x8(scales), high = wasm_i32x4_extend_high_i16x8(scales);
-    for (uint32_t i = 0; i < 8; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_mul(s[i], i < 4 ? low : high));
+    fifth = wasm_i32x4_extadd_pairwise_i16x8(fifth);
+  }
+  v128_t p1 = ROTATE(p, 1), p2 = ROTATE(p, 2), p3 = ROTATE(p, 3);
+  v128_t s[10] = {p, p1, p2, p3, p, p1, p2, p3, fifth, fifth};
+  if (kernel == VNNI) tile_vnni(a, b, 8, 1, s);
+  else tile_words(a, b, 8, 1, s);
+  KEEP(w);  // loaded before the loop, the scales would cost it a register
+  v128_t scales = wasm_v128_load(w);
+  if (kernel == VNNI) {
+    // The sums fit 16 bits, so the low halves times the scales, the high ones times 0, are the whole product; faster
+    // than i32x4.mul, which is two slow operations on many processors.
+    v128_t low = wasm_u32x4_extend_low_u16x8(scales), high = wasm_u32x4_extend_high_u16x8(scales);
+    for (uint32_t i = 0; i < 10; i++) {
+      c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 || i == 8 ? low : high));
+    }
   } else {
-    v128_t s[8] = {p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3), p, ROTATE(p, 1), ROTATE(p, 2), ROTATE(p, 3)};
-    tile_words(a, b, 8, 1, s);
-    KEEP(w);
-    v128_t scales = wasm_v128_load(w);
     v128_t low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
-    for (uint32_t i = 0; i < 8; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 ? low : high));
+    for (uint32_t i = 0; i < 10; i++) {
+      c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 || i == 8 ? low : high));
+    }
   }
 #else
   (void)kernel;
-  v128_t s[8];
+  v128_t s[10];
   tile_plain(a, b, 8, s);
   v128_t scales = wasm_v128_load(w);
   v128_t low = wasm_i32x4_extend_low_i16x8(scales), high = wasm_i32x4_extend_high_i16x8(scales);
-  for (uint32_t r = 0; r < 4; r++) {
+  for (uint32_t r = 0; r < ROWS; r++) {
     v128_t preset = wasm_i32x4_splat(presets[2 * r] + presets[2 * r + 1]);
     c[2 * r] = wasm_i32x4_add(c[2 * r], wasm_i32x4_mul(wasm_i32x4_add(s[2 * r], preset), low));
     c[2 * r + 1] = wasm_i32x4_add(c[2 * r + 1], wasm_i32x4_mul(wasm_i32x4_add(s[2 * r + 1], preset), high));
@@ -114,22 +119,22 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
 }
 
 INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *panel, const int8_t *w, uint32_t groups,
-                      uint32_t kernel, v128_t rows[8]) {
-  v128_t sums[16] = {0}, c[8] = {0};
+                      uint32_t kernel, v128_t y[10]) {
+  v128_t sums[20] = {0}, c[10] = {0};
   for (uint32_t g = 0; g < groups; g++) {
-    group_int4(a + 8 * STEP_ROWS * g, presets + 8 * g, panel + 8 * STEP * g, w + GROUP_BYTES * g, kernel, c);
-    if (g % GROUPS == GROUPS - 1) gather(sums, c, 8);
+    group_int4(a + 8 * STEP_ROWS * g, presets + 2 * ROWS * g, panel + 8 * STEP * g, w + GROUP_BYTES * g, kernel, c);
+    if (g % GROUPS == GROUPS - 1) gather(sums, c, 10);
   }
-  gather(sums, c, 8);
-  for (uint32_t i = 0; i < 8; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
+  gather(sums, c, 10);
+  for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
 #ifdef __wasm_relaxed_simd__
-  rows_of(c, rows);
+  straighten(c, y);
 #else
-  for (uint32_t i = 0; i < 8; i++) rows[i] = c[i];
+  for (uint32_t i = 0; i < 10; i++) y[i] = c[i];
 #endif
 }
 
-// out [rows, n] = a · Wᵀ; a and presets in tiles of 4 rows, as quantize8 leaves them with a step of 16. Each panel is
+// out [rows, n] = a · Wᵀ; a and presets in tiles of 5 rows, as quantize8 leaves them with a step of 20. Each panel is
 // unpacked once, to bytes in `panel` (8 · padded of them), for all rows.
 EXPORT(gemm_int4)
 void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, const int8_t *w, const float *w_scale,
@@ -148,16 +153,17 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
         wasm_v128_store(to + 16, high_nibbles(v));
       }
     }
-    for (uint32_t row = 0; row < rows; row += 4) {
-      v128_t y[8];
+    for (uint32_t row = 0; row < rows; row += ROWS) {
+      v128_t y[10];
       const int8_t *tile = a + (uint64_t)row * padded;
-      const int16_t *preset = presets + (uint64_t)row / 4 * groups * 8;
+      const int16_t *preset = presets + (uint64_t)row * groups * 2;
       if (kernel == VNNI) tile_int4(tile, preset, panel, w, groups, VNNI, y);
       else tile_int4(tile, preset, panel, w, groups, 8, y);
-      for (uint32_t r = 0; r < 4 && row + r < rows; r++) {
+      for (uint32_t r = 0; r < ROWS && row + r < rows; r++) {
         finish_int4(&f, w_scale, row + r, col, cols, scales[row + r], y[2 * r], y[2 * r + 1]);
       }
     }
+    if (mode & GELU) activate(&f, rows, col, cols);
   }
 }
 
@@ -222,6 +228,7 @@ void gemv_int4(const int8_t *x, const int16_t *presets, const float *scale, cons
     finish_int4(&f, w_scale, 0, col, n - col < 8 ? n - col : 8, *scale, narrow_f64(sums[0], sums[1]),
                 narrow_f64(sums[2], sums[3]));
   }
+  if (mode & GELU) activate(&f, 1, 0, n);
 }
 
 // out [count, k]: rows ids[i] of the table, times scale.

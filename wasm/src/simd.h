@@ -39,28 +39,46 @@ INLINE v128_t narrow_f64(v128_t low, v128_t high) {
   return LANES(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 1, 4, 5);
 }
 
-// Row r of a tile whose vectors are diagonals: lane i of c[j] belongs to row (i + j) mod 4, column i.
-INLINE v128_t undiagonal(v128_t c0, v128_t c1, v128_t c2, v128_t c3) {
-  return LANES(LANES(c0, c1, 0, 5, 2, 7), LANES(c2, c3, 0, 5, 2, 7), 0, 1, 6, 7);
+// Four vectors of one row each to four of one column each.
+INLINE void transpose(v128_t x[4]) {
+  v128_t ab = LANES(x[0], x[1], 0, 4, 1, 5), AB = LANES(x[0], x[1], 2, 6, 3, 7);
+  v128_t cd = LANES(x[2], x[3], 0, 4, 1, 5), CD = LANES(x[2], x[3], 2, 6, 3, 7);
+  x[0] = LANES(ab, cd, 0, 1, 4, 5), x[1] = LANES(ab, cd, 2, 3, 6, 7);
+  x[2] = LANES(AB, CD, 0, 1, 4, 5), x[3] = LANES(AB, CD, 2, 3, 6, 7);
 }
 
-// e^x to about 1e-7 relative for x in [-87.3, 88]; beyond it stays at the ends. Polynomial: Cephes expf.
+// Activations are multiplied in tiles of five rows: the ten sums, two halves of a panel, one vector of the rows and
+// one to spare are what the registers hold. Four rows lie across a vector, which is rotated lane by lane, so that
+// lane i of c[j] belongs to row (i + j) mod 4, column i; the fifth is spread over a vector of its own.
+enum { ROWS = 5 };
+
+// From the sums of a tile, c[0..3] and c[4..7] diagonals, c[8..9] straight, to y[2 * row + half].
+INLINE void straighten(const v128_t c[10], v128_t y[10]) {
+  for (uint32_t half = 0; half < 2; half++) {
+    const v128_t *d = c + 4 * half;
+    for (uint32_t r = 0; r < 4; r++) {
+      v128_t a = LANES(d[r], d[(r + 3) & 3], 0, 5, 2, 7), b = LANES(d[(r + 2) & 3], d[(r + 1) & 3], 0, 5, 2, 7);
+      y[2 * r + half] = LANES(a, b, 0, 1, 6, 7);
+    }
+    y[8 + half] = c[8 + half];
+  }
+}
+
+// Constants of the functions below, in memory: an engine builds one in code from three instructions at every use.
+extern const float EXP[10][4], GELU_POWERS[2][4];
+
+// e^x to about 2e-7 relative for x in [-87.3, 88]; beyond it stays at the ends. 2ⁿ times a polynomial on
+// [-½ ln 2, ½ ln 2], minimax for the relative error; n is found by adding a number so large that the sum is whole,
+// and stands in the last bits of that sum.
 INLINE v128_t exp_f32(v128_t x) {
-  x = wasm_f32x4_max(x, wasm_f32x4_splat(-87.33f));
-  x = wasm_f32x4_min(x, wasm_f32x4_splat(88.0f));
-  v128_t n = wasm_f32x4_nearest(wasm_f32x4_mul(x, wasm_f32x4_splat(1.44269504088896341f)));
+  x = wasm_f32x4_pmin(wasm_f32x4_pmax(x, wasm_v128_load(EXP[0])), wasm_v128_load(EXP[1]));
+  v128_t big = wasm_v128_load(EXP[3]), power = madd(x, wasm_v128_load(EXP[2]), big), n = wasm_f32x4_sub(power, big);
   // ln 2 in two parts; the first has few bits, so that n times it is exact.
-  x = wasm_f32x4_sub(x, wasm_f32x4_mul(n, wasm_f32x4_splat(0.693359375f)));
-  x = wasm_f32x4_sub(x, wasm_f32x4_mul(n, wasm_f32x4_splat(-2.12194440e-4f)));
-  v128_t p = wasm_f32x4_splat(1.9875691500e-4f);
-  p = madd(p, x, wasm_f32x4_splat(1.3981999507e-3f));
-  p = madd(p, x, wasm_f32x4_splat(8.3334519073e-3f));
-  p = madd(p, x, wasm_f32x4_splat(4.1665795894e-2f));
-  p = madd(p, x, wasm_f32x4_splat(1.6666665459e-1f));
-  p = madd(p, x, wasm_f32x4_splat(5.0000001201e-1f));
-  p = wasm_f32x4_add(madd(p, wasm_f32x4_mul(x, x), x), wasm_f32x4_splat(1.0f));
-  v128_t power = wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127));
-  return wasm_f32x4_mul(p, wasm_i32x4_shl(power, 23));
+  x = madd(n, wasm_v128_load(EXP[5]), madd(n, wasm_v128_load(EXP[4]), x));
+  v128_t p = madd(x, wasm_v128_load(EXP[9]), wasm_v128_load(EXP[8]));
+  p = madd(madd(p, x, wasm_v128_load(EXP[7])), x, wasm_v128_load(EXP[6]));
+  p = wasm_f32x4_add(madd(wasm_f32x4_mul(x, x), p, x), wasm_f32x4_const_splat(1.0f));
+  return wasm_i32x4_add(p, wasm_i32x4_shl(power, 23));
 }
 
 // tanh to about 2e-7 relative: a polynomial (Cephes tanhf) near zero, where the exponential would cancel.
@@ -82,10 +100,9 @@ INLINE v128_t tanh_f32(v128_t x) {
 
 // 0.5x(1 + tanh(u)) with u = √(2/π)(x + 0.044715x³), written x / (1 + e^(-2u)): nothing cancels for negative x.
 INLINE v128_t gelu_f32(v128_t x) {
-  v128_t cube = wasm_f32x4_mul(wasm_f32x4_mul(x, x), x);
-  v128_t u = madd(wasm_f32x4_splat(0.044715f), cube, x);
-  v128_t e = exp_f32(wasm_f32x4_mul(u, wasm_f32x4_splat(-1.5957691216057308f)));
-  return wasm_f32x4_div(x, wasm_f32x4_add(e, wasm_f32x4_splat(1.0f)));
+  v128_t u = madd(wasm_f32x4_mul(x, x), wasm_v128_load(GELU_POWERS[1]), wasm_v128_load(GELU_POWERS[0]));
+  u = wasm_f32x4_mul(u, x);
+  return wasm_f32x4_div(x, wasm_f32x4_add(exp_f32(u), wasm_f32x4_const_splat(1.0f)));
 }
 
 // What happens to a product before it is stored. A null bias or residual is none.
@@ -102,13 +119,12 @@ typedef struct {
 
 INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float *residual, uint32_t mode) {
   if (bias) y = wasm_f32x4_add(y, wasm_v128_load(bias));
-  if (mode & GELU) y = gelu_f32(y);
   if (mode & MULTIPLY) y = wasm_f32x4_mul(y, wasm_v128_load(out));
-  if (residual) y = wasm_f32x4_add(y, wasm_v128_load(residual));
+  if (residual && !(mode & GELU)) y = wasm_f32x4_add(y, wasm_v128_load(residual));
   return y;
 }
 
-// Stores columns [col, col + cols) of one row, cols at most 8.
+// Stores columns [col, col + cols) of one row, cols at most 8; without the GELU, for which see `activate`.
 INLINE void finish_row(const Finish *f, uint32_t row, uint32_t col, uint32_t cols, v128_t low, v128_t high) {
   float *out = f->out + (uint64_t)row * f->out_stride + col;
   const float *bias = f->bias ? f->bias + col : 0;
@@ -128,3 +144,6 @@ INLINE void finish_row(const Finish *f, uint32_t row, uint32_t col, uint32_t col
   wasm_v128_store(o + 4, finish4(high, o + 4, b + 4, r + 4, f->mode));
   for (uint32_t i = 0; i < cols; i++) out[i] = o[i];
 }
+
+// The GELU of columns [col, col + cols) of all rows, then the residual; once a panel, while it is in the cache.
+void activate(const Finish *f, uint32_t rows, uint32_t col, uint32_t cols);
