@@ -28,7 +28,7 @@ export function alone(kernels: Kernels): Crew {
 
 /** What is cheaper than this is done before another thread has heard of it. */
 export const SHARE_ABOVE_NS = 4000;
-/** It takes so many times longer to wake a sleeping thread. */
+/** Sleepers are woken when so many times as much was, or is now, to be done without them. */
 const WAKE = 10;
 /** Least tickets that share an operation: drawing one and giving it back takes 0.1 to 0.2 µs. */
 const LEAST = 2;
@@ -110,17 +110,19 @@ function call(words: Int32Array): void {
 }
 
 /**
- * First unit of a ticket, of `tickets` in all. Sizes fall in a straight line to nearly nothing, so that threads end
- * at the same time whatever their speed.
+ * First unit of a ticket, of `tickets` in all. Sizes fall in a straight line down to one unit, so that threads end at
+ * the same time whatever their speed.
  */
 function firstUnit(ticket: number, tickets: number, units: number): number {
   const rest = 1 - ticket / tickets;
-  return Math.round(units * (1 - rest * rest));
+  return ticket + Math.round((units - tickets) * (1 - rest * rest));
 }
 
 /** The leading thread of several. */
 export class Leader implements Crew {
   #broken: Error | undefined;
+  /** Cost of what could have been shared out since the others fell asleep. */
+  #missed = 0;
 
   /**
    * `stallMs`: how long a thread may hold a ticket before it is given up, and the crew with it. `shareAboveNs`: what is
@@ -138,9 +140,11 @@ export class Leader implements Crew {
   run(part: PartName, args: readonly number[], units: number, cost: number): void {
     const { shareAboveNs, control: { words } } = this;
     this.#check();
-    const wake = Atomics.load(words, SLEEPERS) > 0 && cost >= WAKE * shareAboveNs;
-    const awake = this.threads - 1 - Atomics.load(words, SLEEPERS);
-    if (units < 2 || cost < shareAboveNs || !(wake || awake)) {
+    const sleepers = Atomics.load(words, SLEEPERS);
+    const worthy = units > 1 && cost >= shareAboveNs && this.threads > 1;
+    if (worthy) this.#missed = sleepers ? this.#missed + cost : 0;
+    const wake = worthy && sleepers > 0 && this.#missed >= WAKE * shareAboveNs;
+    if (!worthy || !(wake || sleepers < this.threads - 1)) {
       return PARTS[part](this.kernels, args, 0, units, 0);
     }
     const worth = Math.ceil(cost / Math.max(shareAboveNs / LEAST, 1));
@@ -161,7 +165,7 @@ export class Leader implements Crew {
       const ticket = tickets - left;
       const [from, to] = [firstUnit(ticket, tickets, units), firstUnit(ticket + 1, tickets, units)];
       try {
-        if (from < to) PARTS[part](this.kernels, args, from, to, 0);
+        PARTS[part](this.kernels, args, from, to, 0);
       } catch (it) {
         error = it; // the others still write to the memory: wait for them first
       }
@@ -206,32 +210,55 @@ export class Leader implements Crew {
 
 /** Draws tickets until the crew is stopped. `thread` counts from 1; the leader is 0. */
 export function follow(control: Control, kernels: Kernels, memory: WebAssembly.Memory, thread: number): void {
-  const { words } = control;
-  let [number, part, tickets, units, pages] = [0, NAMES[0], 0, 0, 0];
-  let args: number[] = [];
-  while (awaitTickets(words)) {
+  const follower = new Follower(control, kernels, memory, thread);
+  while (awaitTickets(control.words)) follower.draw();
+}
+
+class Follower {
+  #number = 0;
+  #part: PartName = NAMES[0];
+  #tickets = 0;
+  #units = 0;
+  #pages = 0;
+  #args: number[] = [];
+
+  constructor(
+    private readonly control: Control,
+    private readonly kernels: Kernels,
+    private readonly memory: WebAssembly.Memory,
+    private readonly thread: number,
+  ) {}
+
+  draw(): void {
+    const { words } = this.control;
     const left = Atomics.sub(words, TICKETS, 1);
-    if (left <= 0) continue;
+    if (left <= 0) return;
     // From here to DONE the operation cannot end, so it is the one that the block describes.
-    if (Atomics.load(words, NUMBER) !== number) {
-      number = Atomics.load(words, NUMBER);
-      part = NAMES[words[PART]];
-      tickets = words[DRAWN];
-      units = words[UNITS];
-      args = Array.from(control.args.subarray(0, words[COUNT]));
-      // A memory that another thread has grown is told so; the engine may otherwise notice only later.
-      if (pages !== words[PAGES]) memory.grow(0);
-      pages = words[PAGES];
-    }
-    const ticket = tickets - left;
-    const [from, to] = [firstUnit(ticket, tickets, units), firstUnit(ticket + 1, tickets, units)];
+    const number = Atomics.load(words, NUMBER);
     try {
-      if (from < to) PARTS[part](kernels, args, from, to, thread);
+      if (number !== this.#number) this.#read(number);
+      const ticket = this.#tickets - left;
+      const from = firstUnit(ticket, this.#tickets, this.#units);
+      const to = firstUnit(ticket + 1, this.#tickets, this.#units);
+      PARTS[this.#part](this.kernels, this.#args, from, to, this.thread);
     } catch (error) {
-      control.fail(error);
+      this.control.fail(error);
     }
     Atomics.add(words, DONE, 1);
     if (Atomics.load(words, LEADER_SLEEPS)) Atomics.notify(words, DONE);
+  }
+
+  #read(number: number): void {
+    const { words, args } = this.control;
+    this.#number = number;
+    this.#part = NAMES[words[PART]];
+    this.#tickets = words[DRAWN];
+    this.#units = words[UNITS];
+    this.#args = [];
+    for (let i = 0; i < words[COUNT]; i++) this.#args.push(args[i]);
+    // A memory that another thread has grown is told so; the engine may otherwise notice only later.
+    if (this.#pages !== words[PAGES]) this.memory.grow(0);
+    this.#pages = words[PAGES];
   }
 }
 
