@@ -163,7 +163,7 @@ def train(args):
         run.update()
         run.step, run.pictures, since = run.step + 1, run.pictures + len(pixels), since + 1
         now = time.time()
-        run.spent, clock = run.spent + now - clock, now
+        run.spent, clock = run.spent + min(20.0, now - clock), now  # a pause of the machine is no training
         for k, v in {"loss": loss.item(), **stats}.items():
             sums.setdefault(k, []).append(v)
         if since == args.log:
