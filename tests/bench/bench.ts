@@ -1,139 +1,225 @@
 /**
- * `deno task bench [--only WORK,…] [--json FILE]`: the kernels at SigLIP's and Gemma's true shapes, one thread.
- * Every kernel is first held against plain loops on a few rows, then timed; figures are medians.
+ * The benchmark: the kernels at the model's true shapes and the stages of PaliGemma 3B at full size, on this project's
+ * engine and on onnxruntime-web, in one run.
+ *
+ *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|words]
+ *                     [--build simd|relaxed] [--least MS]
+ *
+ * Every work is first found right, then timed; figures are medians, each with its share of what this machine can do at
+ * most. Works with a peer run before and after it. A peer that fails is absent and the reason is told; a work of ours
+ * that fails makes the benchmark fail.
  */
 
 import { parseArgs } from "node:util";
-import type { Backend, Scheme } from "../../lib/backend/backend.ts";
-import { createReferenceBackend } from "../../lib/backend/reference.ts";
-import { createWasmBackend } from "../../lib/backend/wasm.ts";
-import { pack } from "../../lib/weights/load.ts";
-import { relaxed, simd } from "../../wasm/kernels.js";
-
-/** x [T, K] · Wᵀ with W [N, K], named by what it stands for in the model. */
-interface Work {
-  readonly work: string;
-  readonly weights: "f32" | "int8" | "int4";
-  readonly t: number;
-  readonly n: number;
-  readonly k: number;
-}
+import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
+import { KERNELS } from "./kernels.ts";
+import { type Limits, openYardstick, type Yardstick } from "./limits.ts";
+import { describeMachine, machineLines } from "./machine.ts";
+import { MODELS, withWeights } from "./models.ts";
+import { median, type Patience, race } from "./statistics.ts";
+import { streamed } from "./streamed.ts";
+import { boundOf, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
 
 /** One measured figure. */
-interface Result {
+export interface Result {
   readonly work: string;
-  readonly engine: "wasm";
-  readonly weights: "f32" | "int8" | "int4";
-  readonly threads: 1;
+  readonly engine: "wasm" | "onnxruntime-web" | "onnxruntime-node";
+  readonly weights: Weights;
+  readonly threads: number;
+  /** Of one run; of `decode-32`, of one token. */
   readonly medianMs: number;
   readonly runs: number;
-  /** 2·T·N·K operations a second, in 10⁹. */
-  readonly gops: number;
-  /** Bytes of weights read a second, in 10⁹. */
-  readonly gigabytes: number;
+  /** Of what bounds it on this machine: `limit` names it, `limitRate` is what was measured in the same run, 10⁹ a second. */
+  readonly shareOfLimit?: number;
+  readonly limit?: string;
+  readonly limitRate?: number;
+  /** 10⁹ operations of matrices a second. */
+  readonly gops?: number;
+  /** 10⁹ bytes of weights read a second. */
+  readonly gigabytes?: number;
+  readonly peakBytes?: number;
+  readonly rssBytes?: number;
+  readonly [more: string]: unknown;
 }
 
-const WORKS: readonly Work[] = [
-  { work: "gemm-f32", weights: "f32", t: 256, n: 4304, k: 1152 },
-  { work: "gemm-int8", weights: "int8", t: 256, n: 4304, k: 1152 },
-  { work: "gemm-int4", weights: "int4", t: 264, n: 4096, k: 2048 },
-  { work: "matvec-int8", weights: "int8", t: 1, n: 16384, k: 2048 },
-  { work: "matvec-int4", weights: "int4", t: 1, n: 16384, k: 2048 },
+/** What a work is measured with. */
+export interface Means {
+  readonly settings: Settings;
+  readonly limits: Limits;
+  readonly yardstick: Yardstick;
+  readonly patience: Patience;
+}
+
+/**
+ * Measures one work of ours; `between` runs when half of the time is over. The read bandwidth of a machine that others
+ * use too changes from second to second: where it is the limit it is measured anew, in turns with the work.
+ */
+export async function measure(work: Work, means: Means, between?: () => Promise<void>): Promise<Result> {
+  const { settings, limits, yardstick, patience } = means;
+  const prepared = await work.prepare(settings);
+  const rates: number[] = [];
+  const reading = { run: async () => rates.push(await yardstick.measure("dramRead", 0)) };
+  const turns = prepared.bound === "dramRead" ? [prepared, reading] : [prepared];
+  try {
+    const half = between
+      ? { leastMs: patience.leastMs / 2, minRounds: Math.ceil(patience.minRounds / 2) }
+      : patience;
+    const [times] = await race(turns, half);
+    if (between) {
+      await between();
+      times.push(...(await race(turns, half))[0]);
+    }
+    const now = rates.length ? { ...limits, dramRead: median(rates) } : limits;
+    return figure(work, prepared, settings, now, times);
+  } finally {
+    await prepared.close();
+  }
+}
+
+function figure(
+  { name: work, weights }: Work,
+  prepared: Prepared,
+  { threads }: Settings,
+  limits: Limits,
+  times: readonly number[],
+): Result {
+  const medianMs = median(times) / (prepared.parts ?? 1);
+  const [gops, gigabytes] = [prepared.operations / medianMs / 1e6, prepared.bytes / medianMs / 1e6];
+  const bound = boundOf(limits, prepared);
+  const share = bound && {
+    shareOfLimit: (prepared.bound === "dramRead" ? gigabytes : gops) / bound.rate,
+    limit: bound.name,
+    limitRate: bound.rate,
+  };
+  const runs = times.length;
+  return {
+    ...{ work, engine: "wasm", weights, threads, medianMs, runs },
+    ...share,
+    ...{ gops, gigabytes },
+    ...prepared.extra?.(),
+  };
+}
+
+/** Everything that can be asked for, in the order in which it is measured. */
+export const WORKS: readonly string[] = [
+  ...KERNELS.map((it) => it.name),
+  "siglip-224-streamed",
+  ...MODELS.map((it) => it.name),
 ];
-const SCHEMES: Record<Work["weights"], Scheme> = { f32: "f32", int8: "int8-p8-s4", int4: "int4-g32-p8" };
-const LEAST_MS = 1000;
 
-const { values: flags } = parseArgs({ options: { only: { type: "string" }, json: { type: "string" } } });
-const only = flags.only?.split(",");
-const unknown = only?.filter((it) => !WORKS.some(({ work }) => work === it)) ?? [];
-if (unknown.length) {
-  throw new RangeError(`--only: expected ${WORKS.map((it) => it.work).join(", ")}, found ${unknown}`);
-}
+if (import.meta.main) await main();
 
-const machine = await describeMachine();
-print(
-  `${machine.processor}, ${machine.features.join(" ") || "no vector features reported"}, ${machine.runtime}`,
-);
-const results: Result[] = [];
-for (const work of WORKS.filter((it) => only?.includes(it.work) ?? true)) {
-  const result = await measure(work);
-  results.push(result);
-  const { medianMs, runs, gops, gigabytes } = result;
-  print(
-    `${work.work.padEnd(12)} ${work.weights}  ${work.t}×${work.k}×${work.n}  ${medianMs.toFixed(3)} ms  ` +
-      `${gops.toFixed(1)} GOP/s  ${gigabytes.toFixed(1)} GB/s of weights  (${runs} runs)`,
-  );
-}
-if (flags.json) await Deno.writeTextFile(flags.json, JSON.stringify({ machine, results }) + "\n");
-
-async function measure({ work, weights, t, n, k }: Work): Promise<Result> {
-  const random = numbers(1);
-  const stored = pack(SCHEMES[weights], Float32Array.from({ length: n * k }, random), n, k);
-  const input = Float32Array.from({ length: t * k }, random);
-  const backend = createWasmBackend({ simd, relaxed });
-  const [x, out, w] = [backend.tensor(t, k), backend.tensor(t, n), backend.matrix(stored)];
-  backend.write(x, input);
-  backend.linear(out, x, w);
-  await compare(await backend.read(out), createReferenceBackend(), stored, input, { t, n, k });
-
-  const times: number[] = [];
-  const start = performance.now();
-  while (performance.now() - start < LEAST_MS || times.length < 5) {
-    const before = performance.now();
-    backend.linear(out, x, w);
-    await backend.read(backend.slice(out, 0, 1, 0, 1));
-    times.push(performance.now() - before);
-  }
-  const medianMs = times.sort((a, b) => a - b)[times.length >> 1];
-  return {
-    work,
-    engine: "wasm",
-    weights,
-    threads: 1,
-    medianMs,
-    runs: times.length,
-    gops: 2 * t * n * k / medianMs / 1e6,
-    gigabytes: stored.data.byteLength / medianMs / 1e6,
+async function main(): Promise<void> {
+  const { values: flags } = parseArgs({
+    options: {
+      only: { type: "string" },
+      threads: { type: "string", default: "1" },
+      json: { type: "string" },
+      peers: { type: "string", default: "true" },
+      multiplier: { type: "string" },
+      build: { type: "string" },
+      least: { type: "string", default: "1000" },
+    },
+  });
+  const one = (name: string, value: string | undefined, allowed: readonly string[]) => {
+    if (value === undefined || allowed.includes(value)) return value;
+    throw new RangeError(`--${name}: expected ${allowed.join(", ")}, found ${value}`);
   };
+  const only = flags.only?.split(",");
+  for (const it of only ?? []) one("only", it, WORKS);
+  const settings: Settings = {
+    threads: Number(flags.threads),
+    multiplier: one("multiplier", flags.multiplier, ["dot", "words"]) as Multiplier | undefined,
+    build: one("build", flags.build, ["simd", "relaxed"]) as Settings["build"],
+  };
+  const wanted = (name: string) => only?.includes(name) ?? true;
+  const peers = one("peers", flags.peers, ["true", "false"]) === "true";
+  const leastMs = Number(flags.least);
+
+  const yardstick = await openYardstick(settings.threads);
+  const machine = await describeMachine(settings, yardstick, Math.min(200, leastMs / 5));
+  machineLines(machine).forEach(print);
+  const results: Result[] = [];
+  const add = (result: Result) => {
+    results.push(result);
+    print(line(result));
+  };
+  for (const work of [...KERNELS, ...MODELS]) {
+    if (!wanted(work.name)) continue;
+    progress(`${work.name} …`);
+    const theirs: Result[] = [];
+    const between = async () => {
+      for await (const it of peerResults(work.name, settings.threads)) theirs.push(it);
+    };
+    const patience = { leastMs, minRounds: MODELS.includes(work) ? 4 : 10 };
+    const ours = await measure(
+      work,
+      { settings, limits: machine.limits, yardstick, patience },
+      peers ? between : undefined,
+    );
+    add(ours);
+    for (const it of theirs) {
+      add(it);
+      print(`  ${it.engine} ${it.weights} takes ${(it.medianMs / ours.medianMs).toFixed(2)} times as long`);
+    }
+  }
+  if (wanted("siglip-224-streamed")) {
+    progress("siglip-224-streamed …");
+    add(await streamedResult(settings.threads));
+  }
+  yardstick.close();
+  if (flags.json) await Deno.writeTextFile(flags.json, JSON.stringify({ machine, results }) + "\n");
 }
 
-/** The first row against plain loops; a wrong kernel is not worth timing. */
-async function compare(
-  found: Float32Array,
-  reference: Backend,
-  stored: ReturnType<typeof pack>,
-  input: Float32Array,
-  { n, k }: { t: number; n: number; k: number },
-): Promise<void> {
-  const [x, out] = [reference.tensor(1, k), reference.tensor(1, n)];
-  reference.write(x, input.subarray(0, k));
-  reference.linear(out, x, reference.matrix(stored));
-  const wanted = await reference.read(out);
-  const worst = wanted.reduce((max, it, i) => Math.max(max, Math.abs(it - found[i])), 0);
-  if (!(worst < 1e-3)) {
-    throw new RangeError(`Kernel broken at [${n}, ${k}], ${stored.scheme}: off by ${worst}`);
+async function streamedResult(threads: number): Promise<Result> {
+  return await withWeights("paligemma-3b-224", "vision", async (directory) => ({
+    ...{ work: "siglip-224-streamed", engine: "wasm", weights: "int8", threads },
+    ...await streamed(directory, threads, 5),
+  }));
+}
+
+/** What onnxruntime needs for a work, in each format it is worth comparing with; nothing of it is loaded without need. */
+async function* peerResults(work: string, threads: number): AsyncGenerator<Result> {
+  const { ortWorks, PEER_WORKS } = await import("./peer_ort.ts");
+  for (const { weights } of PEER_WORKS.filter((it) => it.work === work)) {
+    progress(`${work}, onnxruntime-web ${weights} …`);
+    try {
+      for await (const it of ortWorks({ only: [work], weights, threads })) yield { ...it };
+    } catch (error) {
+      progress(`${work}: onnxruntime-web ${weights} is absent: ${(error as Error).message}`);
+    }
   }
 }
 
-/** Gaussian numbers of variance 1, the same every time. */
-function numbers(seed: number): () => number {
-  let state = seed;
-  const uniform = () => (state = Math.imul(state, 1664525) + 1013904223 >>> 0) / 2 ** 32;
-  return () => Math.sqrt(-2 * Math.log(uniform() + 1e-12)) * Math.cos(2 * Math.PI * uniform());
-}
-
-async function describeMachine() {
-  const text = await Deno.readTextFile("/proc/cpuinfo").catch(() => "");
-  const field = (name: string) => text.match(new RegExp(`^${name}\\s*: (.*)$`, "m"))?.[1] ?? "";
-  return {
-    processor: `${field("model name") || "unknown processor"} (family ${field("cpu family")}, model ${
-      field("model")
-    })`,
-    features: field("flags").split(" ").filter((it) => /^(avx2|avx_vnni|avx512_vnni|fma|amx_int8)$/.test(it)),
-    runtime: `Deno ${Deno.version.deno}, V8 ${Deno.version.v8}`,
-  };
+function line(it: Result): string {
+  const parts = [
+    `${it.work.padEnd(19)} ${it.engine.padEnd(15)} ${it.weights}`,
+    `${it.medianMs.toFixed(3)} ms${it.work.startsWith("decode") ? " a token" : ""}`,
+  ];
+  if (it.shareOfLimit !== undefined) parts.push(`${(it.shareOfLimit * 100).toFixed(1)} % of ${it.limit}`);
+  if (it.gops !== undefined) parts.push(`${it.gops.toFixed(1)} GOP/s`);
+  if (it.gigabytes !== undefined && it.limit === "DRAM read") parts.push(`${it.gigabytes.toFixed(1)} GB/s`);
+  if (it.peakBytes !== undefined) parts.push(`${(it.peakBytes / 1e6).toFixed(1)} MB counted`);
+  if (it.rssBytes !== undefined) parts.push(`${(it.rssBytes / 1e6).toFixed(0)} MB resident`);
+  if (it.waitMs !== undefined) {
+    const [compute, read, wait] = [it.computeMs, it.readMs, it.waitMs].map((ms) => (ms as number).toFixed(0));
+    parts.push(`${compute} ms computing, ${read} ms reading meanwhile, ${wait} ms waiting`);
+  }
+  const { operationMs } = it as { operationMs?: Record<string, number> };
+  if (operationMs) {
+    const total = Object.values(operationMs).reduce((a, b) => a + b);
+    const share = Object.entries(operationMs).map(([name, ms]) =>
+      `${name} ${(ms / total * 100).toFixed(1)} %`
+    );
+    parts.push(share.join(", "));
+  }
+  return `${parts.join("  ")}  (${it.runs} runs)`;
 }
 
 function print(line: string): void {
   Deno.stdout.writeSync(new TextEncoder().encode(line + "\n"));
+}
+
+function progress(line: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(line + "\n"));
 }

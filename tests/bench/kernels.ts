@@ -55,7 +55,7 @@ async function prepare(
       return backend.read(backend.slice(out, 0, 1, 0, 1));
     },
     operations: 2 * t * n * k,
-    bytes,
+    bytes: bytes + (stored.scale?.byteLength ?? 0),
     bound: t === 1 ? "dramRead" : scheme === "f32" ? "fma" : { kernel: kernelOf(backend, scheme) },
     close,
   };

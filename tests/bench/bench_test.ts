@@ -1,0 +1,121 @@
+import assert from "node:assert/strict";
+import { measure, WORKS } from "./bench.ts";
+import { kernel } from "./kernels.ts";
+import { type LimitName, type Limits, openLimits, type Yardstick } from "./limits.ts";
+import { judge, median, race } from "./statistics.ts";
+import { type Clock, openBackend, timed } from "./work.ts";
+
+const LIMITS: Limits = {
+  threads: 1,
+  dramRead: 20,
+  l3Read: 80,
+  dotAdd: 250,
+  pmaddubsw: { 1: 100, 2: 120, 4: 140, 8: 150, 16: 160 },
+  fma: 60,
+};
+const settings = { threads: 1 };
+const patience = { leastMs: 0, minRounds: 3 };
+
+function yardstick(): Yardstick & { asked: LimitName[] } {
+  const asked: LimitName[] = [];
+  return { threads: 1, asked, measure: (name) => Promise.resolve(asked.push(name) && 10), close() {} };
+}
+
+Deno.test("a figure holds what the JSON promises, and its share is that of the limit that bounds it", async () => {
+  const means = { settings, limits: LIMITS, yardstick: yardstick(), patience };
+  const gemm = await measure(kernel("tiny", "f32", { t: 5, n: 24, k: 40 }), means);
+  assert.deepEqual(
+    [gemm.work, gemm.engine, gemm.weights, gemm.threads, gemm.runs, gemm.limit],
+    ["tiny", "wasm", "f32", 1, 3, "FMA"],
+  );
+  assert.equal(gemm.gops, 2 * 5 * 24 * 40 / gemm.medianMs / 1e6);
+  assert.equal(gemm.shareOfLimit, gemm.gops! / 60);
+  assert.deepEqual(means.yardstick.asked, []);
+});
+
+Deno.test("a token's figure is held against reads made in turns with it", async () => {
+  const means = { settings, limits: LIMITS, yardstick: yardstick(), patience };
+  const token = await measure(kernel("tiny", "int4", { t: 1, n: 16, k: 64 }, 1000), means);
+  assert.equal(token.limit, "DRAM read");
+  assert.equal(token.limitRate, 10);
+  assert.equal(token.shareOfLimit, token.gigabytes! / 10);
+  assert.deepEqual(means.yardstick.asked, ["dramRead", "dramRead", "dramRead"]);
+});
+
+Deno.test("integers are held against the limit of the kernel that multiplies them", async () => {
+  const work = kernel("tiny", "int8", { t: 4, n: 16, k: 64 });
+  for (const [multiplier, limit] of [["dot", "dot-add"], ["words", "pmaddubsw S = 4"]] as const) {
+    const means = { settings: { ...settings, multiplier }, limits: LIMITS, yardstick: yardstick(), patience };
+    assert.equal((await measure(work, means)).limit, limit);
+  }
+});
+
+Deno.test("a peer runs when half of ours is done", async () => {
+  const means = { settings, limits: LIMITS, yardstick: yardstick(), patience: { leastMs: 0, minRounds: 4 } };
+  let calls = 0;
+  const { runs } = await measure(kernel("tiny", "f32", { t: 2, n: 8, k: 8 }), means, () => {
+    calls++;
+    return Promise.resolve();
+  });
+  assert.deepEqual([calls, runs], [1, 4]);
+});
+
+Deno.test("every work that the benchmark promises can be asked for", () => {
+  const promised = [
+    ...["gemm-int8", "gemm-f32", "matvec-int4", "siglip-224", "siglip-448", "siglip-224-streamed"],
+    ...["prefill-264", "decode-32"],
+  ];
+  assert.deepEqual(promised.filter((it) => !WORKS.includes(it)), []);
+});
+
+Deno.test("an unknown work is refused by name, before anything is measured", async () => {
+  const bench = new URL("bench.ts", import.meta.url).pathname;
+  const args = ["run", "-A", "--quiet", "--no-lock", bench, "--only", "gemm-int7"];
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), { args }).output();
+  assert.notEqual(code, 0);
+  assert.match(new TextDecoder().decode(stderr), /--only: expected gemm-int8, .* found gemm-int7/);
+});
+
+Deno.test("the limits are ones that a processor can have", () => {
+  const measure = openLimits();
+  const words = ([1, 2, 4, 8, 16] as const).map((it) => measure(`words_${it}`, 10));
+  for (const rate of [...words, measure("dotAdd", 10), measure("fma", 10)]) {
+    // 3 products of 16 lanes a cycle at 6 GHz are 576; more would mean that the engine left some of them out.
+    assert.ok(rate > 1 && rate < 600, `${rate}`);
+  }
+});
+
+Deno.test("medians, and turns that alternate", async () => {
+  assert.equal(median([3, 1, 2]), 2);
+  assert.equal(median([4, 1, 2, 3]), 2.5);
+  assert.throws(() => median([]), RangeError);
+  const order: string[] = [];
+  const runner = (name: string) => ({
+    ready: () => Promise.resolve(void order.push(`(${name})`)),
+    run: () => Promise.resolve(order.push(name)),
+  });
+  const times = await race([runner("a"), runner("b")], { leastMs: 0, minRounds: 3 });
+  assert.equal(order.join(" "), "(a) a (b) b (b) b (a) a (a) a (b) b");
+  assert.deepEqual(times.map((it) => it.length), [3, 3]);
+});
+
+Deno.test("more than 5 % slower is red, 5 % is not, and works that one side lacks are left out", () => {
+  const before = new Map([["a", [100, 100, 500]], ["b", [100, 90, 110]], ["c", [1]]]);
+  const after = new Map([["a", [105, 105, 1]], ["b", [106, 106, 106]], ["d", [1]]]);
+  assert.deepEqual(judge(before, after).map((it) => [it.work, it.ratio, it.red]), [
+    ["a", 1.05, false],
+    ["b", 1.06, true],
+  ]);
+});
+
+Deno.test("time is kept by operation, and results stay what they are", async () => {
+  const { backend } = await openBackend(settings);
+  const clock: Clock = new Map();
+  const watched = timed(backend, clock);
+  const x = watched.tensor(1, 4);
+  watched.write(x, new Float32Array([1, 2, 3, 4]));
+  watched.add(x, x);
+  assert.deepEqual([...await watched.read(x)], [2, 4, 6, 8]);
+  assert.deepEqual([...clock.keys()], ["tensor", "write", "add", "read"]);
+  assert.equal(watched.memoryBytes, backend.memoryBytes);
+});

@@ -1,0 +1,60 @@
+/** Which machine this is: no figure means anything without it. */
+
+import type { WasmBackend } from "../../lib/backend/wasm.ts";
+import { kernelOf } from "./kernels.ts";
+import { type Limits, measureLimits, type Yardstick } from "./limits.ts";
+import { openBackend, type Settings } from "./work.ts";
+
+const FEATURES = /^(avx2|avx_vnni|avx512_vnni|avx512f|fma|amx_int8|asimddp|i8mm)$/;
+
+/** The machine as the benchmark writes it. */
+export interface Machine {
+  readonly processor: string;
+  readonly features: readonly string[];
+  readonly cores: number;
+  readonly runtime: string;
+  /** `dot`: integers are multiplied by the relaxed dot product; `words`: in 16 bits; `plain`: without relaxed SIMD. */
+  readonly kernel: "dot" | "words" | "plain";
+  readonly limits: Limits;
+}
+
+/** Describes the machine and measures its limits, `budgetMs` for each. */
+export async function describeMachine(
+  settings: Settings,
+  yardstick: Yardstick,
+  budgetMs: number,
+): Promise<Machine> {
+  const text = await Deno.readTextFile("/proc/cpuinfo").catch(() => "");
+  const field = (name: string) => text.match(new RegExp(`^${name}\\s*: (.*)$`, "mi"))?.[1] ?? "";
+  const { backend, close } = await openBackend({ ...settings, threads: 1 });
+  const kernel = chosen(backend, settings);
+  await close();
+  return {
+    processor: `${field("model name") || "unknown processor"} (family ${field("cpu family")}, model ${
+      field("model")
+    })`,
+    features: (field("flags") || field("Features")).split(" ").filter((it) => FEATURES.test(it)),
+    cores: navigator.hardwareConcurrency,
+    runtime: `Deno ${Deno.version.deno}, V8 ${Deno.version.v8}`,
+    kernel,
+    limits: await measureLimits(yardstick, budgetMs),
+  };
+}
+
+function chosen(backend: WasmBackend, { build }: Settings): Machine["kernel"] {
+  if (build === "simd") return "plain";
+  return kernelOf(backend, "int8-p8-s4") ? "words" : "dot";
+}
+
+/** The machine in a few lines. */
+export function machineLines({ processor, features, cores, runtime, kernel, limits }: Machine): string[] {
+  const words = Object.entries(limits.pmaddubsw).map(([steps, rate]) => `S = ${steps} ${rate.toFixed(0)}`);
+  return [
+    `${processor}, ${cores} cores, ${features.join(" ") || "no vector features reported"}, ${runtime}`,
+    `kernel ${kernel}; limits of ${limits.threads} thread${limits.threads > 1 ? "s" : ""}: ` +
+    `read ${limits.dramRead.toFixed(1)} GB/s from memory, ${limits.l3Read.toFixed(1)} from cache; ` +
+    `dot-add ${limits.dotAdd.toFixed(0)} GOP/s; pmaddubsw ${words.join(", ")}; FMA ${
+      limits.fma.toFixed(1)
+    } GFLOP/s`,
+  ];
+}
