@@ -4,13 +4,13 @@
  *     deno run -A tests/bench/peer_ort.ts [--only WORK,…] [--weights f32|int8|int4] [--threads N] [--whole]
  *
  * prints one JSON row per work. Every work runs in a process of its own: onnxruntime's memory never shrinks and its
- * threads are set once. Gemma's 18 layers are measured on 1 and 3 of them, weights all different, and carried on in a
- * straight line, because the whole takes minutes; `--whole` measures them all.
+ * threads are set once. Of Gemma's 18 layers 3 are run, with weights of their own, and count six times; the head is run
+ * once. The whole takes minutes; `--whole` runs it.
  */
 
 import { parseArgs } from "node:util";
 import { directoryFiles } from "../../functions/model.ts";
-import { VISION_LAYER } from "../../lib/weights/table.ts";
+import { EMBEDDING, VISION_LAYER } from "../../lib/weights/table.ts";
 import { openSession, type Ort, type OrtTensor, readOnnx } from "../../lib/weights/onnx.ts";
 import { exportPart, type OnnxPart } from "../../models/export_onnx.ts";
 import { type OnnxFormat, OnnxOps } from "../../models/onnx_ops.ts";
@@ -29,8 +29,8 @@ export interface PeerResult {
   readonly runs: number;
   /** Resident memory of the process after the runs. */
   readonly rssBytes: number;
-  /** Layers that were run, where the figure is carried on from them to the whole. */
-  readonly layersMeasured?: readonly number[];
+  /** Layers that were run, where they stand for all. */
+  readonly layersMeasured?: number;
 }
 
 interface Work {
@@ -50,6 +50,9 @@ export const PEER_WORKS: readonly Work[] = [
   { work: "decode-32", weights: "int8", runs: 5 },
   { work: "decode-32", weights: "int4", runs: 2 },
 ];
+
+/** Layers of Gemma that stand for all. */
+const LAYERS = 3;
 
 /** Settings of {@link ortWorks}. */
 export interface PeerOptions {
@@ -78,8 +81,8 @@ export async function* ortWorks(
   }
 }
 
-/** What a session is run on. */
-interface Prepared {
+/** What a session took, milliseconds. */
+interface Timed {
   readonly median: number;
   readonly runs: number;
 }
@@ -87,65 +90,73 @@ interface Prepared {
 /** Measures one work in this process. */
 async function measure({ work, weights, runs }: Work, threads: number, whole: boolean): Promise<PeerResult> {
   const ort = await loadOrt(threads);
-  const row = (medianMs: number, ran: number, layersMeasured?: number[]): PeerResult => {
-    const { rss: rssBytes } = Deno.memoryUsage();
-    const found = {
+  const row = ({ median, runs: ran }: Timed, more: Partial<PeerResult> = {}): PeerResult => {
+    const rssBytes = Deno.memoryUsage().rss;
+    return {
       work,
-      engine: "onnxruntime-web" as const,
+      engine: "onnxruntime-web",
       weights,
       threads,
-      medianMs,
+      medianMs: median,
       runs: ran,
       rssBytes,
+      ...more,
     };
-    return layersMeasured ? { ...found, layersMeasured } : found;
   };
   if (work.startsWith("gemm")) {
-    const { median, runs: ran } = await gemm(ort, weights, runs);
-    return row(median, ran);
+    const { width } = configOf({ family: "gemma" }).vision;
+    return row(await linear(ort, `${VISION_LAYER}0.mlp.fc1`, weights, [256, width], runs));
   }
-  if (work.startsWith("siglip")) {
-    const { median, runs: ran } = await siglip(ort, Number(work.slice(7)), runs);
-    return row(median, ran);
-  }
-  const layers = configOf({ family: "gemma" }).decoder.layers;
+  if (work.startsWith("siglip")) return row(await siglip(ort, Number(work.slice(7)), runs));
+  const { layers, width } = configOf({ family: "gemma" }).decoder;
   const rows = work === "prefill-264" ? 264 : 1;
-  if (whole) {
-    const { median, runs: ran } = await gemma(ort, weights, layers, rows, runs);
-    return row(median, ran);
-  }
-  const [one, three] = [await gemma(ort, weights, 1, rows, runs), await gemma(ort, weights, 3, rows, runs)];
-  return row(one.median + (three.median - one.median) / 2 * (layers - 1), one.runs, [1, 3]);
+  if (whole) return row(await gemma(ort, weights, { layers }, rows, runs));
+  const some = await gemma(ort, weights, { layers: LAYERS, vocab: 1024 }, rows, runs);
+  const head = await linear(ort, EMBEDDING, "int8", [1, width], 5);
+  const median = some.median / LAYERS * layers + head.median;
+  return row({ median, runs: some.runs }, { layersMeasured: LAYERS });
 }
 
-/** 256 × 1152 × 4304: the first MLP matrix of SigLIP, with its bias. */
-function gemm(ort: Ort, format: OnnxFormat, runs: number): Promise<Prepared> {
-  const config = configOf({ family: "gemma", vision: { layers: 1 } });
-  const { width } = config.vision;
-  const weights = randomWeights(config, { fast: true });
+/** One matrix of the model, with its bias where it has one: x [T, K]. */
+function linear(
+  ort: Ort,
+  name: string,
+  format: OnnxFormat,
+  shape: [number, number],
+  runs: number,
+): Promise<Timed> {
+  const weights = randomWeights(configOf({ family: "gemma" }), { fast: true });
   const build = async (directory: string) => {
-    const file = new OnnxWriter(directory, "gemm.onnx");
-    const x = file.input("x", DataType.f32, [1, 256, width]);
-    const name = `${VISION_LAYER}0.mlp.fc1`;
-    const y = await new OnnxOps(file, weights).linear(x, `${name}.weight`, format, `${name}.bias`);
-    file.output(y, DataType.f32, [1, 256, config.vision.mlp]);
+    const file = new OnnxWriter(directory, "linear.onnx");
+    const x = file.input("x", DataType.f32, [1, ...shape]);
+    const ops = new OnnxOps(file, weights);
+    const y = name === EMBEDDING
+      ? await ops.linear(x, name, format)
+      : await ops.linear(x, `${name}.weight`, format, `${name}.bias`);
+    file.output(y, DataType.f32, [1, shape[0], "columns"]);
     await file.close();
     return file.name;
   };
-  return time(ort, build, { x: floats(ort, [1, 256, width]) }, runs);
+  return time(ort, build, { x: floats(ort, [1, ...shape]) }, runs);
 }
 
 /** SigLIP-So400m and the projector, one picture. */
-function siglip(ort: Ort, imageSize: number, runs: number): Promise<Prepared> {
+function siglip(ort: Ort, imageSize: number, runs: number): Promise<Timed> {
   const weights = randomWeights(configOf({ family: "gemma", imageSize }), { fast: true });
   const pixels = floats(ort, [1, 3, imageSize, imageSize]);
   return time(ort, (it) => part(weights, it, "vision_encoder", "int8"), { pixel_values: pixels }, runs);
 }
 
-/** Gemma-2B with its head: 264 rows into an empty cache, or one row onto 264. */
-function gemma(ort: Ort, format: OnnxFormat, layers: number, rows: number, runs: number): Promise<Prepared> {
-  const config = configOf({ family: "gemma", decoder: { layers } });
-  const { width, kvHeads, headDim } = config.decoder;
+/** Gemma-2B, or some of its layers and vocabulary: 264 rows into an empty cache, or one row onto 264. */
+function gemma(
+  ort: Ort,
+  format: OnnxFormat,
+  sizes: { layers: number; vocab?: number },
+  rows: number,
+  runs: number,
+): Promise<Timed> {
+  const config = configOf({ family: "gemma", decoder: sizes });
+  const { width, kvHeads, headDim, layers } = config.decoder;
   const past = rows === 1 ? 264 : 0;
   const feeds: Record<string, OrtTensor> = {
     inputs_embeds: floats(ort, [1, rows, width]),
@@ -179,7 +190,7 @@ async function time(
   build: (directory: string) => Promise<string>,
   feeds: Record<string, OrtTensor>,
   runs: number,
-): Promise<Prepared> {
+): Promise<Timed> {
   const directory = await Deno.makeTempDir();
   const session = await (async () => {
     try {
