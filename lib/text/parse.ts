@@ -7,11 +7,12 @@
  * ```
  *
  * This goes by token ids, so that `<loc0001>` spelled out in characters is text. An item also ends where the next one
- * starts without a semicolon, as in big_vision's demo. Four locations make a box: after fewer, after five or more in
- * a row, and where bottom or right is not beyond top or left, the item is dropped.
+ * starts without a semicolon, as in big_vision's demo. Four locations make a box: after fewer, or after five or more
+ * in a row, there is none, and the item is dropped and counted. What else is wrong with an item is flagged.
  */
 
-import type { AnswerEvent } from "../types.ts";
+import type { AnswerEvent, Box, Item, ItemFlag } from "../types.ts";
+import { CODES_PER_MASK, findLocations, type Locations } from "./locations.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** An item as it is streamed. */
@@ -23,9 +24,13 @@ export interface BoxParser {
   push(id: number, logprob: number): readonly BoxEvent[];
   /**
    * Takes the end of the answer. `truncated` means that the token limit ended it: the last item may lack a part of
-   * its label and is dropped.
+   * its label or mask and is flagged.
    */
   end(options?: { readonly truncated?: boolean }): readonly BoxEvent[];
+  /** The text so far that belongs to no item: before one's first location, after its label, between semicolons. */
+  readonly plainText: string;
+  /** Items so far that had some locations, but not four. */
+  readonly brokenItems: number;
 }
 
 /** How locations are read. */
@@ -35,6 +40,8 @@ export interface BoxOptions {
    * training, which rounds v · 1023. They differ by a thousandth of the picture's side.
    */
   readonly locScale?: 1023 | 1024;
+  /** The location pieces of the vocabulary, where they have been looked up before. */
+  readonly locations?: Locations;
 }
 
 /**
@@ -45,13 +52,17 @@ export interface BoxOptions {
  */
 export function createBoxParser(tokenizer: Tokenizer, options: BoxOptions = {}): BoxParser {
   const scale = options.locScale ?? 1024;
-  const bins = numbered(tokenizer, "loc", 1024, 4), masks = numbered(tokenizer, "seg", 128, 3);
+  const { bins, codes } = options.locations ?? findLocations(tokenizer);
   const text = tokenizer.stream();
   let item = new OpenItem();
+  const plain: string[] = [];
+  let brokenItems = 0;
 
-  function close(to: BoxEvent[]): void {
-    const event = item.close(scale);
+  function close(to: BoxEvent[], cutOff = false): void {
+    const event = item.close(scale, cutOff);
     if (event) to.push(event);
+    else if (item.isBroken) brokenItems++;
+    if (item.plain.trim()) plain.push(item.plain.trim());
     item = new OpenItem();
   }
 
@@ -69,7 +80,7 @@ export function createBoxParser(tokenizer: Tokenizer, options: BoxOptions = {}):
       if (bin !== undefined) {
         if (!item.takesLocation) close(events);
         item.location(bin, logprob);
-      } else if (masks.has(id)) item.mask();
+      } else if (codes.has(id)) item.maskCode(codes.get(id)!);
       else {
         item.labelToken(logprob);
         read(part, events);
@@ -78,12 +89,15 @@ export function createBoxParser(tokenizer: Tokenizer, options: BoxOptions = {}):
     },
     end({ truncated = false } = {}) {
       const events: BoxEvent[] = [];
-      if (!truncated) {
-        read(text.end(), events);
-        close(events);
-      }
-      item = new OpenItem();
+      read(text.end(), events);
+      close(events, truncated);
       return events;
+    },
+    get plainText() {
+      return plain.join(" ; ");
+    },
+    get brokenItems() {
+      return brokenItems;
     },
   };
 }
@@ -91,6 +105,8 @@ export function createBoxParser(tokenizer: Tokenizer, options: BoxOptions = {}):
 /** What is known of an item before it ends. */
 class OpenItem {
   readonly #bins: number[] = [];
+  readonly #codes: number[] = [];
+  #codesApart = false;
   #locations = 0;
   #label = "";
   #labelLogprob = 0;
@@ -99,6 +115,8 @@ class OpenItem {
   #waitingLogprob = 0;
   #waitingTokens = 0;
   #state: "locations" | "label" | "after" = "locations";
+  /** Text that is not the label. */
+  plain = "";
 
   /** Whether a location still belongs here: it does until something else has followed the first. */
   get takesLocation(): boolean {
@@ -110,8 +128,17 @@ class OpenItem {
     this.#locations += logprob;
   }
 
-  mask(): void {
-    if (this.#bins.length > 0 && this.#state === "locations") this.#state = "label";
+  get isBroken(): boolean {
+    return this.#bins.length > 0 && this.#bins.length !== 4;
+  }
+
+  /** Codes of one mask follow one another after the locations; elsewhere they mean nothing. */
+  maskCode(code: number): void {
+    if (this.#bins.length === 0) return;
+    if (this.#state !== "locations" && (this.#codes.length === 0 || this.#labelTokens > 0)) {
+      this.#codesApart = true;
+    } else this.#codes.push(code);
+    if (this.#state === "locations") this.#state = "label";
   }
 
   /** A token whose text comes next, and counts when that is part of the label. */
@@ -130,29 +157,49 @@ class OpenItem {
         this.#labelLogprob += this.#waitingLogprob;
         this.#labelTokens += this.#waitingTokens;
       }
-    }
+      if (stop >= 0) this.plain += piece.slice(stop);
+    } else this.plain += piece;
     this.#waitingLogprob = this.#waitingTokens = 0;
   }
 
-  close(scale: number): BoxEvent | undefined {
+  close(scale: number, cutOff: boolean): BoxEvent | undefined {
+    if (this.#bins.length !== 4) return undefined;
     const [y1, x1, y2, x2] = this.#bins;
-    if (this.#bins.length !== 4 || y2 <= y1 || x2 <= x1) return undefined;
     const mean = this.#locations / 4 + this.#labelLogprob / Math.max(1, this.#labelTokens);
+    const whole = this.#codes.length === CODES_PER_MASK && !this.#codesApart;
+    const flags: ItemFlag[] = [
+      ...cutOff ? ["cut-off" as const] : [],
+      ...y2 <= y1 || x2 <= x1 ? ["empty" as const] : [],
+      ...(this.#codes.length || this.#codesApart) && !whole ? ["mask" as const] : [],
+    ];
     return {
       type: "box",
       box: { yMin: y1 / scale, xMin: x1 / scale, yMax: y2 / scale, xMax: x2 / scale },
       label: this.#label.trim(),
       confidence: Math.min(1, Math.max(Number.MIN_VALUE, Math.exp(mean))),
+      ...whole && { maskCodes: this.#codes },
+      ...flags.length && { flags },
     };
   }
 }
 
-/** Numbers of the pieces `<loc0000>` and on, by id. */
-function numbered(tokenizer: Tokenizer, name: string, count: number, digits: number): Map<number, number> {
-  const numbers = new Map<number, number>();
-  for (let number = 0; number < count; number++) {
-    const id = tokenizer.idOf(`<${name}${String(number).padStart(digits, "0")}>`);
-    if (id !== undefined) numbers.set(id, number);
+/** Intersection over union of two boxes, 0 to 1. */
+export function overlap(a: Box, b: Box): number {
+  const height = Math.max(0, Math.min(a.yMax, b.yMax) - Math.max(a.yMin, b.yMin));
+  const width = Math.max(0, Math.min(a.xMax, b.xMax) - Math.max(a.xMin, b.xMin));
+  const area = (box: Box) => Math.max(0, box.yMax - box.yMin) * Math.max(0, box.xMax - box.xMin);
+  const both = height * width;
+  return both === 0 ? 0 : both / (area(a) + area(b) - both);
+}
+
+/**
+ * Non-maximum suppression within each label: without the items whose box overlaps that of a surer one by more than
+ * `iou`. The order stays; of equally sure ones the earlier is kept.
+ */
+export function withoutDuplicates<T extends Item>(items: readonly T[], iou: number): T[] {
+  const kept: T[] = [];
+  for (const item of items.toSorted((a, b) => b.confidence - a.confidence)) {
+    if (kept.every((it) => it.label !== item.label || overlap(it.box, item.box) <= iou)) kept.push(item);
   }
-  return numbers;
+  return items.filter((it) => kept.includes(it));
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
-import { type BoxEvent, type BoxOptions, createBoxParser } from "../../lib/text/parse.ts";
+import { type BoxEvent, type BoxOptions, createBoxParser, withoutDuplicates } from "../../lib/text/parse.ts";
 import { fromModel } from "../../lib/text/tokenizer.ts";
 
 const tokenizer = fromModel(
@@ -16,7 +16,11 @@ function parse(text: string, options: BoxOptions & { truncated?: boolean } = {})
   return [...events, ...parser.end(options)];
 }
 
-const labels = (text: string, options = {}) => parse(text, options).map((it) => it.label);
+/** Labels of the items with nothing wrong. */
+const labels = (text: string, options = {}) =>
+  parse(text, options).filter((it) => !it.flags).map((it) => it.label);
+const flags = (text: string, options = {}) => parse(text, options).map((it) => it.flags);
+const MASK = Array.from({ length: 16 }, (_, i) => `<seg${String(7 * i).padStart(3, "0")}>`).join("");
 const BOX = "<loc0204><loc0366><loc0469><loc0558>";
 const OTHER = "<loc0000><loc0000><loc1023><loc1023>";
 
@@ -41,7 +45,7 @@ Deno.test("every item comes with its semicolon, the last with the end", () => {
   assert.deepEqual(parser.end(), []);
 });
 
-Deno.test("the grammar takes what models write and drops what is no box", () => {
+Deno.test("the grammar takes what models write and drops or flags what is no box", () => {
   const cases: [string, string[]][] = [
     ["", []],
     ["no cat here", []],
@@ -82,6 +86,44 @@ Deno.test("a truncated answer loses its last item, but not one that its semicolo
   assert.deepEqual(labels(`${BOX} cat ; ${OTHER} do`, { truncated: true }), ["cat"]);
   assert.deepEqual(labels(`${BOX} cat ;`, { truncated: true }), ["cat"]);
   assert.deepEqual(labels(`${BOX}`, { truncated: true }), []);
+  const [whole, cut] = parse(`${BOX} cat ; ${OTHER} do`, { truncated: true });
+  assert.deepEqual([whole.flags, cut.flags, cut.label], [undefined, ["cut-off"], "do"]);
+});
+
+Deno.test("flags say what is wrong, and nothing is made up", () => {
+  assert.deepEqual(flags("<loc0005><loc0001><loc0005><loc0009> cat"), [["empty"]]);
+  assert.deepEqual(flags(`${BOX}<seg003><seg004> cat`), [["mask"]]);
+  assert.deepEqual(flags(`${BOX}${MASK}<seg001> cat`), [["mask"]]);
+  assert.deepEqual(flags(`${BOX} cat ${MASK}`), [["mask"]]);
+  assert.deepEqual(flags(`${BOX}${MASK.slice(0, 80)}`, { truncated: true }), [["cut-off", "mask"]]);
+  assert.deepEqual(flags(`<loc0001><loc0002>`, { truncated: true }), []);
+  const [item] = parse(`${BOX}${MASK} cat`);
+  assert.deepEqual(item.maskCodes, Array.from({ length: 16 }, (_, i) => 7 * i));
+  assert.equal(item.flags, undefined);
+});
+
+Deno.test("text around the items is kept apart, and items without a box are counted", () => {
+  const read = (text: string) => {
+    const parser = createBoxParser(tokenizer);
+    for (const id of tokenizer.encode(text, { tokens: "allow" })) parser.push(id, -1);
+    parser.end();
+    return [parser.plainText, parser.brokenItems];
+  };
+  assert.deepEqual(read(`I see ${BOX} cat ; and more`), ["I see ; and more", 0]);
+  assert.deepEqual(read("no cat here"), ["no cat here", 0]);
+  assert.deepEqual(read(`${BOX} cat <b> x`), ["<b> x", 0]);
+  assert.deepEqual(read(`<loc0001> cat ; ${BOX}${OTHER} ; ${BOX} dog`), ["", 2]);
+});
+
+Deno.test("of overlapping boxes of one label the surest stays, in its place", () => {
+  const item = (label: string, xMin: number, confidence: number) => ({
+    label,
+    confidence,
+    box: { yMin: 0, xMin, yMax: 1, xMax: xMin + 0.5 },
+  });
+  const items = [item("cat", 0, 0.5), item("cat", 0.05, 0.9), item("dog", 0.05, 0.1), item("cat", 0.5, 0.2)];
+  assert.deepEqual(withoutDuplicates(items, 0.5), [items[1], items[2], items[3]]);
+  assert.deepEqual(withoutDuplicates(items, 0.9), items);
 });
 
 Deno.test("confidence is the mean of the locations times the mean of the label, both geometric", () => {
