@@ -35,6 +35,11 @@ Options
   --max-tokens N        tokens at most
   --temperature T --top-k K --top-p P --seed S      sampling; greedy by default
   --ignore-eos          go on after the end of the answer
+  --constrained         hold the answer to detect or segment to its grammar
+  --answer-start TEXT   what the answer starts with
+  --loc-scale 1024|1023   what 1 is in locations
+  --nms IOU             of boxes of one label that overlap more, keep the surest
+  --masks rle|polygon|png   form of masks
   --allow-tokens        read <loc0001> and <seg001> in the prompt as tokens, not as text
   --backend wasm|reference
   --weights as-stored|f32|int8|int4
@@ -83,6 +88,11 @@ function parse(args: readonly string[], jsonTakesFile: boolean) {
         "sliding-window": { type: "string", default: "off" },
         "ignore-eos": { type: "boolean" },
         "allow-tokens": { type: "boolean" },
+        constrained: { type: "boolean" },
+        "answer-start": { type: "string" },
+        "loc-scale": { type: "string", default: "1024" },
+        nms: { type: "string" },
+        masks: { type: "string", default: "rle" },
         json: jsonTakesFile ? { type: "string" } : { type: "boolean" },
       },
     });
@@ -145,6 +155,11 @@ async function run(
     topLogits: number("logits", flags.logits),
     alpha: oneOf<"drop" | "white">("alpha", flags.alpha!, ["drop", "white"]),
     tokens: flags["allow-tokens"] ? "allow" : "plain",
+    constrained: flags.constrained,
+    answerStart: flags["answer-start"],
+    locScale: oneOf("loc-scale", flags["loc-scale"]!, ["1024", "1023"]) === "1024" ? 1024 : 1023,
+    nms: number("nms", flags.nms),
+    masks: oneOf<"rle" | "polygon" | "png">("masks", flags.masks!, ["rle", "polygon", "png"]),
   };
   const pipeline = await loadModel(flags.model!, modelOptions(flags));
   const events = pipeline.answer(question, signal);

@@ -5,8 +5,8 @@ import {
   createPipeline,
   createReferenceBackend,
   createWasmBackend,
+  type LocalPipeline,
   type ModelFiles,
-  type Pipeline,
   type PipelineParts,
   RequestError,
 } from "../lib/mod.ts";
@@ -77,7 +77,7 @@ export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "f
 export function loadModel(
   directory: string,
   { backend = "wasm", threads = 1, ...parts }: ModelOptions = {},
-): Promise<Pipeline> {
+): Promise<LocalPipeline> {
   return createPipeline({
     backend: backend === "reference"
       ? createReferenceBackend()

@@ -28,3 +28,21 @@ export class RequestError extends Error {
     super(message, options);
   }
 }
+
+/**
+ * Refuses a parameter, unless it `holds`.
+ *
+ * @throws {RequestError} `parameter_invalid`: expected `name` `range`, found `found`.
+ */
+export function checkThat(holds: boolean, name: string, range: string, found: unknown): void {
+  if (holds) return;
+  const what = typeof found === "string" ? JSON.stringify(found) : found;
+  throw new RequestError("parameter_invalid", `Cannot answer: expected ${name} ${range}, found ${what}`);
+}
+
+/** Refuses what is not a whole number from `low` to `high`, as {@link checkThat} does. */
+export function checkWhole(name: string, value: number, low: number, high: number): void {
+  const range = high === Number.MAX_SAFE_INTEGER ? `${low} or more` : `from ${low} to ${high}`;
+  const holds = Number.isInteger(value) && value >= low && value <= high;
+  checkThat(holds, name, `to be a whole number ${range}`, value);
+}

@@ -12,4 +12,12 @@ export { type ErrorCode, RequestError } from "./errors.ts";
 export type { Backend } from "./backend/backend.ts";
 export { createReferenceBackend } from "./backend/reference.ts";
 export { createWasmBackend } from "./backend/wasm.ts";
-export { collect, createPipeline, type ModelInfo, type Pipeline, type PipelineParts } from "./pipeline.ts";
+export { pixelsOf } from "./vision/mask_forms.ts";
+export {
+  collect,
+  createPipeline,
+  type LocalPipeline,
+  type ModelInfo,
+  type Pipeline,
+  type PipelineParts,
+} from "./pipeline.ts";

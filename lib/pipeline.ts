@@ -2,28 +2,36 @@
  * One request from image bytes to answer events. The only file that knows the order of the stages.
  */
 
-import type { Backend } from "./backend/backend.ts";
+import type { Backend, Tensor } from "./backend/backend.ts";
+import { likelihoods, normalised } from "./decode/classify.ts";
 import { decode, type DecodeWork } from "./decode/decode.ts";
 import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
-import { GREEDY } from "./decode/sampler.ts";
-import { RequestError } from "./errors.ts";
-import { preprocess } from "./preprocess/preprocess.ts";
-import { createBoxParser } from "./text/parse.ts";
+import { checkSampling, GREEDY } from "./decode/sampler.ts";
+import { checkThat, checkWhole, RequestError } from "./errors.ts";
+import { type Prepared, preprocess } from "./preprocess/preprocess.ts";
+import { createPause, Line } from "./schedule/line.ts";
+import { createGrammar } from "./text/grammar.ts";
+import { findLocations, type Locations } from "./text/locations.ts";
+import { type BoxEvent, createBoxParser, withoutDuplicates } from "./text/parse.ts";
 import { prefixIds } from "./text/prompt.ts";
 import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
 import type {
   Answer,
   AnswerEvent,
+  Classification,
+  ClassifyQuestion,
+  Constraint,
   FinishReason,
+  Item,
   ModelFiles,
   Pause,
-  Pixels,
   Question,
   ResizeMethod,
-  Sampling,
   Timings,
   WeightFormat,
 } from "./types.ts";
+import { FeatureCache, remembering } from "./vision/feature_cache.ts";
+import { loadMasks, type Masks } from "./vision/mask.ts";
 import { loadVision, type Vision } from "./vision/siglip.ts";
 import { type ModelConfig, readConfig } from "./weights/config.ts";
 import { openWeights } from "./weights/load.ts";
@@ -54,6 +62,16 @@ export interface Pipeline {
   answer(question: Question, signal?: AbortSignal): AsyncIterable<AnswerEvent>;
 }
 
+/** A pipeline that also tells how likely given answers are. */
+export interface LocalPipeline extends Pipeline {
+  /**
+   * Scores every label as the whole answer to the prompt, after one prefill.
+   *
+   * @throws {RequestError} as `answer`, and `cancelled` whenever the signal aborts.
+   */
+  classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification>;
+}
+
 /** What a pipeline is made of. */
 export interface PipelineParts {
   readonly backend: Backend;
@@ -69,6 +87,8 @@ export interface PipelineParts {
   readonly maxPixels?: number;
   /** Questions that may wait while one is answered; more are refused with `overloaded`. */
   readonly maxWaiting?: number;
+  /** Bytes of image tokens kept for further questions about pictures seen lately; 64 MiB by default, 0 for none. */
+  readonly featureCacheBytes?: number;
 }
 
 /**
@@ -77,7 +97,7 @@ export interface PipelineParts {
  * @throws {RequestError} `model_invalid`, naming the file or tensor, what was expected and what was found;
  * `model_too_large` before anything is read, with needed and available bytes.
  */
-export async function createPipeline(parts: PipelineParts): Promise<Pipeline> {
+export async function createPipeline(parts: PipelineParts): Promise<LocalPipeline> {
   const { backend, files, weights: format } = parts;
   const config = await readConfig(files);
   const tokenizer = await loadTokenizer(files);
@@ -89,27 +109,35 @@ export async function createPipeline(parts: PipelineParts): Promise<Pipeline> {
         `the ${backend.name} backend has ${gigabytes(backend.availableBytes)}; int4 weights would be smaller`,
     );
   }
-  const vision = await loadVision(backend, weights);
+  const features = new FeatureCache(parts.featureCacheBytes ?? 64 * 2 ** 20);
+  const vision = remembering(await loadVision(backend, weights), backend, features, parts.name);
   const decoder = await loadDecoder(backend, weights, parts.slidingWindow);
-  return new LocalPipeline(parts, config, tokenizer, vision, decoder);
+  const masks = await loadMasks(backend, files);
+  return new Loaded(parts, config, tokenizer, vision, decoder, masks);
 }
 
 function gigabytes(bytes: number): string {
   return `${(bytes / 1e9).toFixed(2)} GB`;
 }
 
-/** A question after all checks: everything the stages need. */
-interface Checked {
-  readonly pixels: readonly Pixels[];
+/** What the model is shown, after all checks. */
+interface Shown {
+  readonly pictures: readonly Prepared[];
   readonly ids: readonly number[];
   readonly imageTokens: number;
-  readonly options: Omit<DecodeWork, "prefix" | "ids">;
   readonly preprocessMs: number;
 }
 
-class LocalPipeline implements Pipeline {
+/** A question after all checks: everything the stages need. */
+interface Checked extends Shown {
+  readonly options: Omit<DecodeWork, "prefix" | "ids">;
+  readonly question: Question;
+}
+
+class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
   readonly #line: Line;
+  readonly #locations: Locations;
 
   constructor(
     private readonly parts: PipelineParts,
@@ -117,8 +145,10 @@ class LocalPipeline implements Pipeline {
     private readonly tokenizer: Tokenizer,
     private readonly vision: Vision,
     private readonly decoder: Decoder,
+    private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64);
+    this.#locations = findLocations(tokenizer);
     this.model = {
       name: parts.name,
       family: config.decoder.family === "gemma" ? "paligemma" : "paligemma2",
@@ -144,72 +174,151 @@ class LocalPipeline implements Pipeline {
     }
   }
 
+  async classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
+    const leave = this.#line.enter();
+    try {
+      const { labels } = question;
+      checkLabels(labels);
+      const answers = labels.map((it) => this.tokenizer.encode(it, { tokens: question.tokens }));
+      const shown = await this.#show(question, Math.max(...answers.map((it) => it.length)));
+      const release = await this.#line.turn(signal);
+      try {
+        return await this.#score(shown, labels, answers, createPause(signal));
+      } catch (error) {
+        if (!signal?.aborted) throw error;
+        throw new RequestError("cancelled", "Cannot classify: the caller went away", { cause: error });
+      } finally {
+        release();
+      }
+    } finally {
+      leave();
+    }
+  }
+
   async #check(question: Question): Promise<Checked> {
-    const { config, tokenizer, parts } = this;
+    const { config, tokenizer } = this;
     const sampling = { ...GREEDY, ...question.sampling };
-    const { topLogits = 0 } = question;
+    const { topLogits = 0, maxTokens = defaultMaxTokens(question.prompt), nms, locScale = 1024 } = question;
     checkSampling(sampling);
     checkWhole("topLogits", topLogits, 0, 100);
-    if (!question.images.length) {
+    checkWhole("maxTokens", maxTokens, 1, Number.MAX_SAFE_INTEGER);
+    checkThat(locScale === 1023 || locScale === 1024, "locScale", "1023 or 1024", locScale);
+    checkThat(nms === undefined || nms > 0 && nms < 1, "nms", "between 0 and 1", nms);
+    const forced = tokenizer.encode(question.answerStart ?? "", { tokens: question.tokens });
+    const constraint = this.#constraint(question, forced);
+    const shown = await this.#show(question, forced.length + 1);
+    const room = config.decoder.context - shown.imageTokens - shown.ids.length - forced.length;
+    return {
+      ...shown,
+      question,
+      options: {
+        maxTokens: Math.min(maxTokens, room),
+        sampling,
+        ignoreEos: question.ignoreEos ?? false,
+        topLogits,
+        forced,
+        constraint,
+      },
+    };
+  }
+
+  #constraint(question: Question, forced: readonly number[]): Constraint | undefined {
+    if (!question.constrained) return undefined;
+    checkThat(!question.ignoreEos, "ignoreEos", "to be false where the answer is constrained", true);
+    const { prompt, answerStart } = question;
+    const grammar = createGrammar(this.tokenizer, this.#locations, prompt, this.config.eosIds);
+    if (!grammar) {
+      throw new RequestError(
+        "parameter_invalid",
+        `Cannot constrain the answer: expected a prompt of detect or segment, found ${
+          JSON.stringify(prompt)
+        }`,
+      );
+    }
+    const trial = grammar();
+    for (const id of forced) {
+      const allowed = trial.allowed().some(([first, end]) => id >= first && id < end);
+      checkThat(allowed, "answerStart", "to follow the grammar of its task", answerStart);
+      trial.advance(id);
+    }
+    return grammar();
+  }
+
+  /** Checks that pictures, prompt and `answerTokens` more fit, and prepares the pictures. */
+  async #show(
+    { images, prompt, tokens, resize, alpha }: Pick<
+      Question,
+      "images" | "prompt" | "tokens" | "resize" | "alpha"
+    >,
+    answerTokens: number,
+  ): Promise<Shown> {
+    const { config, parts } = this;
+    if (!images.length) {
       throw new RequestError("image_missing", "Cannot answer: expected at least one picture, found none");
     }
-    const ids = prefixIds(tokenizer, question.prompt, { bosId: config.bosId, tokens: question.tokens });
-    const imageTokens = question.images.length * this.vision.imageTokens;
-    const room = config.decoder.context - imageTokens - ids.length;
-    if (room < 1) {
+    const ids = prefixIds(this.tokenizer, prompt, { bosId: config.bosId, tokens });
+    const imageTokens = images.length * this.vision.imageTokens;
+    if (imageTokens + ids.length + answerTokens > config.decoder.context) {
       throw new RequestError(
         "prompt_too_long",
         `Cannot answer: ${imageTokens} image tokens and ${ids.length} prompt tokens leave no room for an answer in ` +
           `a context of ${config.decoder.context}`,
       );
     }
-    const { maxTokens = defaultMaxTokens(question.prompt) } = question;
-    checkWhole("maxTokens", maxTokens, 1, Number.MAX_SAFE_INTEGER);
-
     const since = performance.now();
-    const pixels: Pixels[] = [];
-    for (const image of question.images) {
-      pixels.push(
+    const pictures: Prepared[] = [];
+    for (const image of images) {
+      pictures.push(
         await preprocess(image, {
           size: config.vision.imageSize,
-          method: question.resize ?? parts.resize ?? "hf-bicubic",
+          method: resize ?? parts.resize ?? "hf-bicubic",
           maxPixels: parts.maxPixels ?? 50_000_000,
-          alpha: question.alpha,
+          alpha,
           mean: config.imageMean,
           std: config.imageStd,
         }),
       );
     }
-    return {
-      pixels,
-      ids,
-      imageTokens,
-      options: {
-        maxTokens: Math.min(maxTokens, room),
-        sampling,
-        ignoreEos: question.ignoreEos ?? false,
-        topLogits,
-      },
-      preprocessMs: performance.now() - since,
-    };
+    return { pictures, ids, imageTokens, preprocessMs: performance.now() - since };
   }
 
-  async *#run({ pixels, ids, imageTokens, options, preprocessMs }: Checked, signal?: AbortSignal) {
+  /** Writes the image tokens of all pictures to the first rows of prefix [T, D]. */
+  async #encode(prefix: Tensor, pictures: readonly Prepared[], pause: Pause): Promise<void> {
+    const { imageTokens } = this.vision;
+    for (const [i, picture] of pictures.entries()) {
+      await this.vision.encode(
+        this.parts.backend.slice(prefix, i * imageTokens, imageTokens),
+        picture,
+        pause,
+      );
+    }
+  }
+
+  async *#run(
+    { pictures, ids, imageTokens, options, preprocessMs, question }: Checked,
+    signal?: AbortSignal,
+  ) {
     const { backend } = this.parts;
     const pause = createPause(signal);
     const timings = { preprocess: preprocessMs, vision: 0, prefill: 0, perToken: 0 };
     const prefix = backend.tensor(imageTokens + ids.length, this.config.decoder.width);
     const text = this.tokenizer.stream();
-    const boxes = createBoxParser(this.tokenizer);
-    let [whole, count] = ["", 0];
+    const { locScale, nms } = question;
+    const boxes = createBoxParser(this.tokenizer, { locScale, locations: this.#locations });
+    let [whole, count, items] = ["", 0, 0];
+    const held: BoxEvent[] = [];
+    const complete = async (events: readonly BoxEvent[]): Promise<BoxEvent[]> => {
+      items += events.length;
+      const all = await Promise.all(events.map((it) => this.#complete(it, pictures, question)));
+      if (nms === undefined) return all;
+      held.push(...all);
+      return [];
+    };
     let finishReason: FinishReason = "cancelled";
     let tokens: ReturnType<typeof decode> | undefined;
     try {
       const start = performance.now();
-      for (const [i, picture] of pixels.entries()) {
-        const rows = backend.slice(prefix, i * this.vision.imageTokens, this.vision.imageTokens);
-        await this.vision.encode(rows, picture, pause);
-      }
+      await this.#encode(prefix, pictures, pause);
       const encoded = performance.now();
       timings.vision = encoded - start;
       tokens = decode(this.decoder, this.config, { prefix, ids, ...options }, pause);
@@ -233,7 +342,7 @@ class LocalPipeline implements Pipeline {
           logprob,
           ...options.topLogits && { top },
         } satisfies AnswerEvent;
-        yield* boxes.push(id, logprob);
+        yield* await complete(boxes.push(id, logprob));
       }
     } catch (error) {
       if (!signal?.aborted) throw error;
@@ -242,7 +351,8 @@ class LocalPipeline implements Pipeline {
       backend.free(prefix);
     }
     whole += text.end();
-    yield* boxes.end({ truncated: finishReason !== "stop" });
+    yield* await complete(boxes.end({ truncated: finishReason !== "stop" }));
+    if (nms !== undefined) yield* withoutDuplicates(held, nms);
     yield {
       type: "usage",
       imageTokens,
@@ -250,7 +360,71 @@ class LocalPipeline implements Pipeline {
       completionTokens: count,
       timings: timings satisfies Timings,
     } satisfies AnswerEvent;
-    yield { type: "done", finishReason, text: whole } satisfies AnswerEvent;
+    const { plainText, brokenItems } = boxes;
+    yield {
+      type: "done",
+      finishReason,
+      text: whole,
+      ...(items || brokenItems) && { plainText },
+      ...brokenItems && { brokenItems },
+    } satisfies AnswerEvent;
+  }
+
+  /** Adds what only the picture and the mask decoder can tell; of several pictures nobody knows which was meant. */
+  async #complete(
+    item: BoxEvent,
+    pictures: readonly Prepared[],
+    { masks = "rle" }: Question,
+  ): Promise<BoxEvent> {
+    if (pictures.length !== 1) return item;
+    const { picture } = pictures[0];
+    const { box, maskCodes } = item;
+    const boxPixels = {
+      yMin: Math.round(box.yMin * picture.height),
+      xMin: Math.round(box.xMin * picture.width),
+      yMax: Math.round(box.yMax * picture.height),
+      xMax: Math.round(box.xMax * picture.width),
+    };
+    if (!maskCodes || !this.masks || item.flags) return { ...item, boxPixels };
+    return { ...item, boxPixels, mask: await this.masks.draw(maskCodes, box, picture, masks) };
+  }
+
+  async #score(
+    { pictures, ids, imageTokens, preprocessMs }: Shown,
+    labels: readonly string[],
+    answers: readonly (readonly number[])[],
+    pause: Pause,
+  ): Promise<Classification> {
+    const { backend } = this.parts;
+    const prefix = backend.tensor(imageTokens + ids.length, this.config.decoder.width);
+    try {
+      const start = performance.now();
+      await this.#encode(prefix, pictures, pause);
+      const encoded = performance.now();
+      let prefilled = encoded;
+      const onPrefill = () => prefilled = performance.now();
+      const work = { prefix, ids, answers, onPrefill };
+      const logprobs = await likelihoods(this.decoder, this.config, work, pause);
+      const probabilities = normalised(logprobs);
+      const scores = labels.map((label, i) => ({
+        label,
+        probability: probabilities[i],
+        logprob: logprobs[i],
+      }));
+      return {
+        labels: scores.sort((a, b) => b.logprob - a.logprob || 0),
+        promptTokenIds: ids,
+        imageTokens,
+        timings: {
+          preprocess: preprocessMs,
+          vision: encoded - start,
+          prefill: prefilled - encoded,
+          labels: performance.now() - prefilled,
+        },
+      };
+    } finally {
+      backend.free(prefix);
+    }
   }
 }
 
@@ -260,98 +434,25 @@ function defaultMaxTokens(prompt: string): number {
   return /^(answer|question)\b/.test(prompt) ? 64 : 128;
 }
 
-function checkSampling({ temperature, topK, topP, seed }: Sampling): void {
-  const within = (name: string, value: number, holds: boolean, range: string) => {
-    if (!holds) {
-      throw new RequestError("parameter_invalid", `Cannot answer: expected ${name} ${range}, found ${value}`);
-    }
-  };
-  within("temperature", temperature, temperature >= 0 && temperature <= 2, "from 0 to 2");
-  within("topP", topP, topP > 0 && topP <= 1, "above 0 and up to 1");
-  checkWhole("topK", topK, 0, Number.MAX_SAFE_INTEGER);
-  checkWhole("seed", seed, 0, 2 ** 32 - 1);
-}
+const MAX_LABELS = 1000;
 
-function checkWhole(name: string, value: number, low: number, high: number): void {
-  if (Number.isInteger(value) && value >= low && value <= high) return;
-  const range = high === Number.MAX_SAFE_INTEGER ? `${low} or more` : `from ${low} to ${high}`;
-  throw new RequestError(
-    "parameter_invalid",
-    `Cannot answer: expected ${name} to be a whole number ${range}, found ${value}`,
-  );
-}
-
-/** Computation holds the thread; after this long, other work gets a turn. */
-const PAUSE_EVERY_MS = 8;
-
-function createPause(signal?: AbortSignal): Pause {
-  let last = performance.now();
-  return async () => {
-    if (performance.now() - last > PAUSE_EVERY_MS) {
-      await new Promise((resolve) => setTimeout(resolve));
-      last = performance.now();
-    }
-    signal?.throwIfAborted();
-  };
-}
-
-/** One at a time, first come, first served, and only so many in line. */
-class Line {
-  #inside = 0;
-  #busy = false;
-  readonly #waiting: (() => void)[] = [];
-
-  constructor(private readonly maxWaiting: number) {}
-
-  /** Counts a question in, before anything is decoded for it; call what it returns when the question is over. */
-  enter(): () => void {
-    if (this.#inside > this.maxWaiting) {
-      throw new RequestError(
-        "overloaded",
-        `Cannot answer: ${this.#inside} questions are being answered or wait already`,
-      );
-    }
-    this.#inside++;
-    return () => this.#inside--;
-  }
-
-  /** Waits for the turn; call what it returns to pass it on. A caller that went away gives up its place at once. */
-  async turn(signal?: AbortSignal): Promise<() => void> {
-    const cancelled = () => new RequestError("cancelled", "The caller went away before its turn came");
-    if (signal?.aborted) throw cancelled();
-    if (this.#busy) {
-      await new Promise<void>((resolve, reject) => {
-        const abort = () => {
-          this.#waiting.splice(this.#waiting.indexOf(go), 1);
-          reject(cancelled());
-        };
-        const go = () => {
-          signal?.removeEventListener("abort", abort);
-          resolve();
-        };
-        this.#waiting.push(go);
-        signal?.addEventListener("abort", abort, { once: true });
-      });
-    }
-    this.#busy = true;
-    return () => {
-      const next = this.#waiting.shift();
-      if (next) next();
-      else this.#busy = false;
-    };
-  }
+function checkLabels(labels: readonly string[]): void {
+  checkThat(labels.length >= 1 && labels.length <= MAX_LABELS, "labels", `1 to ${MAX_LABELS}`, labels.length);
+  const twin = labels.find((it, i) => labels.indexOf(it) !== i);
+  checkThat(twin === undefined, "labels", "to be different", twin);
 }
 
 /** Gathers a stream of events into one answer. */
 export async function collect(events: AsyncIterable<AnswerEvent>): Promise<Answer> {
   const tokens: Extract<AnswerEvent, { type: "token" }>[] = [];
-  const items: Answer["items"][number][] = [];
+  const items: Item[] = [];
   let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
   let done: Extract<AnswerEvent, { type: "done" }> | undefined;
   for await (const event of events) {
     if (event.type === "token") tokens.push(event);
     else if (event.type === "box") {
-      items.push({ box: event.box, label: event.label, confidence: event.confidence });
+      const { type: _, ...item } = event;
+      items.push(item);
     } else if (event.type === "usage") usage = event;
     else done = event;
   }
@@ -361,6 +462,8 @@ export async function collect(events: AsyncIterable<AnswerEvent>): Promise<Answe
     tokenIds: tokens.map((it) => it.id),
     items,
     finishReason: done.finishReason,
+    ...done.plainText !== undefined && { plainText: done.plainText },
+    ...done.brokenItems && { brokenItems: done.brokenItems },
     promptTokenIds: usage.promptTokenIds,
     imageTokens: usage.imageTokens,
     timings: usage.timings,

@@ -1,7 +1,7 @@
 /** The loop: prefill once, then one token after another until the model, the limit or the caller says stop. */
 
 import type { Tensor } from "../backend/backend.ts";
-import type { FinishReason, Pause, Sampling } from "../types.ts";
+import type { Constraint, FinishReason, Pause, Sampling, Span } from "../types.ts";
 import type { ModelConfig } from "../weights/config.ts";
 import type { Decoder } from "./gemma.ts";
 import { type Choice, choose, randomFrom } from "./sampler.ts";
@@ -16,6 +16,10 @@ export interface DecodeWork {
   readonly sampling: Sampling;
   readonly ignoreEos: boolean;
   readonly topLogits: number;
+  /** Tokens that the answer starts with; they do not count to `maxTokens`. */
+  readonly forced?: readonly number[];
+  /** Asked before every token that is not forced, told every token. */
+  readonly constraint?: Constraint;
 }
 
 /**
@@ -30,14 +34,22 @@ export async function* decode(
 ): AsyncGenerator<Choice, Exclude<FinishReason, "cancelled">> {
   const random = randomFrom(work.sampling.seed);
   const never = [config.padId, config.bosId];
-  const cache = decoder.cache(work.prefix.rows + work.maxTokens - 1);
+  const { forced = [], constraint } = work;
+  const most = forced.length + work.maxTokens;
+  const cache = decoder.cache(work.prefix.rows + most - 1);
   try {
     let logits = await decoder.prefill(cache, work.prefix, work.ids, pause);
     for (let count = 1;; count++) {
-      const choice = choose(logits, config.imageTokenId, never, work.sampling, random, work.topLogits);
-      if (!work.ignoreEos && config.eosIds.includes(choice.id)) return "stop";
+      const next = forced[count - 1];
+      const spans: readonly Span[] | undefined = next === undefined
+        ? constraint?.allowed()
+        : [[next, next + 1]];
+      const { imageTokenId, eosIds } = config;
+      const choice = choose(logits, imageTokenId, never, work.sampling, random, work.topLogits, spans);
+      constraint?.advance(choice.id);
+      if (!work.ignoreEos && next === undefined && eosIds.includes(choice.id)) return "stop";
       yield choice;
-      if (count === work.maxTokens) return "length";
+      if (count === most) return "length";
       logits = await decoder.step(cache, choice.id, pause);
     }
   } finally {

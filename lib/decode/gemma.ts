@@ -28,6 +28,12 @@ export interface Cache {
   readonly capacity: number;
   /** Rows that see one another in full. */
   readonly prefix: number;
+  /**
+   * Forgets the positions from `length` on, which is not within the prefix.
+   *
+   * @throws {RangeError} for a length below `prefix` or above the cache's.
+   */
+  truncate(length: number): void;
   free(): void;
 }
 
@@ -75,9 +81,20 @@ class KvCache implements Cache {
     this.values = rows();
   }
 
+  truncate(length: number): void {
+    checkTruncation(this, length);
+    this.length = length;
+  }
+
   free(): void {
     this.#backend.free(...this.keys, ...this.values);
   }
+}
+
+/** What {@link Cache.truncate} refuses. */
+export function checkTruncation({ length, prefix }: Cache, to: number): void {
+  if (to >= prefix && to <= length) return;
+  throw new RangeError(`Cannot truncate a cache: expected ${prefix} to ${length} positions, found ${to}`);
 }
 
 /** Loads the decoder into the backend. */

@@ -22,7 +22,7 @@ import {
   type OrtSession,
   type OrtTensor,
 } from "../weights/onnx.ts";
-import type { Cache, Decoder } from "./gemma.ts";
+import { type Cache, checkTruncation, type Decoder } from "./gemma.ts";
 
 /** The two graphs of a decoder. */
 export interface OrtDecoderModels {
@@ -73,10 +73,26 @@ export async function createOrtDecoder(
 class OrtCache implements Cache {
   length = 0;
   prefix = 0;
-  /** By input name; absent before the first pass. */
+  /** By input name, [1, K, S, C]; absent before the first pass. */
   past: Record<string, OrtTensor> = {};
 
-  constructor(readonly capacity: number) {}
+  constructor(private readonly ort: Ort, readonly capacity: number) {}
+
+  truncate(length: number): void {
+    checkTruncation(this, length);
+    if (length === this.length) return;
+    for (const [name, tensor] of Object.entries(this.past)) {
+      const { type, dims: [batch, heads, rows, width] } = tensor;
+      const data = tensor.data as Float32Array;
+      const kept = data.slice(0, heads * length * width);
+      for (let h = 1; h < heads; h++) {
+        kept.set(data.subarray(h * rows * width, (h * rows + length) * width), h * length * width);
+      }
+      this.past[name] = new this.ort.Tensor(type, kept, [batch, heads, length, width]);
+      tensor.dispose?.();
+    }
+    this.length = length;
+  }
 
   free(): void {
     for (const it of Object.values(this.past)) it.dispose?.();
@@ -103,7 +119,7 @@ class OrtGemma implements Decoder {
   }
 
   cache(capacity: number): Cache {
-    return new OrtCache(capacity);
+    return new OrtCache(this.ort, capacity);
   }
 
   async prefill(cache: Cache, x: Tensor, ids: readonly number[], pause: Pause): Promise<Float32Array> {
@@ -132,8 +148,8 @@ class OrtGemma implements Decoder {
     const size = this.inside ? 0.02 / Math.sqrt(width) : 0.02;
     const rows = Float32Array.from({ length: 2 * width }, (_, i) => size * Math.sin(1 + i * 1.7));
     const [one, two] = [
-      await this.#run(new OrtCache(1), rows.subarray(0, width)),
-      await this.#run(new OrtCache(2), rows),
+      await this.#run(new OrtCache(this.ort, 1), rows.subarray(0, width)),
+      await this.#run(new OrtCache(this.ort, 2), rows),
     ];
     // Logits of the first row, or else the keys it leaves in the last layer: either knows what lay before.
     const all = two.logits.dims.at(-2) === 2;

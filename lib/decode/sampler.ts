@@ -1,6 +1,7 @@
 /** The next token from the logits: greedy, or temperature, top-k and top-p with a seed. */
 
-import type { Candidate, Sampling } from "../types.ts";
+import { checkThat, checkWhole } from "../errors.ts";
+import type { Candidate, Sampling, Span } from "../types.ts";
 
 /** One chosen token. */
 export interface Choice {
@@ -13,6 +14,14 @@ export interface Choice {
 
 /** Greedy. */
 export const GREEDY: Sampling = { temperature: 0, topK: 0, topP: 1, seed: 0 };
+
+/** @throws {RequestError} `parameter_invalid` for a value out of its range. */
+export function checkSampling({ temperature, topK, topP, seed }: Sampling): void {
+  checkThat(temperature >= 0 && temperature <= 2, "temperature", "from 0 to 2", temperature);
+  checkThat(topP > 0 && topP <= 1, "topP", "above 0 and up to 1", topP);
+  checkWhole("topK", topK, 0, Number.MAX_SAFE_INTEGER);
+  checkWhole("seed", seed, 0, 2 ** 32 - 1);
+}
 
 /**
  * Numbers in [0, 1) from a 32-bit seed: the same seed, the same numbers, everywhere.
@@ -35,6 +44,7 @@ export function randomFrom(seed: number): () => number {
  * @param logits [V]; only ids below `limit` and not in `never` take part.
  * @param random gives numbers in [0, 1); used only when the temperature is above 0.
  * @param topLogits how many candidates to report.
+ * @param allowed the only ids that may be chosen. Probabilities and candidates stay those of the model's free choice.
  */
 export function choose(
   logits: Float32Array,
@@ -43,18 +53,46 @@ export function choose(
   sampling: Sampling,
   random: () => number,
   topLogits = 0,
+  allowed?: readonly Span[],
 ): Choice {
-  const scores = logits.subarray(0, limit);
-  for (const id of never) if (id < limit) scores[id] = -Infinity;
-  const best = scores.reduce((at, score, id) => score > scores[at] ? id : at, 0);
-  let sum = 0;
-  for (let id = 0; id < limit; id++) sum += Math.exp(scores[id] - scores[best]);
-  const id = sampling.temperature > 0 ? draw(scores, best, sampling, random) : best;
+  const { scores, total } = scored(logits, limit, never);
+  const open = allowed ? only(scores, allowed) : scores;
+  const best = argmax(open);
+  const id = sampling.temperature > 0 ? draw(open, best, sampling, random) : best;
   return {
     id,
-    logprob: scores[id] - scores[best] - Math.log(sum),
+    logprob: Math.min(0, scores[id] - total),
     top: topLogits ? largest(scores, topLogits).map((at) => ({ id: at, logit: scores[at] })) : [],
   };
+}
+
+/**
+ * Logits of the ids that take part, the others at -Infinity, and the logarithm of the sum of their exponentials: an
+ * id's logarithm of probability is scores[id] − total.
+ */
+export function scored(logits: Float32Array, limit: number, never: readonly number[]) {
+  const scores = logits.subarray(0, limit);
+  for (const id of never) if (id < limit) scores[id] = -Infinity;
+  const most = scores[argmax(scores)];
+  let sum = 0;
+  for (let id = 0; id < limit; id++) sum += Math.exp(scores[id] - most);
+  return { scores, total: most + Math.log(sum) };
+}
+
+function argmax(scores: Float32Array): number {
+  return scores.reduce((at, score, id) => score > scores[at] ? id : at, 0);
+}
+
+/** A copy with -Infinity outside the spans. */
+function only(scores: Float32Array, spans: readonly Span[]): Float32Array {
+  const open = new Float32Array(scores.length).fill(-Infinity);
+  for (const [first, end] of spans) open.set(scores.subarray(first, end), first);
+  if (open.every((it) => it === -Infinity)) {
+    throw new RangeError(
+      `Cannot choose: expected an allowed id among ${scores.length}, found ${spans.length} spans`,
+    );
+  }
+  return open;
 }
 
 /** Draws from softmax(scores / temperature), cut to the top K and then to the smallest set of mass topP. */

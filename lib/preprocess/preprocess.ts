@@ -13,12 +13,18 @@ export interface PreprocessOptions extends DecodeOptions {
   readonly std: readonly number[];
 }
 
+/** Model input, and the size in pixels of the upright picture it was made from. */
+export interface Prepared extends Pixels {
+  readonly picture: { readonly width: number; readonly height: number };
+}
+
 /** @throws {RequestError} as `decodePicture`. */
-export async function preprocess(bytes: Uint8Array, options: PreprocessOptions): Promise<Pixels> {
+export async function preprocess(bytes: Uint8Array, options: PreprocessOptions): Promise<Prepared> {
   const { size, method, mean, std } = options;
   const picture = await decodePicture(bytes, options);
   const resize = { "hf-bicubic": resizeBicubic, "bv-bilinear-aa": resizeBilinear }[method];
-  return { size, data: normalise(resize(picture, size), mean, std) };
+  const { width, height } = picture;
+  return { size, data: normalise(resize(picture, size), mean, std), picture: { width, height } };
 }
 
 /**

@@ -1,0 +1,87 @@
+/** How likely each of many answers is, after one prefill. */
+
+import type { Tensor } from "../backend/backend.ts";
+import type { Pause } from "../types.ts";
+import type { ModelConfig } from "../weights/config.ts";
+import type { Decoder } from "./gemma.ts";
+import { scored } from "./sampler.ts";
+
+/** What to score. */
+export interface LikelihoodWork {
+  /** [T, D]: image tokens, then room for the text; used up. */
+  readonly prefix: Tensor;
+  /** BOS, prompt, newline. */
+  readonly ids: readonly number[];
+  /** Token ids of every answer, without the end; ids below the image token's. */
+  readonly answers: readonly (readonly number[])[];
+  /** Told when the prefix is through. */
+  readonly onPrefill?: () => void;
+}
+
+/** Answers that share their beginning. */
+interface Node {
+  readonly next: Map<number, Node>;
+  /** Indices of the answers that end here. */
+  readonly here: number[];
+}
+
+/**
+ * The natural logarithm of the probability of every answer and of its end, in the order given. Probabilities are those
+ * at temperature 1 among the ids that may be sampled.
+ *
+ * Tokens that answers begin with alike are computed once: the cache goes down the trie of all answers and is truncated
+ * on the way back.
+ */
+export async function likelihoods(
+  decoder: Decoder,
+  config: ModelConfig,
+  { prefix, ids, answers, onPrefill }: LikelihoodWork,
+  pause: Pause,
+): Promise<number[]> {
+  const root = trie(answers);
+  const never = [config.padId, config.bosId];
+  const found = new Array<number>(answers.length);
+  const cache = decoder.cache(prefix.rows + Math.max(...answers.map((it) => it.length)));
+
+  async function visit(node: Node, logits: Float32Array, before: number): Promise<void> {
+    const { scores, total } = scored(logits, config.imageTokenId, never);
+    const end = config.eosIds.reduce((sum, id) => sum + Math.exp((scores[id] ?? -Infinity) - total), 0);
+    for (const answer of node.here) found[answer] = before + Math.log(end);
+    const children = [...node.next].map(([id, child]) => ({ id, child, logprob: scores[id] - total }));
+    const length = cache.length;
+    for (const { id, child, logprob } of children) {
+      cache.truncate(length);
+      await visit(child, await decoder.step(cache, id, pause), before + logprob);
+    }
+  }
+
+  try {
+    const logits = await decoder.prefill(cache, prefix, ids, pause);
+    onPrefill?.();
+    await visit(root, logits, 0);
+  } finally {
+    cache.free();
+  }
+  return found;
+}
+
+function trie(answers: readonly (readonly number[])[]): Node {
+  const root: Node = { next: new Map(), here: [] };
+  for (const [index, ids] of answers.entries()) {
+    let node = root;
+    for (const id of ids) {
+      if (!node.next.has(id)) node.next.set(id, { next: new Map(), here: [] });
+      node = node.next.get(id)!;
+    }
+    node.here.push(index);
+  }
+  return root;
+}
+
+/** Probabilities from their logarithms, scaled to sum to 1. */
+export function normalised(logprobs: readonly number[]): number[] {
+  const most = Math.max(...logprobs);
+  const weights = logprobs.map((it) => most === -Infinity ? 1 : Math.exp(it - most));
+  const sum = weights.reduce((a, b) => a + b, 0);
+  return weights.map((it) => it / sum);
+}

@@ -1,0 +1,66 @@
+/** Whose turn it is: one question computes at a time, the others wait in order, and none holds the thread for long. */
+
+import { RequestError } from "../errors.ts";
+import type { Pause } from "../types.ts";
+
+/** Computation holds the thread; after this long, other work gets a turn. */
+const PAUSE_EVERY_MS = 8;
+
+/** A pause that lets other work run after every few milliseconds of computation, and throws once `signal` aborts. */
+export function createPause(signal?: AbortSignal): Pause {
+  let last = performance.now();
+  return async () => {
+    if (performance.now() - last > PAUSE_EVERY_MS) {
+      await new Promise((resolve) => setTimeout(resolve));
+      last = performance.now();
+    }
+    signal?.throwIfAborted();
+  };
+}
+
+/** One at a time, first come, first served, and only so many in line. */
+export class Line {
+  #inside = 0;
+  #busy = false;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(private readonly maxWaiting: number) {}
+
+  /** Counts a question in, before anything is decoded for it; call what it returns when the question is over. */
+  enter(): () => void {
+    if (this.#inside > this.maxWaiting) {
+      throw new RequestError(
+        "overloaded",
+        `Cannot answer: ${this.#inside} questions are being answered or wait already`,
+      );
+    }
+    this.#inside++;
+    return () => this.#inside--;
+  }
+
+  /** Waits for the turn; call what it returns to pass it on. A caller that went away gives up its place at once. */
+  async turn(signal?: AbortSignal): Promise<() => void> {
+    const cancelled = () => new RequestError("cancelled", "The caller went away before its turn came");
+    if (signal?.aborted) throw cancelled();
+    if (this.#busy) {
+      await new Promise<void>((resolve, reject) => {
+        const abort = () => {
+          this.#waiting.splice(this.#waiting.indexOf(go), 1);
+          reject(cancelled());
+        };
+        const go = () => {
+          signal?.removeEventListener("abort", abort);
+          resolve();
+        };
+        this.#waiting.push(go);
+        signal?.addEventListener("abort", abort, { once: true });
+      });
+    }
+    this.#busy = true;
+    return () => {
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#busy = false;
+    };
+  }
+}
