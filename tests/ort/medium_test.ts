@@ -68,6 +68,27 @@ for (const [family, sizes] of Object.entries(SIZES)) {
   });
 }
 
+Deno.test("a truncated cache answers as if what was cut off had never been there", async () => {
+  const weights = randomWeights(configOf(SIZES.gemma2));
+  const backend = createReferenceBackend();
+  const options = { vision: "f32", decoder: "f32" } as const;
+  const { decoder } = await ortModel(await loadOrt(), backend, weights, options);
+  const pause = () => Promise.resolve();
+  const ids = QUESTION.ids_after_images;
+  const cache = decoder.cache(ids.length + 3);
+  await decoder.prefill(cache, backend.tensor(ids.length, weights.config.decoder.width), ids, pause);
+  const once = await decoder.step(cache, 5, pause);
+  const twice = await decoder.step(cache, 250, pause);
+  cache.truncate(ids.length);
+  await decoder.step(cache, 99, pause);
+  cache.truncate(ids.length);
+  assert.deepEqual(await decoder.step(cache, 5, pause), once);
+  assert.deepEqual(await decoder.step(cache, 250, pause), twice);
+  for (const length of [ids.length - 1, ids.length + 3]) {
+    assert.throws(() => cache.truncate(length), new RegExp(`expected 5 to 7 positions, found ${length}`));
+  }
+});
+
 Deno.test("int8 vision: onnxruntime-web's image tokens are those of the dequantised weights within 3 %", async () => {
   const weights = randomWeights(configOf(SIZES.gemma));
   const { features } = await ort(weights, { vision: "int8", decoder: "f32" });
