@@ -1,8 +1,8 @@
 // deno-lint-ignore-file no-console -- a command; its words go to the terminal
 /**
  * Builds the kernels: one C source, two modules, plain SIMD and relaxed SIMD, and each again for a memory that threads
- * share. Those differ in one bit, which says that the imported memory is a shared one: the kernels need no atomic
- * operations, since the threads wait for one another outside of them.
+ * share. Those differ in the memory that they import: a shared one, at its full size from the start (why:
+ * lib/backend/wasm_arena.ts). They need no atomic operations, since the threads wait for one another outside of them.
  *
  *     deno task wasm           writes wasm/kernels_{simd,relaxed}.wasm and wasm/kernels_{simd,relaxed}_shared.wasm
  *     deno task wasm --check   builds and compares with the committed files instead
@@ -31,7 +31,6 @@ const FLAGS = [
   "-Wl,--strip-all",
   // The backend owns the memory; the modules keep only a stack and constants at its start.
   "-Wl,--import-memory",
-  "-Wl,--initial-memory=131072",
   "-Wl,--max-memory=4294901760",
   "-Wl,-z,stack-size=65536",
   "-Wl,--stack-first",
@@ -40,9 +39,12 @@ const FLAGS = [
   "-Wl,--export=__stack_pointer",
 ];
 const BUILDS = [
-  { name: "kernels_simd.wasm", flags: [] },
-  { name: "kernels_relaxed.wasm", flags: ["-mrelaxed-simd"] },
+  { name: "simd", flags: [] },
+  { name: "relaxed", flags: ["-mrelaxed-simd"] },
 ];
+
+const LEAST_MEMORY = "-Wl,--initial-memory=131072";
+const FULL_MEMORY = "-Wl,--initial-memory=4294901760";
 
 /** The import of `env.memory`, up to the flags of its limits: 1 has a maximum, 3 has one and is shared. */
 const MEMORY = "\x03env\x06memory\x02\x01";
@@ -53,13 +55,17 @@ const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).
 );
 const scratch = Deno.makeTempDirSync();
 try {
-  const done = BUILDS.map((it) => build(it.name, it.flags));
+  const done = BUILDS.flatMap(({ name, flags }) => [
+    build(`kernels_${name}.wasm`, [...flags, LEAST_MEMORY]),
+    build(`kernels_${name}_shared.wasm`, [...flags, FULL_MEMORY], shared),
+  ]);
   Deno.exitCode = done.every(Boolean) ? 0 : 1;
 } finally {
   Deno.removeSync(scratch, { recursive: true });
 }
 
-function build(name: string, flags: string[]): boolean {
+/** Builds a module and writes it, or compares it with the committed one. */
+function build(name: string, flags: string[], change = (module: Uint8Array) => module): boolean {
   const output = join(scratch, name);
   try {
     const { success, stderr } = new Deno.Command(COMPILER, {
@@ -76,22 +82,7 @@ function build(name: string, flags: string[]): boolean {
     console.error(`${name} ${must ? "cannot be built" : "skipped"}: ${COMPILER} not found`);
     return !must;
   }
-  const made = Deno.readFileSync(output);
-  const both = [keep(name, made), keep(name.replace(".wasm", "_shared.wasm"), shared(made))];
-  return both.every(Boolean);
-}
-
-function shared(module: Uint8Array): Uint8Array {
-  const text = String.fromCharCode(...module.subarray(0, 4096));
-  const at = text.indexOf(MEMORY);
-  if (at < 0) throw new Error("Cannot share the memory: expected an import of env.memory, found none");
-  const copy = module.slice();
-  copy[at + MEMORY.length - 1] = 3;
-  return copy;
-}
-
-/** Writes a module, or compares it with the committed one. */
-function keep(name: string, made: Uint8Array): boolean {
+  const made = change(Deno.readFileSync(output));
   const committed = join(FOLDER, name);
   if (!check) {
     Deno.writeFileSync(committed, made);
@@ -106,4 +97,13 @@ function keep(name: string, made: Uint8Array): boolean {
       `first difference at byte ${at < 0 ? made.length : at}. Run \`deno task wasm\` and commit the result.`,
   );
   return false;
+}
+
+/** lld shares a memory only with objects that were built for atomic operations; the flag alone is enough. */
+function shared(module: Uint8Array): Uint8Array {
+  const at = String.fromCharCode(...module.subarray(0, 4096)).indexOf(MEMORY);
+  if (at < 0) throw new Error("Cannot share the memory: expected an import of env.memory, found none");
+  const copy = module.slice();
+  copy[at + MEMORY.length - 1] = 3;
+  return copy;
 }

@@ -56,15 +56,14 @@ const LEADER_SLEEPS = 4 * LINE;
 const STOP = 5 * LINE;
 /** Length of the message of what went wrong, 0 for nothing. */
 const FAILED = 6 * LINE;
-/** Number of the operation, its part, tickets, units, pages of memory, and count of arguments; then the arguments. */
-const [NUMBER, PART, DRAWN, UNITS, PAGES, COUNT] = [0, 1, 2, 3, 4, 5].map((it) => 7 * LINE + it);
+/** Number of the operation, its part, tickets, units, and count of arguments; then the arguments. */
+const [NUMBER, PART, DRAWN, UNITS, COUNT] = [0, 1, 2, 3, 4].map((it) => 7 * LINE + it);
 const ARGUMENTS_BYTE = 8 * LINE * 4;
 const MAX_ARGUMENTS = 32;
 const MESSAGE_BYTE = ARGUMENTS_BYTE + MAX_ARGUMENTS * 8;
 const MESSAGE_BYTES = 512;
 
 const NAMES = Object.keys(PARTS) as PartName[];
-const PAGE = 65_536;
 
 /** Shared between the threads: the operation of the moment and who is how far. */
 export class Control {
@@ -131,7 +130,6 @@ export class Leader implements Crew {
   constructor(
     readonly threads: number,
     private readonly kernels: Kernels,
-    private readonly memory: WebAssembly.Memory,
     private readonly control: Control,
     private readonly stallMs: number,
     private readonly shareAboveNs: number,
@@ -152,7 +150,6 @@ export class Leader implements Crew {
     words[PART] = NAMES.indexOf(part);
     words[DRAWN] = tickets;
     words[UNITS] = units;
-    words[PAGES] = this.memory.buffer.byteLength / PAGE;
     words[COUNT] = args.length;
     this.control.args.set(args);
     Atomics.store(words, DONE, 0);
@@ -209,8 +206,8 @@ export class Leader implements Crew {
 }
 
 /** Draws tickets until the crew is stopped. `thread` counts from 1; the leader is 0. */
-export function follow(control: Control, kernels: Kernels, memory: WebAssembly.Memory, thread: number): void {
-  const follower = new Follower(control, kernels, memory, thread);
+export function follow(control: Control, kernels: Kernels, thread: number): void {
+  const follower = new Follower(control, kernels, thread);
   while (awaitTickets(control.words)) follower.draw();
 }
 
@@ -219,13 +216,11 @@ class Follower {
   #part: PartName = NAMES[0];
   #tickets = 0;
   #units = 0;
-  #pages = 0;
   #args: number[] = [];
 
   constructor(
     private readonly control: Control,
     private readonly kernels: Kernels,
-    private readonly memory: WebAssembly.Memory,
     private readonly thread: number,
   ) {}
 
@@ -256,9 +251,6 @@ class Follower {
     this.#units = words[UNITS];
     this.#args = [];
     for (let i = 0; i < words[COUNT]; i++) this.#args.push(args[i]);
-    // A memory that another thread has grown is told so; the engine may otherwise notice only later.
-    if (this.#pages !== words[PAGES]) this.memory.grow(0);
-    this.#pages = words[PAGES];
   }
 }
 

@@ -8,6 +8,7 @@
 
 import { Worker } from "node:worker_threads";
 import { Control, Leader, SHARE_ABOVE_NS } from "./crew.ts";
+import { createSharedMemory } from "./wasm_arena.ts";
 import { Wasm, type WasmBackend, type WasmOptions } from "./wasm.ts";
 import { type Builds, chooseKernels } from "./wasm_kernels.ts";
 
@@ -46,13 +47,16 @@ export interface WorkerData {
  * of one thread. It computes at once, with more threads as they come up.
  *
  * Operations throw an `Error` once a thread has failed, ended or stalled; the backend is lost then.
+ *
+ * @throws {RangeError} when the system refuses the addresses of a memory of 4 GiB.
  */
 export function createThreadedBackend(kernels: Builds, options: ThreadsOptions): ThreadedBackend {
   const { threads } = options;
   if (!Number.isInteger(threads) || threads < 1 || threads > 64) {
     throw new RangeError(`Cannot start threads: expected 1 to 64, found ${threads}`);
   }
-  return new Threaded(chooseKernels(kernels, true), options);
+  const memory = createSharedMemory();
+  return new Threaded(chooseKernels(kernels, memory), memory, options);
 }
 
 class Threaded extends Wasm implements ThreadedBackend {
@@ -61,19 +65,20 @@ class Threaded extends Wasm implements ThreadedBackend {
   readonly #control: Control;
   readonly #workers: readonly Worker[];
 
-  constructor(module: WebAssembly.Module, options: ThreadsOptions) {
+  constructor(module: WebAssembly.Module, memory: WebAssembly.Memory, options: ThreadsOptions) {
     const { threads, stallMs = 10_000, shareAboveNs = SHARE_ABOVE_NS } = options;
     const { script = new URL("./threads_worker.ts", import.meta.url) } = options;
     const control = new Control();
     let workers: Worker[] = [];
     super(module, options, {
       threads,
-      hire(kernels, memory, stacks) {
+      memory,
+      hire(kernels, stacks) {
         workers = stacks.map((stack, i) => {
           const workerData = { module, memory, control: control.buffer, thread: i + 1, stack };
           return new Worker(script, { workerData: workerData satisfies WorkerData });
         });
-        return new Leader(threads, kernels, memory, control, stallMs, shareAboveNs);
+        return new Leader(threads, kernels, control, stallMs, shareAboveNs);
       },
     });
     this.threads = threads;

@@ -8,4 +8,4 @@ import { instantiate } from "./wasm_kernels.ts";
 const { module, memory, control, thread, stack } = workerData as WorkerData;
 const kernels = instantiate(module, memory, stack);
 parentPort!.postMessage("ready");
-follow(new Control(control), kernels, memory, thread);
+follow(new Control(control), kernels, thread);

@@ -34,7 +34,7 @@ export interface WasmOptions {
 /** A backend with its memory in the open, for those who count it. */
 export interface WasmBackend extends Backend {
   readonly name: "wasm";
-  /** Bytes of the whole WASM memory: weights, activations, scratch, and gaps. Never shrinks. */
+  /** Bytes of WASM memory held: weights, activations, scratch, and gaps. Never shrinks. */
   readonly memoryBytes: number;
 }
 
@@ -54,8 +54,10 @@ export function createWasmBackend(
 /** Threads to be had: how many, the leader included, and what makes them a crew once the memory is there. */
 export interface Hands {
   readonly threads: number;
+  /** As `createSharedMemory` makes it. */
+  readonly memory: WebAssembly.Memory;
   /** `stacks`: where the stack of each thread but the leader's begins. */
-  hire(kernels: Kernels, memory: WebAssembly.Memory, stacks: readonly number[]): Crew;
+  hire(kernels: Kernels, stacks: readonly number[]): Crew;
 }
 
 /** What a value costs on one thread in nanoseconds, roughly: in a norm or a rotation, and in an addition. */
@@ -75,9 +77,8 @@ export class Wasm implements WasmBackend {
   #rotation: { key: string; piece: Piece } | undefined;
 
   constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions, hands?: Hands) {
-    this.#arena = new Arena(maxBytes, hands !== undefined);
-    const { memory } = this.#arena;
-    this.#kernels = instantiate(module, memory);
+    this.#arena = new Arena(maxBytes, hands?.memory);
+    this.#kernels = instantiate(module, this.#arena.memory);
     this.#arena.reserve(this.#kernels.__heap_base.value);
     this.#multiplier = multiplier ?? probeMultiplier(this.#kernels);
     const stacks = Array.from({ length: (hands?.threads ?? 1) - 1 }, () => {
@@ -85,7 +86,7 @@ export class Wasm implements WasmBackend {
       return start + size;
     });
     this.#stacksBytes = this.#arena.usedBytes;
-    this.#crew = hands?.hire(this.#kernels, memory, stacks) ?? alone(this.#kernels);
+    this.#crew = hands?.hire(this.#kernels, stacks) ?? alone(this.#kernels);
   }
 
   get sizeBytes(): number {
@@ -98,7 +99,7 @@ export class Wasm implements WasmBackend {
   }
 
   get memoryBytes(): number {
-    return this.#arena.memory.buffer.byteLength;
+    return this.#arena.heldBytes;
   }
 
   tensor(rows: number, cols: number): Tensor {

@@ -13,6 +13,18 @@ const GROW_PAGES = 16;
 /** One page less than 2³², so that no end of a piece wraps to address zero. */
 const MAX_BYTES = 2 ** 32 - PAGE;
 
+/**
+ * A memory for several threads, as the shared builds of the kernels import it: of its full size from the start, since
+ * the engine looks up the size of one that may grow in every turn of every loop, which costs a third of the speed. The
+ * system gives it pages only when they are written to.
+ *
+ * @throws {RangeError} when the system refuses so many addresses.
+ */
+export function createSharedMemory(): WebAssembly.Memory {
+  const pages = MAX_BYTES / PAGE;
+  return new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
+}
+
 /** A piece of the memory, [start, start + size) bytes; `live` until freed. */
 export interface Piece {
   readonly start: number;
@@ -58,21 +70,29 @@ export class Arena {
   #gaps: Gap[] = [];
   /** First byte that no piece ever covered. */
   #top = 0;
+  /** Of a shared memory, whose size does not change: bytes that count as held. */
+  #held: number | undefined;
   readonly #maxBytes: number;
 
-  /** A memory that may grow to `maxBytes`, itself at most 4 GiB less one page; `shared` between threads or not. */
-  constructor(maxBytes: number, shared = false) {
+  /** Hands out at most `maxBytes`, themselves at most 4 GiB less one page, of a memory of its own or one that is shared. */
+  constructor(maxBytes: number, shared?: WebAssembly.Memory) {
     this.#maxBytes = Math.min(maxBytes, MAX_BYTES);
     const maximum = Math.floor(this.#maxBytes / PAGE);
     if (maximum < 2) {
       throw new RangeError(`Cannot make a memory of ${maxBytes} bytes: expected ${2 * PAGE} or more`);
     }
-    this.memory = new WebAssembly.Memory({ initial: 2, maximum, shared });
+    this.memory = shared ?? new WebAssembly.Memory({ initial: 2, maximum });
+    if (shared) this.#held = 2 * PAGE;
   }
 
   /** Bytes not in live pieces, up to the limit; the largest gap may be smaller. */
   get availableBytes(): number {
     return Math.floor(this.#maxBytes / PAGE) * PAGE - this.usedBytes;
+  }
+
+  /** Bytes held, whole pages; never shrinks. */
+  get heldBytes(): number {
+    return this.#held ?? this.memory.buffer.byteLength;
   }
 
   /** Keeps [0, bytes) for the stacks and constants of the module's instances. Once, before the first allocation. */
@@ -123,7 +143,7 @@ export class Arena {
   }
 
   #grow(end: number, bytes: number, what: string): void {
-    const found = this.memory.buffer.byteLength;
+    const found = this.heldBytes;
     if (end <= found) return;
     const limit = Math.floor(this.#maxBytes / PAGE) * PAGE;
     const need = Math.ceil((end - found) / PAGE);
@@ -132,7 +152,8 @@ export class Arena {
       // An engine may refuse what the limit allows: it has less memory than we were promised.
       for (const pages of [Math.min(Math.max(need, GROW_PAGES), room), need]) {
         try {
-          this.memory.grow(pages);
+          if (this.#held === undefined) this.memory.grow(pages);
+          else this.#held += pages * PAGE;
           return;
         } catch (error) {
           if (!(error instanceof RangeError)) throw error;

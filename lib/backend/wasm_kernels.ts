@@ -94,25 +94,28 @@ export function instantiate(
 
 /**
  * The fastest build that this engine runs and that computes correctly here: relaxed SIMD where it validates and
- * passes the self-test, otherwise plain SIMD. `shared`: the builds are those for a memory that threads share.
+ * passes the self-test, otherwise plain SIMD. `memory`: the one that the shared builds
+ * import; its first pages are overwritten.
  *
  * @throws {TypeError} when the plain build fails the self-test too; the message names the kernel.
  */
-export function chooseKernels(builds: Builds, shared = false): WebAssembly.Module {
-  if (builds.relaxed && WebAssembly.validate(RELAXED_PROBE) && !selfTest(builds.relaxed, shared)) {
+export function chooseKernels(builds: Builds, memory?: WebAssembly.Memory): WebAssembly.Module {
+  if (builds.relaxed && WebAssembly.validate(RELAXED_PROBE) && !selfTest(builds.relaxed, memory)) {
     return builds.relaxed;
   }
-  const wrong = selfTest(builds.simd, shared);
+  const wrong = selfTest(builds.simd, memory);
   if (wrong) throw new TypeError(`Broken engine: ${wrong}`);
   return builds.simd;
 }
 
 /**
  * Runs small products and compares them with plain loops, on values that every engine must get right. Some engines
- * have had wrong relaxed operations. Returns what was wrong, or undefined.
+ * have had wrong relaxed operations. Returns what was wrong, or undefined. Overwrites the first 256 KiB of the memory.
  */
-export function selfTest(module: WebAssembly.Module, shared = false): string | undefined {
-  const memory = new WebAssembly.Memory({ initial: 4, maximum: 4, shared });
+export function selfTest(
+  module: WebAssembly.Module,
+  memory: WebAssembly.Memory = new WebAssembly.Memory({ initial: 4, maximum: 4 }),
+): string | undefined {
   const kernels = instantiate(module, memory);
   const from = Math.ceil(kernels.__heap_base.value / 64) * 64;
   return floatTest(kernels, memory, from) ?? integerTest(kernels, memory, from);

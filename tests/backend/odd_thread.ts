@@ -13,8 +13,8 @@ parentPort!.postMessage("ready");
 const product = (it: () => void): Kernels => ({ ...kernels, gemm_f32: it });
 if (how === "?traps") {
   // The kernel itself, sent beyond the end of the memory.
-  follow(new Control(control), product(() => kernels.add(2 ** 32 - 64, 4, 0, 4, 1, 4)), memory, thread);
+  follow(new Control(control), product(() => kernels.add(2 ** 32 - 64, 4, 0, 4, 1, 4)), thread);
 } else if (how === "?sleeps") {
   const word = new Int32Array(new SharedArrayBuffer(4));
-  follow(new Control(control), product(() => Atomics.wait(word, 0, 0, 3000)), memory, thread);
+  follow(new Control(control), product(() => Atomics.wait(word, 0, 0, 3000)), thread);
 } else if (how !== "?leaves") throw new Error(`Unknown way to go wrong: ${how}`);

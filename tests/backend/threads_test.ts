@@ -4,6 +4,7 @@ import { loadModel, TINY } from "../../functions/model.ts";
 import type { Scheme } from "../../lib/backend/backend.ts";
 import { createThreadedBackend, type ThreadedBackend } from "../../lib/backend/threads.ts";
 import { createWasmBackend, type WasmOptions } from "../../lib/backend/wasm.ts";
+import { createSharedMemory } from "../../lib/backend/wasm_arena.ts";
 import { selfTest } from "../../lib/backend/wasm_kernels.ts";
 import { collect } from "../../lib/mod.ts";
 import { pack } from "../../lib/weights/load.ts";
@@ -37,8 +38,8 @@ testBackend(
 testBackend("wasm, 3 threads, plain SIMD", () => twin(createWasmBackend(simd), many(3, { simd: true })));
 
 Deno.test("threads: both shared builds pass the self-test", () => {
-  assert.equal(selfTest(shared.simd, true), undefined);
-  assert.equal(selfTest(shared.relaxed, true), undefined);
+  assert.equal(selfTest(shared.simd, createSharedMemory()), undefined);
+  assert.equal(selfTest(shared.relaxed, createSharedMemory()), undefined);
 });
 
 for (const threads of [2, 3, 5]) {
