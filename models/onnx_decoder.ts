@@ -38,6 +38,7 @@ export async function writeDecoder(
   const second = config.family === "gemma2";
   let x = file.input("inputs_embeds", DataType.f32, [1, "sequence_length", width]);
   const ids = file.input("position_ids", DataType.i64, [1, "sequence_length"]);
+  file.output("logits", DataType.f32, [1, 1, config.vocab]);
   const [cos, sin] = await rotations(ops, ids);
   const rotate = (y: string, scale?: number) => {
     const [a, b] = file.nodes("Split", [y], { axis: -1, num_outputs: 2 }, [
@@ -91,7 +92,6 @@ export async function writeDecoder(
   const last = ops.node("Slice", [x, file.integers(-1), file.integers(past), file.integers(1)]);
   const normed = await ops.rmsNorm(last, "language_model.model.norm.weight", eps);
   ops.node("Identity", [await ops.linear(normed, EMBEDDING, head)], {}, "logits");
-  file.output("logits", DataType.f32, [1, 1, config.vocab]);
 }
 
 /** Cosine and sine of every position and pair, [1, 1, T, C/2]; computed in f64 and looked up. */
