@@ -12,6 +12,7 @@ export { type ErrorCode, RequestError } from "./errors.ts";
 export type { Backend } from "./backend/backend.ts";
 export { createReferenceBackend } from "./backend/reference.ts";
 export { createWasmBackend } from "./backend/wasm.ts";
+export { frameIndices, promptOf } from "./text/prompt.ts";
 export { pixelsOf } from "./vision/mask_forms.ts";
 export {
   collect,

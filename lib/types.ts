@@ -167,6 +167,31 @@ export interface Answer {
   readonly logits?: readonly (readonly Candidate[])[];
 }
 
+/**
+ * What PaliGemma was trained to be asked. Languages are codes as in COCO-35L (`en`, `de`, `fil` …), `en` by default.
+ */
+export type Task =
+  /** In a sentence; with `box`, only what is in it. */
+  | { readonly task: "caption"; readonly language?: string; readonly box?: Box }
+  /** In the style of the alternative texts of web pages; pre-trained checkpoints only. */
+  | { readonly task: "cap"; readonly language?: string }
+  /** In more words. */
+  | { readonly task: "describe"; readonly language?: string }
+  | { readonly task: "ocr" }
+  /** With `choices`, a question that is to be answered with one of them. */
+  | {
+    readonly task: "answer";
+    readonly question: string;
+    readonly language?: string;
+    readonly choices?: readonly string[];
+  }
+  /** A question that has this answer, in English. */
+  | { readonly task: "question"; readonly answer: string; readonly language?: string }
+  /** Boxes, or boxes and masks, of things by name. */
+  | { readonly task: "detect" | "segment"; readonly labels: readonly string[] }
+  /** Whatever the checkpoint understands. */
+  | { readonly task: "text"; readonly prompt: string };
+
 /** What a caller wants to know about one or more pictures. */
 export interface Question {
   /** Encoded pictures (JPEG, PNG, WebP), in the order the model sees them; at least one. */

@@ -35,9 +35,8 @@ interface Convolution {
   readonly bias: Tensor;
 }
 
-/** One layer: what it gathers and whether it ends in ReLU. */
+/** A transposed convolution as one product for each parity (row, column) of the output pixel. */
 interface Transposed {
-  /** One product for each parity (row, column) of the output pixel. */
   readonly parts: readonly Convolution[];
 }
 
@@ -60,7 +59,7 @@ export async function loadMaskDecoder(backend: Backend, files: ModelFiles): Prom
   async function convolution(name: string, [o, i, side]: [number, number, number]): Promise<Convolution> {
     const weight = await read(files, tensors, `${name}.weight`, [o, i, side, side]);
     const bias = place(await read(files, tensors, `${name}.bias`, [o]), 1);
-    return { weight: matrix(reorder(weight, o, i, side * side), o), bias };
+    return { weight: matrix(reorder(weight, i, side * side), o), bias };
   }
 
   async function transposed(name: string, i: number, o: number): Promise<Transposed> {
@@ -146,11 +145,11 @@ const TAPS = [
 const PARITIES = [[0, 0], [0, 1], [1, 0], [1, 1]] as const;
 
 /** [O, I, taps] to [O, taps · I]. */
-function reorder(weight: Float32Array, o: number, i: number, taps: number): Float32Array {
+function reorder(weight: Float32Array, i: number, taps: number): Float32Array {
   return weight.map((_, at) => {
     const [out, tap, channel] = [Math.floor(at / (taps * i)), Math.floor(at / i) % taps, at % i];
     return weight[(out * i + channel) * taps + tap];
-  }).subarray(0, o * i * taps);
+  });
 }
 
 /** The four taps of [I, O, 4, 4] that an output pixel of this parity gets, as [O, 4 · I]. */
