@@ -4,12 +4,17 @@ import { parseArgs } from "node:util";
 import {
   type Answer,
   collect,
+  promptOf,
   type Question,
   RequestError,
   type ResizeMethod,
+  type Task,
   type WeightFormat,
 } from "../lib/mod.ts";
 import type { AnswerEvent } from "../lib/mod.ts";
+import { decodePicture } from "../lib/preprocess/decode.ts";
+import { encodePng } from "../lib/vision/mask_forms.ts";
+import { annotate } from "../models/annotate.ts";
 import { convert } from "../models/convert.ts";
 import { demo } from "../models/demo.ts";
 import { SHAPES } from "../models/published.ts";
@@ -25,12 +30,14 @@ const USAGE = `PaliGemma Edge
   detect IMAGE "A ; B"          boxes around things
   segment IMAGE "A ; B"         boxes and mask tokens
   ocr IMAGE                     read the text in it
+  classify IMAGE --labels A,B,C|FILE [--template TEXT]   how likely each label is (FILE: one label a line)
   eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
   models convert DIR --out DIR [--vision int8|f32] [--decoder int4|int8|f32]   quantised weights
   models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks
   demo                          the bundled model on bundled pictures
 
 Options
+  --out FILE            with a picture: boxes, labels and masks drawn on it, as PNG; prints JSON
   --model DIR           model directory in Hugging Face layout; the bundled model by default
   --max-tokens N        tokens at most
   --temperature T --top-k K --top-p P --seed S      sampling; greedy by default
@@ -53,12 +60,12 @@ Options
 /** A command line that cannot be understood. */
 class UsageError extends Error {}
 
-const SHORT_FORMS: Readonly<Record<string, (words: string) => string>> = {
-  caption: (language) => `caption ${language || "en"}`,
-  answer: (question) => `answer en ${question}`,
-  detect: (things) => `detect ${things}`,
-  segment: (things) => `segment ${things}`,
-  ocr: () => "ocr",
+const SHORT_FORMS: Readonly<Record<string, (words: string) => Task>> = {
+  caption: (language) => ({ task: "caption", language: language || undefined }),
+  answer: (question) => ({ task: "answer", question }),
+  detect: (things) => ({ task: "detect", labels: things.split(";") }),
+  segment: (things) => ({ task: "segment", labels: things.split(";") }),
+  ocr: () => ({ task: "ocr" }),
 };
 
 function parse(args: readonly string[], jsonTakesFile: boolean) {
@@ -73,6 +80,8 @@ function parse(args: readonly string[], jsonTakesFile: boolean) {
         data: { type: "string" },
         task: { type: "string" },
         out: { type: "string" },
+        labels: { type: "string" },
+        template: { type: "string", default: "answer en what is this?" },
         vision: { type: "string", default: "int8" },
         decoder: { type: "string", default: "int4" },
         "max-tokens": { type: "string" },
@@ -161,11 +170,42 @@ async function run(
     nms: number("nms", flags.nms),
     masks: oneOf<"rle" | "polygon" | "png">("masks", flags.masks!, ["rle", "polygon", "png"]),
   };
+  if (flags.out !== undefined && (paths.length !== 1 || question.masks !== "rle")) {
+    throw new UsageError("--out: expected one picture, and masks as rle");
+  }
   const pipeline = await loadModel(flags.model!, modelOptions(flags));
   const events = pipeline.answer(question, signal);
-  const answer = await collect(flags.json ? events : shown(events));
-  if (flags.json) await print(JSON.stringify(answer) + "\n");
+  const json = flags.json || flags.out !== undefined;
+  const answer = await collect(json ? events : shown(events));
+  if (flags.out !== undefined) {
+    const drawn = annotate(await decodePicture(question.images[0], { maxPixels: Infinity }), answer.items);
+    await Deno.writeFile(flags.out, await encodePng(drawn.data, drawn.width, drawn.height));
+  }
+  if (json) await print(JSON.stringify(answer) + "\n");
   else await summary(answer);
+}
+
+async function classify(flags: Flags, path: string, signal: AbortSignal): Promise<void> {
+  const pipeline = await loadModel(flags.model!, modelOptions(flags));
+  const found = await pipeline.classify({
+    images: [await readImage(path)],
+    prompt: flags.template!,
+    labels: await readLabels(flags.labels!),
+    alpha: oneOf<"drop" | "white">("alpha", flags.alpha!, ["drop", "white"]),
+    tokens: flags["allow-tokens"] ? "allow" : "plain",
+  }, signal);
+  if (flags.json) return await print(JSON.stringify(found) + "\n");
+  for (const { label, probability } of found.labels) await print(`${probability.toFixed(4)}  ${label}\n`);
+}
+
+/** A file with one label a line, or labels with commas between them. */
+async function readLabels(value: string): Promise<string[]> {
+  const text = await Deno.readTextFile(value).catch((error) => {
+    const noFile = [Deno.errors.NotFound, Deno.errors.IsADirectory, Deno.errors.NotADirectory];
+    if (noFile.some((it) => error instanceof it)) return undefined;
+    throw error;
+  });
+  return (text?.split("\n") ?? value.split(",")).map((it) => it.trim()).filter(Boolean);
 }
 
 /** Passes a stream on while writing its text to the terminal. */
@@ -211,13 +251,19 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (command in SHORT_FORMS) {
     const [image, ...words] = positionals;
     if (!image) throw new UsageError(`${command}: expected a picture, found none`);
-    return await run(flags, [image], SHORT_FORMS[command](words.join(" ")).trim(), signal);
+    return await run(flags, [image], promptOf(SHORT_FORMS[command](words.join(" ").trim())).prompt, signal);
+  }
+  if (command === "classify") {
+    const [image] = positionals;
+    if (!image || !flags.labels) throw new UsageError("classify: expected IMAGE --labels A,B,C or a file");
+    return await classify(flags, image, signal);
   }
   if (command === "eval") {
     if (!flags.data) throw new UsageError("eval: expected --data FILE, found none");
     const pipeline = await loadModel(flags.model!, modelOptions(flags));
     const result = await evaluate(pipeline, flags.data, {
       task: flags.task,
+      constrained: flags.constrained,
       signal,
       progress: progress("scene"),
     });

@@ -42,7 +42,12 @@ interface Scene {
 export async function evaluate(
   pipeline: Pipeline,
   data: string,
-  options: { task?: string; signal?: AbortSignal; progress?: (done: number, total: number) => void } = {},
+  options: {
+    task?: string;
+    constrained?: boolean;
+    signal?: AbortSignal;
+    progress?: (done: number, total: number) => void;
+  } = {},
 ): Promise<Evaluation> {
   const lines = (await Deno.readTextFile(data)).split("\n").filter((it) => it.trim());
   const rows = lines.map((it) => JSON.parse(it) as Row).filter((it) =>
@@ -56,11 +61,18 @@ export async function evaluate(
   for (const [i, row] of rows.entries()) {
     const image = await Deno.readFile(join(dirname(data), row.image));
     const { text, items, finishReason } = await collect(
-      pipeline.answer({ images: [image], prompt: row.prompt }, options.signal),
+      pipeline.answer(
+        { images: [image], prompt: row.prompt, constrained: options.constrained && located(row) },
+        options.signal,
+      ),
     );
     if (finishReason === "cancelled") break;
-    if (located(row)) add(scenes, row.task, { want: row.boxes!.map(item), found: items });
-    else add(right, row.task, row.answers.includes(text.trim()));
+    if (located(row)) {
+      add(scenes, row.task, {
+        want: row.boxes!.map(item),
+        found: items.filter((it) => !it.flags),
+      });
+    } else add(right, row.task, row.answers.includes(text.trim()));
     options.progress?.(i + 1, rows.length);
   }
   const share = (marks: readonly boolean[]) => marks.filter(Boolean).length / marks.length;

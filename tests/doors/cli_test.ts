@@ -1,6 +1,7 @@
 /** The command line as a person meets it: real processes, real files. */
 
 import assert from "node:assert/strict";
+import { decodePicture } from "../../lib/preprocess/decode.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 const PG1 = `${ROOT}tests/golden/checkpoints/pg1`;
@@ -66,6 +67,49 @@ Deno.test("several pictures go in, in order", async () => {
   assert.equal(JSON.parse(out).imageTokens, 32);
 });
 
+Deno.test("detect --out draws on the picture and prints its items, constrained ones with labels asked for", async () => {
+  const out = await Deno.makeTempFile({ suffix: ".png" });
+  try {
+    const args = ["--model", PG1, "--constrained", "--max-tokens", "40", "--out", out];
+    const result = await cli("detect", PICTURE, "cat ; dog", ...args);
+    assert.equal(result.code, 0, result.err);
+    const { items, plainText } = JSON.parse(result.out);
+    assert.ok(items.length > 0);
+    for (const { label, box, boxPixels, confidence } of items) {
+      assert.ok(["cat", "dog", "ca", "do", ""].includes(label), label);
+      assert.ok(box.yMax > box.yMin && Number.isInteger(boxPixels.xMax) && confidence > 0);
+    }
+    assert.equal(plainText, "");
+    const [before, after] = await Promise.all(
+      [PICTURE, out].map(async (it) => await decodePicture(await Deno.readFile(it), { maxPixels: 1e6 })),
+    );
+    assert.deepEqual([after.width, after.height], [before.width, before.height]);
+    assert.notDeepEqual(after.data, before.data);
+  } finally {
+    await Deno.remove(out);
+  }
+});
+
+Deno.test("classify tells probabilities of labels from a list or a file", async () => {
+  const file = await Deno.makeTempFile();
+  try {
+    await Deno.writeTextFile(file, "cat\nred car\n\ndog\n");
+    const args = ["--model", PG1, "--template", "answer en what?", "--json"];
+    const [list, lines] = await Promise.all([
+      cli("classify", PICTURE, "--labels", "cat, red car,dog", ...args),
+      cli("classify", PICTURE, "--labels", file, ...args),
+    ]);
+    assert.equal(list.code, 0, list.err);
+    const { labels } = JSON.parse(list.out);
+    assert.deepEqual(labels.map((it: { label: string }) => it.label).sort(), ["cat", "dog", "red car"]);
+    const sum = labels.reduce((all: number, it: { probability: number }) => all + it.probability, 0);
+    assert.ok(Math.abs(sum - 1) < 1e-9);
+    assert.deepEqual(JSON.parse(lines.out).labels, labels);
+  } finally {
+    await Deno.remove(file);
+  }
+});
+
 const wrong: [string, string[], number, RegExp][] = [
   ["an unknown command", ["dance"], 2, /expected one of the commands below, found "dance"/],
   ["an unknown option", ["run", "--speed", "9"], 2, /--speed/],
@@ -83,6 +127,8 @@ const wrong: [string, string[], number, RegExp][] = [
   ],
   ["no prompt", ["run", "--image", PICTURE], 2, /expected --prompt TEXT/],
   ["no picture", ["detect"], 2, /detect: expected a picture/],
+  ["nothing to detect", ["detect", PICTURE], 1, /expected labels to be text/],
+  ["no labels", ["classify", PICTURE], 2, /classify: expected IMAGE --labels/],
   ["a picture that is not there", ["ocr", "nowhere.png"], 1, /Cannot read the picture nowhere.png/],
   [
     "a model that is not there",
@@ -110,7 +156,9 @@ for (const [name, args, code, message] of wrong) {
 Deno.test("help names every command", async () => {
   const { out, code } = await cli("help");
   assert.equal(code, 0);
-  for (const command of ["run", "caption", "answer", "detect", "segment", "ocr", "eval", "demo"]) {
+  for (
+    const command of ["run", "caption", "answer", "detect", "segment", "ocr", "classify", "eval", "demo"]
+  ) {
     assert.match(out, new RegExp(`^  ${command}\\b`, "m"));
   }
 });
