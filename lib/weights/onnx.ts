@@ -76,6 +76,38 @@ export interface OnnxModel {
   readonly externalData: readonly { readonly path: string; readonly data: Uint8Array }[];
 }
 
+/** What stands before `.onnx` in the layout of transformers.js, smallest first. */
+const SUFFIXES = ["_q4", "_q4f16", "_int8", "_quantized", "_fp16", ""];
+
+/**
+ * Reads the graph of one part of a model in the first of these formats that is there.
+ *
+ * @throws {RequestError} `model_invalid` when there is none, or as {@link readOnnx}.
+ */
+export async function findOnnx(
+  files: ModelFiles,
+  part: "vision_encoder" | "embed_tokens" | "decoder_model_merged",
+  suffixes: readonly string[] = SUFFIXES,
+): Promise<OnnxModel> {
+  const names = suffixes.map((it) => `${part}${it}.onnx`);
+  for (const name of names) {
+    if (await directoryOf(files, name) !== undefined) return await readOnnx(files, name);
+  }
+  throw new RequestError(
+    "model_invalid",
+    `Cannot load the model in ${files.place}: expected one of ${
+      names.map((it) => `onnx/${it}`).join(", ")
+    }, found none`,
+  );
+}
+
+/** Where a file lies, `onnx/` or the directory itself; undefined where it does not. */
+async function directoryOf(files: ModelFiles, name: string): Promise<string | undefined> {
+  for (const directory of ["onnx/", ""]) {
+    if (await files.size(directory + name) !== undefined) return directory;
+  }
+}
+
 /**
  * Reads `onnx/NAME`, or `NAME` where there is no such directory, and its data files.
  *
@@ -85,8 +117,8 @@ export async function readOnnx(files: ModelFiles, name: string): Promise<OnnxMod
   const invalid = (detail: string): never => {
     throw new RequestError("model_invalid", `Cannot load the model in ${files.place}: ${detail}`);
   };
-  const directory = await files.size(`onnx/${name}`) === undefined ? "" : "onnx/";
-  if (await files.size(directory + name) === undefined) invalid(`expected onnx/${name}, found no such file`);
+  const directory = await directoryOf(files, name);
+  if (directory === undefined) return invalid(`expected onnx/${name}, found no such file`);
   const bytes = await files.read(directory + name);
   const graph = readGraph(bytes, name);
   const externalData = [];
@@ -148,7 +180,9 @@ export function embeddingScale({ metadata, nodes }: OnnxGraph): "inside" | "appl
  */
 export function featureScale({ metadata, nodes, scalars }: OnnxGraph, output: string, width: number): number {
   if (metadata.get("paligemma.embeddings") === "scaled") return 1;
-  const last = nodes.find(({ outputs }) => outputs.includes(output));
+  const makerOf = (name: string) => nodes.find(({ outputs }) => outputs.includes(name));
+  let last = makerOf(output);
+  if (last?.op === "Cast") last = makerOf(last.inputs[0]);
   const constant = last?.inputs.map((it) => scalars.get(it)).find((it) => it !== undefined);
   if (constant === undefined) return 1;
   const factor = last!.op === "Div" ? constant : last!.op === "Mul" ? 1 / constant : 1;

@@ -9,7 +9,7 @@ import { createOrtDecoder } from "../../lib/decode/ort.ts";
 import { createOrtVision } from "../../lib/vision/ort.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights, type Weights } from "../../lib/weights/load.ts";
-import { embeddingScale, type OnnxModel, readGraph, readOnnx } from "../../lib/weights/onnx.ts";
+import { embeddingScale, findOnnx, type OnnxModel, readGraph, readOnnx } from "../../lib/weights/onnx.ts";
 import { exportOnnx, exportPart } from "../../models/export_onnx.ts";
 import { writeDecoder, writeEmbedding } from "../../models/onnx_decoder.ts";
 import { OnnxOps } from "../../models/onnx_ops.ts";
@@ -37,9 +37,14 @@ interface Ways {
   /** The mask knows no prefix. */
   readonly causal?: boolean;
   readonly format?: "int8";
+  /** Everything that enters or leaves is f16. */
+  readonly half?: boolean;
   /** More inputs, by name. */
   readonly inputs?: Record<string, [type: number, dims: Dimension[]]>;
 }
+
+/** `TensorProto.DataType.FLOAT16`. */
+const F16 = 10;
 
 /** Writes the same graphs as others do. */
 class ForeignWriter extends OnnxWriter {
@@ -48,9 +53,15 @@ class ForeignWriter extends OnnxWriter {
   }
 
   override input(name: string, type: number, dims: readonly Dimension[]): string {
-    const named = super.input(name, type, dims);
+    const half = this.ways.half && type === DataType.f32;
+    let named = super.input(name, half ? F16 : type, dims);
+    if (half) named = super.node("Cast", [named], { to: DataType.f32 });
     if (name !== "inputs_embeds" || !this.ways.inside) return named;
     return super.node("Mul", [named, this.scalar(root)]);
+  }
+
+  override output(name: string, type: number, dims: readonly Dimension[]): void {
+    super.output(name, this.ways.half ? F16 : type, dims);
   }
 
   override node(
@@ -62,7 +73,10 @@ class ForeignWriter extends OnnxWriter {
     if (this.ways.causal && op === "Or") return inputs[0];
     if (this.ways.inside && name === "inputs_embeds") op = "Identity", inputs = [inputs[0]];
     if (this.ways.inside && name === "image_features") op = "Div", inputs = [inputs[0], this.scalar(root)];
-    return super.node(op, inputs, attributes, name);
+    if (!this.ways.half || !name) return super.node(op, inputs, attributes, name);
+    const exact = super.node(op, inputs, attributes);
+    super.node("Cast", [exact], { to: F16 }, name);
+    return exact;
   }
 
   override close(): Promise<void> {
@@ -132,6 +146,14 @@ for (const [name, ways] of Object.entries(accepted)) {
 Deno.test("accepted: int8 without metadata, as its rows see one another", async () => {
   const { logits } = await answer(await foreign({ format: "int8" }));
   logits.forEach((it, i) => assert.ok(relative(it, golden.step_logits[i]) < 0.1, `step ${i}`));
+});
+
+Deno.test("accepted: f16 at all ends, scale inside the decoder, within f16's rounding", async () => {
+  const models = await foreign({ half: true, inside: true });
+  assert.equal(embeddingScale(models.decoder.graph), "inside");
+  const { features, logits } = await answer(models);
+  assert.ok(worst(features, golden.image_features_first_row) < 1e-3, "features");
+  logits.forEach((it, i) => assert.ok(worst(it, golden.step_logits[i]) < 5e-3, `step ${i}`));
 });
 
 const refused: [string, Ways, RegExp][] = [
@@ -207,7 +229,13 @@ Deno.test("exportOnnx writes a directory in the layout of transformers.js; a mis
     ]);
     const files = directoryFiles(directory);
     assert.ok(await files.size("config.json"));
-    const model = await readOnnx(files, "vision_encoder_quantized.onnx");
+    const model = await findOnnx(files, "vision_encoder");
+    assert.equal(model.name, "vision_encoder_quantized.onnx");
+    assert.equal((await findOnnx(files, "embed_tokens")).name, "embed_tokens_q4.onnx");
+    await assert.rejects(findOnnx(files, "vision_encoder", ["_fp16", ""]), {
+      code: "model_invalid",
+      message: /expected one of onnx\/vision_encoder_fp16\.onnx, onnx\/vision_encoder\.onnx, found none/,
+    });
     assert.deepEqual(model.externalData.map((it) => it.path), ["vision_encoder_quantized.onnx_data"]);
     await Deno.remove(`${directory}/onnx/vision_encoder_quantized.onnx_data`);
     await assert.rejects(readOnnx(files, "vision_encoder_quantized.onnx"), {
