@@ -151,7 +151,7 @@ async function main(): Promise<void> {
     const between = async () => {
       for await (const it of peerResults(work.name, settings.threads)) theirs.push(it);
     };
-    const patience = { leastMs, minRounds: MODELS.includes(work) ? 4 : 10 };
+    const patience = { leastMs, minRounds: work.rounds ?? 10 };
     const ours = await measure(
       work,
       { settings, limits: machine.limits, yardstick, patience },
@@ -208,7 +208,7 @@ function line(it: Result): string {
   const { operationMs } = it as { operationMs?: Record<string, number> };
   if (operationMs) {
     const total = Object.values(operationMs).reduce((a, b) => a + b);
-    const share = Object.entries(operationMs).map(([name, ms]) =>
+    const share = Object.entries(operationMs).filter(([, ms]) => ms > total / 200).map(([name, ms]) =>
       `${name} ${(ms / total * 100).toFixed(1)} %`
     );
     parts.push(share.join(", "));

@@ -2,8 +2,8 @@
 
 import type { Backend, Matrix, Scheme, StoredMatrix } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
-import { packedBytes } from "../../lib/weights/quantize.ts";
-import { numbers, openBackend, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
+import { numbers, randomMatrix } from "./random.ts";
+import { openBackend, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
 
 /** x [T, K] · Wᵀ with W [N, K]. */
 interface Shape {
@@ -95,23 +95,4 @@ async function check(
       );
     }
   }
-}
-
-/** Weights as a converter leaves them, but random: within the bound of int8, full scales of int4. */
-export function randomMatrix(scheme: Scheme, n: number, k: number): StoredMatrix {
-  if (scheme === "f32") return { scheme, n, k, data: numbers(n * k, 7).map((it) => it / Math.sqrt(k)) };
-  const data = new Uint8Array(packedBytes(scheme, n, k));
-  let state = 7;
-  for (let i = 0; i < data.length; i++) {
-    data[i] = (state = Math.imul(state, 1664525) + 1013904223 >>> 0) >>> 24;
-  }
-  if (scheme === "int8-p8-s4") { for (let i = 0; i < data.length; i++) data[i] = (data[i] & 63) - 32; }
-  else {
-    const words = new DataView(data.buffer);
-    for (let at = 0; at < data.length; at += 144) {
-      for (let column = 0; column < 8; column++) words.setInt16(at + 2 * column, 480, true);
-    }
-  }
-  const scale = new Float32Array(n).fill(1 / ((scheme === "int8-p8-s4" ? 18.5 : 4.6 * 480) * Math.sqrt(k)));
-  return { scheme, n, k, data, scale };
 }

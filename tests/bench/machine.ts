@@ -12,6 +12,8 @@ export interface Machine {
   readonly processor: string;
   readonly features: readonly string[];
   readonly cores: number;
+  /** Processes that wanted to compute in the minute before: above 1, figures of one thread may be too low. */
+  readonly load: number;
   readonly runtime: string;
   /** `dot`: integers are multiplied by the relaxed dot product; `words`: in 16 bits; `plain`: without relaxed SIMD. */
   readonly kernel: "dot" | "words" | "plain";
@@ -35,6 +37,7 @@ export async function describeMachine(
     })`,
     features: (field("flags") || field("Features")).split(" ").filter((it) => FEATURES.test(it)),
     cores: navigator.hardwareConcurrency,
+    load: Deno.loadavg()[0],
     runtime: `Deno ${Deno.version.deno}, V8 ${Deno.version.v8}`,
     kernel,
     limits: await measureLimits(yardstick, budgetMs),
@@ -47,10 +50,14 @@ function chosen(backend: WasmBackend, { build }: Settings): Machine["kernel"] {
 }
 
 /** The machine in a few lines. */
-export function machineLines({ processor, features, cores, runtime, kernel, limits }: Machine): string[] {
+export function machineLines(
+  { processor, features, cores, load, runtime, kernel, limits }: Machine,
+): string[] {
   const words = Object.entries(limits.pmaddubsw).map(([steps, rate]) => `S = ${steps} ${rate.toFixed(0)}`);
   return [
-    `${processor}, ${cores} cores, ${features.join(" ") || "no vector features reported"}, ${runtime}`,
+    `${processor}, ${cores} cores, load ${load.toFixed(1)}, ${
+      features.join(" ") || "no vector features reported"
+    }, ${runtime}`,
     `kernel ${kernel}; limits of ${limits.threads} thread${limits.threads > 1 ? "s" : ""}: ` +
     `read ${limits.dramRead.toFixed(1)} GB/s from memory, ${limits.l3Read.toFixed(1)} from cache; ` +
     `dot-add ${limits.dotAdd.toFixed(0)} GOP/s; pmaddubsw ${words.join(", ")}; FMA ${

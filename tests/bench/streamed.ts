@@ -10,7 +10,8 @@ import { openWeights } from "../../lib/weights/load.ts";
 import { directoryFiles } from "../../functions/model.ts";
 import { Accountant } from "./accountant.ts";
 import { median } from "./statistics.ts";
-import { type Clock, numbers, openBackend, timed } from "./work.ts";
+import { type Clock, openBackend, timed } from "./work.ts";
+import { numbers } from "./random.ts";
 
 /** What the process prints. */
 export interface Streamed {

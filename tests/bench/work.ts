@@ -40,6 +40,8 @@ export interface Prepared {
 export interface Work {
   readonly name: string;
   readonly weights: Weights;
+  /** Runs at the least, where each takes long. */
+  readonly rounds?: number;
   /** Sets up, and throws when what is to be timed computes wrongly. */
   prepare(settings: Settings): Promise<Prepared>;
 }
@@ -92,11 +94,4 @@ export function timed<B extends Backend>(backend: B, clock: Clock): B {
       };
     },
   });
-}
-
-/** Numbers of variance 1 or so, the same every time. */
-export function numbers(length: number, seed = 1): Float32Array {
-  let state = seed;
-  const uniform = () => (state = Math.imul(state, 1664525) + 1013904223 >>> 0) / 2 ** 32;
-  return Float32Array.from({ length }, () => (uniform() + uniform() + uniform() + uniform() - 2) * 1.7);
 }

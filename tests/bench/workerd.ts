@@ -1,0 +1,130 @@
+/**
+ * Holds the kernels in workerd, the engine of Cloudflare Workers, against the same in Deno, on one thread:
+ *
+ *     deno run -A tests/bench/workerd.ts [--rounds N] [--ms MS]
+ *
+ * A time is that of a request with many runs less that of a request with one. Results must be the same numbers; more
+ * than 10 % slower is red, and the exit status is 1.
+ */
+
+import { parseArgs } from "node:util";
+import { median } from "./statistics.ts";
+import { openWork, WORKERD_WORKS } from "./workerd_worker.ts";
+
+const WRANGLER = "npm:wrangler@4.153.0";
+const TOLERANCE = 0.1;
+
+/** Runs of a work, and the number that it leaves. */
+type Runner = (name: string, runs: number) => Promise<number>;
+
+if (import.meta.main) Deno.exitCode = await main() ? 0 : 1;
+
+async function main(): Promise<boolean> {
+  const { values: flags } = parseArgs({
+    options: { rounds: { type: "string", default: "5" }, ms: { type: "string", default: "300" } },
+  });
+  const worker = await startWorker();
+  try {
+    let good = true;
+    for (const name of Object.keys(WORKERD_WORKS)) {
+      const run = openWork(name);
+      const here: Runner = (_, runs) => run(runs);
+      const [mine, theirs] = [await here(name, 1), await worker.run(name, 1)];
+      const same = Math.abs(mine - theirs) <= 1e-5 * Math.max(1, Math.abs(mine));
+      if (!same) print(`${name}: ${theirs} in workerd, ${mine} in Deno`);
+      // Both engines compile anew what they have run for a while, on a thread beside.
+      for (let i = 0; i < 4; i++) for (const it of [here, worker.run]) await it(name, 10);
+      const runs = Math.max(4, Math.round(Number(flags.ms) / await each(here, name, 5)));
+      const times: [number[], number[]] = [[], []];
+      for (let round = 0; round < Number(flags.rounds); round++) {
+        for (const side of round % 2 ? [1, 0] : [0, 1]) {
+          times[side].push(await each(side ? worker.run : here, name, runs));
+        }
+      }
+      const [deno, workerd] = times.map(median);
+      const red = workerd > deno * (1 + TOLERANCE);
+      print(
+        `${name.padEnd(12)} Deno ${deno.toFixed(3)} ms  workerd ${workerd.toFixed(3)} ms  ` +
+          `${((workerd / deno - 1) * 100).toFixed(1)} %${red ? "  red" : ""}`,
+      );
+      good &&= same && !red;
+    }
+    return good;
+  } finally {
+    await worker.stop();
+  }
+}
+
+/** Milliseconds of one run. */
+async function each(runner: Runner, name: string, runs: number): Promise<number> {
+  const timed = async (count: number) => {
+    const before = performance.now();
+    await runner(name, count);
+    return performance.now() - before;
+  };
+  const single = await timed(1);
+  return (await timed(runs + 1) - single) / runs;
+}
+
+/** wrangler with a workerd of its own, offline. */
+async function startWorker(): Promise<{ run: Runner; stop(): Promise<void> }> {
+  const directory = await Deno.makeTempDir({ prefix: "workerd" });
+  const port = freePort();
+  const config = `${directory}/wrangler.json`;
+  await Deno.writeTextFile(
+    config,
+    JSON.stringify({
+      name: "bench",
+      main: new URL("workerd_worker.ts", import.meta.url).pathname,
+      compatibility_date: "2026-04-01",
+      send_metrics: false,
+    }),
+  );
+  const process = new Deno.Command(Deno.execPath(), {
+    args: [
+      ...["run", "-A", "--quiet", "--no-lock", "--no-config", WRANGLER, "dev", "--config", config],
+      ...["--port", `${port}`, "--inspector-port", `${freePort()}`, "--local", "--log-level", "error"],
+      ...["--show-interactive-dev-session=false"],
+    ],
+    env: { WRANGLER_SEND_METRICS: "false", CI: "1", NO_COLOR: "1" },
+    cwd: directory,
+    stdin: "null",
+    stdout: "null",
+    stderr: "inherit",
+  }).spawn();
+  let ended = false;
+  const status = process.status.finally(() => ended = true);
+  const url = `http://127.0.0.1:${port}/`;
+  const stop = async () => {
+    if (!ended) process.kill("SIGTERM");
+    await status;
+    await Deno.remove(directory, { recursive: true });
+  };
+  const since = performance.now();
+  while (true) {
+    const answer = await fetch(url).catch(() => undefined);
+    await answer?.body?.cancel();
+    if (answer?.status === 404) break;
+    if (ended || performance.now() - since > 120_000) {
+      await stop();
+      throw new Error(`workerd did not answer within ${Math.round(performance.now() - since)} ms`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  const run: Runner = async (name, runs) => {
+    const answer = await fetch(`${url}?work=${name}&runs=${runs}`);
+    const text = await answer.text();
+    if (!answer.ok) throw new Error(`workerd answered ${answer.status}: ${text.slice(0, 500)}`);
+    return Number(text);
+  };
+  return { run, stop };
+}
+
+function freePort(): number {
+  using listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
+  return (listener.addr as Deno.NetAddr).port;
+}
+
+function print(line: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(line + "\n"));
+}
