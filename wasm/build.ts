@@ -4,7 +4,8 @@
  * share. Those differ in the memory that they import: a shared one, at its full size from the start (why:
  * lib/backend/wasm_arena.ts). They need no atomic operations, since the threads wait for one another outside of them.
  *
- *     deno task wasm           writes wasm/kernels_{simd,relaxed}.wasm and wasm/kernels_{simd,relaxed}_shared.wasm
+ *     deno task wasm           writes wasm/kernels_{simd,relaxed}.wasm and wasm/kernels_{simd,relaxed}_shared.wasm,
+ *                              and tests/bench/limits.wasm for the benchmark
  *     deno task wasm --check   builds and compares with the committed files instead
  *
  * Needs clang 19 and lld 19 (Debian and Ubuntu: `apt install clang-19 lld-19`). The build is reproducible to the
@@ -57,19 +58,26 @@ const scratch = Deno.makeTempDirSync();
 try {
   const done = BUILDS.flatMap(({ name, flags }) => [
     build(`kernels_${name}.wasm`, [...flags, LEAST_MEMORY]),
-    build(`kernels_${name}_shared.wasm`, [...flags, FULL_MEMORY], shared),
+    build(`kernels_${name}_shared.wasm`, [...flags, FULL_MEMORY], { change: shared }),
   ]);
+  // What the benchmark measures the machine with.
+  const limits = { files: ["../limits.c"], folder: join(FOLDER, "../tests/bench") };
+  done.push(build("limits.wasm", ["-mrelaxed-simd", LEAST_MEMORY], limits));
   Deno.exitCode = done.every(Boolean) ? 0 : 1;
 } finally {
   Deno.removeSync(scratch, { recursive: true });
 }
 
 /** Builds a module and writes it, or compares it with the committed one. */
-function build(name: string, flags: string[], change = (module: Uint8Array) => module): boolean {
+function build(
+  name: string,
+  flags: string[],
+  { change = (module: Uint8Array) => module, files = sources.sort(), folder = FOLDER } = {},
+): boolean {
   const output = join(scratch, name);
   try {
     const { success, stderr } = new Deno.Command(COMPILER, {
-      args: [...FLAGS, ...flags, "-o", output, ...sources.sort()],
+      args: [...FLAGS, ...flags, "-o", output, ...files],
       cwd: join(FOLDER, "src"),
     }).outputSync();
     if (!success) {
@@ -83,17 +91,17 @@ function build(name: string, flags: string[], change = (module: Uint8Array) => m
     return !must;
   }
   const made = change(Deno.readFileSync(output));
-  const committed = join(FOLDER, name);
+  const committed = join(folder, name);
   if (!check) {
     Deno.writeFileSync(committed, made);
-    console.log(`wasm/${name}: ${made.length} bytes`);
+    console.log(`${name}: ${made.length} bytes`);
     return true;
   }
   const found = Deno.readFileSync(committed);
   const at = made.findIndex((byte, i) => byte !== found[i]);
   if (at < 0 && made.length === found.length) return true;
   console.error(
-    `wasm/${name} differs from what its source builds: ${found.length} bytes committed, ${made.length} built, ` +
+    `${name} differs from what its source builds: ${found.length} bytes committed, ${made.length} built, ` +
       `first difference at byte ${at < 0 ? made.length : at}. Run \`deno task wasm\` and commit the result.`,
   );
   return false;

@@ -90,8 +90,9 @@ async function startWorker(): Promise<{ run: Runner; stop(): Promise<void> }> {
     cwd: directory,
     stdin: "null",
     stdout: "null",
-    stderr: "inherit",
+    stderr: "piped",
   }).spawn();
+  const said = new Response(process.stderr).text();
   let ended = false;
   const status = process.status.finally(() => ended = true);
   const url = `http://127.0.0.1:${port}/`;
@@ -107,7 +108,8 @@ async function startWorker(): Promise<{ run: Runner; stop(): Promise<void> }> {
     if (answer?.status === 404) break;
     if (ended || performance.now() - since > 120_000) {
       await stop();
-      throw new Error(`workerd did not answer within ${Math.round(performance.now() - since)} ms`);
+      const waited = Math.round(performance.now() - since);
+      throw new Error(`workerd did not answer within ${waited} ms: ${(await said).slice(-2000)}`);
     }
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
