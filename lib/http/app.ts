@@ -167,6 +167,8 @@ function answerBody(answer: Answer, { model }: Pipeline) {
     text: answer.text,
     tokenIds: answer.tokenIds,
     items: answer.items,
+    plainText: answer.plainText,
+    brokenItems: answer.brokenItems,
     finishReason: answer.finishReason,
     usage: {
       imageTokens: answer.imageTokens,

@@ -24,6 +24,11 @@ const NAMES = [
   "resize",
   "alpha",
   "tokens",
+  "constrained",
+  "answerStart",
+  "locScale",
+  "nms",
+  "masks",
 ];
 
 /**
@@ -56,6 +61,11 @@ export function readQuestion(fields: Fields): GenerateRequest {
         resize: oneOf(fields, "resize", ["hf-bicubic", "bv-bilinear-aa"]),
         alpha: oneOf(fields, "alpha", ["drop", "white"]),
         tokens: oneOf(fields, "tokens", ["plain", "allow"]),
+        constrained: flag(fields, "constrained"),
+        answerStart: text(fields, "answerStart"),
+        locScale: number(fields, "locScale") as Question["locScale"], // the pipeline tells which there are
+        nms: number(fields, "nms"),
+        masks: oneOf(fields, "masks", ["rle", "polygon", "png"]),
       }),
       ...Object.keys(sampling).length && { sampling },
     },
@@ -69,26 +79,33 @@ function defined<T>(all: { [name in keyof T]?: T[name] | undefined }): Partial<T
 }
 
 function prompt(fields: Fields): string {
-  const value = fields.values.get("prompt");
-  if (typeof value !== "string") throw wrong("prompt", "a string, which may be empty", describe(value));
-  if (!value.isWellFormed()) throw wrong("prompt", "Unicode text", "half a surrogate pair");
+  const value = text(fields, "prompt");
+  if (value === undefined) throw wrong("prompt", "a string, which may be empty", describe(value));
   return value;
 }
 
-function number(fields: Fields, name: keyof Sampling | "maxTokens"): number | undefined {
+function text(fields: Fields, name: string): string | undefined {
+  const value = fields.values.get(name);
+  if (value === undefined) return undefined;
+  if (typeof value !== "string") throw wrong(name, "a string, which may be empty", describe(value));
+  if (!value.isWellFormed()) throw wrong(name, "Unicode text", "half a surrogate pair");
+  return value;
+}
+
+function number(fields: Fields, name: keyof Sampling | "maxTokens" | "locScale" | "nms"): number | undefined {
   let value = fields.values.get(name);
   if (value === undefined) return undefined;
   if (fields.kind === "form" && typeof value === "string" && /^-?\d+(\.\d+)?([eE][-+]?\d+)?$/.test(value)) {
     value = Number(value);
   }
   if (typeof value !== "number") throw wrong(name, "a number", describe(value));
-  if (name !== "temperature" && name !== "topP" && !Number.isSafeInteger(value)) {
+  if (!["temperature", "topP", "nms"].includes(name) && !Number.isSafeInteger(value)) {
     throw wrong(name, "a whole number", describe(value));
   }
   return value;
 }
 
-function flag(fields: Fields, name: "stream" | "ignoreEos"): boolean | undefined {
+function flag(fields: Fields, name: "stream" | "ignoreEos" | "constrained"): boolean | undefined {
   const value = fields.values.get(name);
   if (value === undefined || typeof value === "boolean") return value;
   if (fields.kind === "form" && (value === "true" || value === "false")) return value === "true";

@@ -77,6 +77,11 @@ Deno.test("every field of the body reaches the question, from JSON and from a fo
     resize: "bv-bilinear-aa",
     alpha: "white",
     tokens: "allow",
+    constrained: true,
+    answerStart: "<loc",
+    locScale: 1023,
+    nms: 0.5,
+    masks: "polygon",
   };
   const { temperature, topK, topP, seed, ...rest } = settings;
   const expected = { prompt: "answer en é ; x", ...rest, sampling: { temperature, topK, topP, seed } };
