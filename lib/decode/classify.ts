@@ -3,7 +3,7 @@
 import type { Tensor } from "../backend/backend.ts";
 import type { Pause } from "../types.ts";
 import type { ModelConfig } from "../weights/config.ts";
-import type { Decoder } from "./gemma.ts";
+import type { BranchRow, Decoder } from "./gemma.ts";
 import { scored } from "./sampler.ts";
 
 /** What to score. */
@@ -29,8 +29,7 @@ interface Node {
  * The natural logarithm of the probability of every answer and of its end, in the order given. Probabilities are those
  * at temperature 1 among the ids that may be sampled.
  *
- * Tokens that answers begin with alike are computed once: the cache goes down the trie of all answers and is truncated
- * on the way back.
+ * Tokens that answers begin with alike are computed once, and tokens that stand equally far from the prefix together.
  */
 export async function likelihoods(
   decoder: Decoder,
@@ -38,32 +37,56 @@ export async function likelihoods(
   { prefix, ids, answers, onPrefill }: LikelihoodWork,
   pause: Pause,
 ): Promise<number[]> {
-  const root = trie(answers);
   const never = [config.padId, config.bosId];
   const found = new Array<number>(answers.length);
   const cache = decoder.cache(prefix.rows + Math.max(...answers.map((it) => it.length)));
 
-  async function visit(node: Node, logits: Float32Array, before: number): Promise<void> {
+  /** Notes the answers that end at a node, and gives the nodes after it with their likelihoods. */
+  function read(node: Node, logits: Float32Array, before: number) {
     const { scores, total } = scored(logits, config.imageTokenId, never);
     const end = config.eosIds.reduce((sum, id) => sum + Math.exp((scores[id] ?? -Infinity) - total), 0);
     for (const answer of node.here) found[answer] = before + Math.log(end);
-    const children = [...node.next].map(([id, child]) => ({ id, child, logprob: scores[id] - total }));
+    return [...node.next].map(([id, node]) => ({ id, node, logprob: before + scores[id] - total }));
+  }
+
+  /** One sequence after another: down the trie, and the cache truncated on the way back. */
+  async function descend(node: Node, logits: Float32Array, before: number): Promise<void> {
     const length = cache.length;
-    for (const { id, child, logprob } of children) {
+    for (const { id, node: child, logprob } of read(node, logits, before)) {
       cache.truncate(length);
-      await visit(child, await decoder.step(cache, id, pause), before + logprob);
+      await descend(child, await decoder.step(cache, id, pause), logprob);
+    }
+  }
+
+  /** One level of the trie after another, so many tokens a pass. */
+  async function widen(root: Node, logits: Float32Array): Promise<void> {
+    let level = read(root, logits, 0).map((it) => ({ ...it, path: [] as readonly BranchRow[] }));
+    while (level.length) {
+      const next: typeof level = [];
+      for (let at = 0; at < level.length; at += TOGETHER) {
+        const part = level.slice(at, at + TOGETHER);
+        const results = await decoder.branch!(cache, part, pause);
+        for (const [i, { logits, row }] of results.entries()) {
+          const { node, logprob, path } = part[i];
+          next.push(...read(node, logits, logprob).map((it) => ({ ...it, path: [...path, row] })));
+        }
+      }
+      level = next;
     }
   }
 
   try {
     const logits = await decoder.prefill(cache, prefix, ids, pause);
     onPrefill?.();
-    await visit(root, logits, 0);
+    await (decoder.branch ? widen(trie(answers), logits) : descend(trie(answers), logits, 0));
   } finally {
     cache.free();
   }
   return found;
 }
+
+/** Branches a pass: their logits take 1 MB each in a vocabulary of 257,216. */
+const TOGETHER = 16;
 
 function trie(answers: readonly (readonly number[])[]): Node {
   const root: Node = { next: new Map(), here: [] };

@@ -37,6 +37,19 @@ export interface Cache {
   free(): void;
 }
 
+/** Keys and values of one token of one branch: f32 [K·C] per layer, keys after RoPE. */
+export interface BranchRow {
+  readonly keys: readonly Float32Array[];
+  readonly values: readonly Float32Array[];
+}
+
+/** A continuation of what is in a cache. */
+export interface Branch {
+  /** Tokens between the cache's and this one, as `branch` gave them. */
+  readonly path: readonly BranchRow[];
+  readonly id: number;
+}
+
 /** The decoder of one model. */
 export interface Decoder {
   /** Room for `capacity` positions. */
@@ -48,6 +61,16 @@ export interface Decoder {
   prefill(cache: Cache, x: Tensor, ids: readonly number[], pause: Pause): Promise<Float32Array>;
   /** Logits [V] after one more token. */
   step(cache: Cache, id: number, pause: Pause): Promise<Float32Array>;
+  /**
+   * One more token for every one of several branches, with paths of one length, in one pass: logits [V] and the row
+   * that goes to the paths of what follows. Branches do not see one another; the cache stays as long as it is, and
+   * needs room for the longest branch. Absent where only one sequence at a time can be computed.
+   */
+  branch?(
+    cache: Cache,
+    branches: readonly Branch[],
+    pause: Pause,
+  ): Promise<{ readonly logits: Float32Array; readonly row: BranchRow }[]>;
 }
 
 interface Layer {
@@ -64,6 +87,14 @@ interface Layer {
   readonly down: Matrix;
   /** Gemma 2 only. */
   readonly postMlpNorm?: Tensor;
+}
+
+/** The heads of one layer: q and mixed [T, H·C], k and v [T, K·C]. */
+interface Heads {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  readonly mixed: Tensor;
 }
 
 class KvCache implements Cache {
@@ -172,17 +203,93 @@ class Gemma implements Decoder {
     this.backend.embed(out, Uint32Array.from(ids), this.embedding, Math.sqrt(this.config.width));
   }
 
+  async branch(given: Cache, branches: readonly Branch[], pause: Pause) {
+    const { backend, config } = this;
+    const { headDim, ropeTheta, width } = config;
+    const cache = given as KvCache;
+    const position = cache.length + branches[0].path.length;
+    if (position >= cache.capacity || branches.some((it) => cache.length + it.path.length !== position)) {
+      throw new RangeError(
+        `Cannot branch: expected paths of one length in a cache of ${cache.capacity}, found lengths ` +
+          `${branches.map((it) => it.path.length)} after ${cache.length}`,
+      );
+    }
+    const rows = branches.map((): { keys: Float32Array[]; values: Float32Array[] } => ({
+      keys: [],
+      values: [],
+    }));
+    const attend = async (i: number, { q, k, v, mixed }: Heads) => {
+      for (let b = 0; b < branches.length; b++) {
+        // Every row is the next of its branch: all have the same position.
+        backend.rope(backend.slice(q, b, 1), headDim, position, ropeTheta);
+        backend.rope(backend.slice(k, b, 1), headDim, position, ropeTheta);
+      }
+      const [keys, values] = [await backend.read(k), await backend.read(v)];
+      for (const [b, { path }] of branches.entries()) {
+        const own = (all: Float32Array) => all.slice(b * k.cols, (b + 1) * k.cols);
+        rows[b].keys.push(own(keys));
+        rows[b].values.push(own(values));
+        for (const [j, row] of [...path, rows[b]].entries()) {
+          backend.write(backend.slice(cache.keys[i], cache.length + j, 1), row.keys[i]);
+          backend.write(backend.slice(cache.values[i], cache.length + j, 1), row.values[i]);
+        }
+        this.#attend(i, cache, backend.slice(mixed, b, 1), backend.slice(q, b, 1), position);
+      }
+    };
+    const x = backend.tensor(branches.length, width);
+    try {
+      this.#embed(x, branches.map((it) => it.id));
+      const logits = await this.#layers(x, branches.length, attend, pause, (work) => {
+        const cols = config.kvHeads * headDim;
+        const [k, v] = [work(branches.length, cols), work(branches.length, cols)];
+        return () => ({ k, v });
+      });
+      return rows.map((row, b) => ({
+        logits: logits.subarray(b * config.vocab, (b + 1) * config.vocab),
+        row,
+      }));
+    } finally {
+      backend.free(x);
+    }
+  }
+
   /** Runs new rows x [T, D] through all layers, appends them to the cache, and gives the logits [V] of the last. */
   async #forward(cache: KvCache, x: Tensor, pause: Pause): Promise<Float32Array> {
-    const { backend, config } = this;
-    const { width, heads, kvHeads, headDim, mlp, eps, ropeTheta, vocab } = config;
-    const rows = x.rows;
+    const { backend } = this;
+    const { headDim, ropeTheta } = this.config;
     const start = cache.length;
-    const end = start + rows;
+    const end = start + x.rows;
     if (end > cache.capacity) {
       throw new RangeError(`Cannot decode: ${end} positions do not fit a cache of ${cache.capacity}`);
     }
-    if (start === 0) cache.prefix = rows;
+    if (start === 0) cache.prefix = x.rows;
+    const attend = (i: number, { q, k, mixed }: Heads) => {
+      backend.rope(q, headDim, start, ropeTheta);
+      backend.rope(k, headDim, start, ropeTheta);
+      this.#attend(i, cache, mixed, q, start);
+    };
+    const logits = await this.#layers(x, 1, attend, pause, () => (i) => ({
+      k: backend.slice(cache.keys[i], start, x.rows),
+      v: backend.slice(cache.values[i], start, x.rows),
+    }));
+    cache.length = end;
+    return logits;
+  }
+
+  /**
+   * Runs rows x [T, D] through all layers and gives the logits [last, V] of the last rows. `place` tells where the keys
+   * and values of a layer go, `attend` turns heads by their positions and mixes them.
+   */
+  async #layers(
+    x: Tensor,
+    last: number,
+    attend: (layer: number, heads: Heads) => void | Promise<void>,
+    pause: Pause,
+    place: (work: (rows: number, cols: number) => Tensor) => (layer: number) => Pick<Heads, "k" | "v">,
+  ): Promise<Float32Array> {
+    const { backend } = this;
+    const { width, heads, headDim, mlp, eps, vocab } = this.config;
+    const rows = x.rows;
     const held: Tensor[] = [];
     const work = (r: number, c: number) => {
       const tensor = backend.tensor(r, c);
@@ -194,47 +301,46 @@ class Gemma implements Decoder {
       const q = work(rows, heads * headDim); // [T, H·C]
       const mixed = work(rows, heads * headDim); // [T, H·C]
       const hidden = work(rows, mlp); // [T, F]
+      const placed = place(work);
       for (const [i, layer] of this.layers.entries()) {
         await pause();
-        const k = backend.slice(cache.keys[i], start, rows);
-        const v = backend.slice(cache.values[i], start, rows);
+        const { k, v } = placed(i);
         backend.rmsNorm(y, x, layer.inputNorm, eps);
         backend.linear(q, y, layer.q);
         backend.linear(k, y, layer.k);
         backend.linear(v, y, layer.v);
-        backend.rope(q, headDim, start, ropeTheta);
-        backend.rope(k, headDim, start, ropeTheta);
-        backend.attention(
-          mixed,
-          q,
-          backend.slice(cache.keys[i], 0, end),
-          backend.slice(cache.values[i], 0, end),
-          {
-            heads,
-            kvHeads,
-            headDim,
-            scale: config.attentionScale,
-            softcap: config.softcap,
-            start,
-            prefix: cache.prefix,
-            window: this.slidingWindow === "hf" && i % 2 === 0 ? config.window : undefined,
-          },
-        );
+        await attend(i, { q, k, v, mixed });
         this.#residual(x, y, mixed, layer.o, layer.postAttentionNorm);
         backend.rmsNorm(y, x, layer.preMlpNorm, eps);
         backend.gated(hidden, y, layer.gate, layer.up);
         this.#residual(x, y, hidden, layer.down, layer.postMlpNorm);
       }
-      const last = backend.slice(y, 0, 1);
-      backend.rmsNorm(last, backend.slice(x, rows - 1, 1), this.finalNorm, eps);
-      const logits = work(1, vocab);
-      backend.linear(logits, last, this.embedding);
-      const values = await backend.read(logits);
-      cache.length = end;
-      return values;
+      const ends = backend.slice(y, 0, last);
+      backend.rmsNorm(ends, backend.slice(x, rows - last, last), this.finalNorm, eps);
+      const logits = work(last, vocab);
+      backend.linear(logits, ends, this.embedding);
+      return await backend.read(logits);
     } finally {
       backend.free(...held);
     }
+  }
+
+  /** Mixes the rows of q, which stand from `start` on, over a layer's cache up to the last of them. */
+  #attend(i: number, cache: KvCache, mixed: Tensor, q: Tensor, start: number): void {
+    const { backend, config } = this;
+    const { heads, kvHeads, headDim } = config;
+    const end = start + q.rows;
+    const [keys, values] = [backend.slice(cache.keys[i], 0, end), backend.slice(cache.values[i], 0, end)];
+    backend.attention(mixed, q, keys, values, {
+      heads,
+      kvHeads,
+      headDim,
+      scale: config.attentionScale,
+      softcap: config.softcap,
+      start,
+      prefix: cache.prefix,
+      window: this.slidingWindow === "hf" && i % 2 === 0 ? config.window : undefined,
+    });
   }
 
   /** x += input · Wᵀ, which Gemma 2 norms before it adds; y is scratch [T, D]. */

@@ -24,14 +24,35 @@ for (const family of ["pg1", "pg2"]) {
     };
     // One begins another, several share a beginning, one is empty, and they come in no order.
     const answers = [[400, 401, 402], [400], [500, 401], [400, 401], [], [400, 403], [600]];
-    let prefills = 0, steps = 0;
+    let prefills = 0, steps = 0, passes = 0, tokens = 0;
     const counted = {
-      ...decoder,
       cache: (capacity: number) => decoder.cache(capacity),
       prefill: (...all: Parameters<typeof decoder.prefill>) => (prefills++, decoder.prefill(...all)),
       step: (...all: Parameters<typeof decoder.step>) => (steps++, decoder.step(...all)),
     };
-    const together = await likelihoods(counted, config, { prefix: prefix(), ids, answers }, pause);
+    const branching = {
+      ...counted,
+      branch: (...all: Parameters<NonNullable<typeof decoder.branch>>) => {
+        passes++;
+        tokens += all[1].length;
+        return decoder.branch!(...all);
+      },
+    };
+    const held = backend.sizeBytes;
+    const together = await likelihoods(branching, config, { prefix: prefix(), ids, answers }, pause);
+    assert.deepEqual([prefills, steps, passes, tokens], [1, 0, 3, 7], "a pass a level, no beginning twice");
+    const wide = Array.from({ length: 40 }, (_, i) => [400 + i, 500]);
+    const many = await likelihoods(branching, config, { prefix: prefix(), ids, answers: wide }, pause);
+    const fewer = await likelihoods(
+      branching,
+      config,
+      { prefix: prefix(), ids, answers: wide.slice(30) },
+      pause,
+    );
+    fewer.forEach((it, i) => assert.ok(Math.abs(it - many[30 + i]) < 1e-4));
+    assert.ok(backend.sizeBytes <= held + 3 * 4 * 8 * config.decoder.width, "only the prefixes are left");
+    prefills = steps = 0;
+    const oneByOne = await likelihoods(counted, config, { prefix: prefix(), ids, answers }, pause);
     assert.equal(prefills, 1);
     assert.equal(steps, 7, "400, 401, 402, 403, 500, 401 after 500, 600: no beginning twice");
 
@@ -49,6 +70,7 @@ for (const family of ["pg1", "pg2"]) {
       }
       cache.free();
       assert.ok(Math.abs(sum - together[i]) < 1e-4, `${answer}: ${sum} ${together[i]}`);
+      assert.ok(Math.abs(sum - oneByOne[i]) < 1e-4, `${answer}: ${sum} ${oneByOne[i]}`);
     }
   });
 }
