@@ -78,6 +78,29 @@ Deno.test("a mask lands in its box: sides cut to pixels, halves where the logits
   );
 });
 
+Deno.test("pasted masks have every pixel of Pillow 12.3's BILINEAR above 0, larger and smaller", async () => {
+  const level = (i: number) => Math.fround((i * 7919 + 104729) % 2003 / 1001.5 - 1);
+  const block = (i: number) => level(Math.floor(i / 512) * 8 + Math.floor(i % 64 / 8));
+  const logits = Float32Array.from(
+    { length: 64 * 64 },
+    (_, i) => block(i) + Math.fround(Math.fround(0.3) * level(i)),
+  );
+  // np.asarray(Image.fromarray(logits, mode="F").resize((width, height), Image.BILINEAR)) > 0, as bytes
+  const expected: [number, number, number, string][] = [
+    [37, 90, 1673, "d779f4de88f08591c8af6d02cb1a49f84d15114d4669345ad06a3cf960c25611"],
+    [200, 150, 14920, "37531fc6b8c621da89fb1deb2e135bb8c42b02d871aa9fae677f6633845139d9"],
+    [64, 64, 2035, "a8a72e9751967b43c4bc7c992bb78e34f63a1dc114e89532c2262155480f5747"],
+    [13, 21, 138, "eb88c1f842ad39a5bc43cb3bcf40481229bf62e0814d44c3d2ef46e486d41759"],
+    [1, 500, 308, "fc9e606ebb74a142e5fc01e0f8b2ff6dc67a4ba6af5d8079f01076203c31913e"],
+  ];
+  for (const [width, height, count, sha256] of expected) {
+    const { inside } = paste(logits, { yMin: 0, xMin: 0, yMax: 1, xMax: 1 }, { width, height });
+    assert.equal(inside.reduce((a, b) => a + b, 0), count, `${width} x ${height}`);
+    const digest = await crypto.subtle.digest("SHA-256", inside as Uint8Array<ArrayBuffer>);
+    assert.equal(new Uint8Array(digest).toHex(), sha256, `${width} x ${height}`);
+  }
+});
+
 Deno.test("run lengths are those of pycocotools 2.0.11", async () => {
   const ring = drawn(["####", "#..#", "####"], 1, 1);
   assert.deepEqual(runLengths(ring, [5, 6]), { size: [5, 6], counts: "632NO010O0124" });
