@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { cpuUsage } from "node:process";
 import { dirname, join } from "@std/path";
 import { loadModel, TINY } from "../../functions/model.ts";
 import type { Scheme } from "../../lib/backend/backend.ts";
@@ -155,6 +156,25 @@ Deno.test("threads: the memory grows under them, and they see what lies in the n
       await both.read(out);
       if (i % 10 === 9) await new Promise((done) => setTimeout(done, 10)); // long enough to fall asleep
     }
+  } finally {
+    await b.close();
+  }
+});
+
+Deno.test("threads: without work they sleep, and are back at once when there is some", async () => {
+  const b = createThreadedBackend(shared, { threads: 3, shareAboveNs: 0 });
+  try {
+    await b.ready;
+    const x = tensor(b, 64, 64, random(4096, 1));
+    b.add(x, x);
+    await new Promise((done) => setTimeout(done, 50));
+    const before = cpuUsage();
+    await new Promise((done) => setTimeout(done, 400));
+    const { user, system } = cpuUsage(before);
+    // Two that spin would use 800 ms where there are two processors, 400 ms where there is one.
+    assert.ok(user + system < 200_000, `${(user + system) / 1000} ms of processor time in 400 ms`);
+    b.add(x, x);
+    assert.deepEqual(await b.read(x), random(4096, 1).map((it) => 4 * it));
   } finally {
     await b.close();
   }
