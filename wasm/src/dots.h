@@ -65,31 +65,75 @@ INLINE void tile_vnni(const int8_t *a, const int8_t *b, uint32_t steps, int nibb
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
 }
 
-// The same in 16 bits; wraps, so only the final sums need to fit.
-INLINE void tile_words(const int8_t *a, const int8_t *b, uint32_t steps, int nibbles, v128_t c[10]) {
+// Adds steps of int4 weights to the sums c in 16 bits; wraps, so only the final sums need to fit.
+INLINE void tile_words_int4(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
   v128_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7], c8 = c[8], c9 = c[9];
   do {
     v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
-    c0 = wasm_i16x8_add(c0, dot16(b0, va, nibbles));
-    c4 = wasm_i16x8_add(c4, dot16(b1, va, nibbles));
+    c0 = wasm_i16x8_add(c0, dot16(b0, va, 1));
+    c4 = wasm_i16x8_add(c4, dot16(b1, va, 1));
     va = ROTATE(va, 1);
-    c1 = wasm_i16x8_add(c1, dot16(b0, va, nibbles));
-    c5 = wasm_i16x8_add(c5, dot16(b1, va, nibbles));
+    c1 = wasm_i16x8_add(c1, dot16(b0, va, 1));
+    c5 = wasm_i16x8_add(c5, dot16(b1, va, 1));
     va = ROTATE(va, 1);
-    c2 = wasm_i16x8_add(c2, dot16(b0, va, nibbles));
-    c6 = wasm_i16x8_add(c6, dot16(b1, va, nibbles));
+    c2 = wasm_i16x8_add(c2, dot16(b0, va, 1));
+    c6 = wasm_i16x8_add(c6, dot16(b1, va, 1));
     va = ROTATE(va, 1);
-    c3 = wasm_i16x8_add(c3, dot16(b0, va, nibbles));
-    c7 = wasm_i16x8_add(c7, dot16(b1, va, nibbles));
+    c3 = wasm_i16x8_add(c3, dot16(b0, va, 1));
+    c7 = wasm_i16x8_add(c7, dot16(b1, va, 1));
     va = wasm_v128_load32_splat(a + 16);
-    c8 = wasm_i16x8_add(c8, dot16(b0, va, nibbles));
-    c9 = wasm_i16x8_add(c9, dot16(b1, va, nibbles));
+    c8 = wasm_i16x8_add(c8, dot16(b0, va, 1));
+    c9 = wasm_i16x8_add(c9, dot16(b1, va, 1));
     a += STEP_ROWS;
     b += STEP;
     KEEP(a);
     KEEP(b);
     KEEP(steps);
   } while (--steps);
+  c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
+}
+
+// Sums in 16 bits of `steps` steps of int8 weights, at least one; the first needs no addition.
+INLINE void tile_words_int8(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
+  v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
+  v128_t c0 = dot16(b0, va, 0);
+  v128_t c4 = dot16(b1, va, 0);
+  va = ROTATE(va, 1);
+  v128_t c1 = dot16(b0, va, 0);
+  v128_t c5 = dot16(b1, va, 0);
+  va = ROTATE(va, 1);
+  v128_t c2 = dot16(b0, va, 0);
+  v128_t c6 = dot16(b1, va, 0);
+  va = ROTATE(va, 1);
+  v128_t c3 = dot16(b0, va, 0);
+  v128_t c7 = dot16(b1, va, 0);
+  va = wasm_v128_load32_splat(a + 16);
+  v128_t c8 = dot16(b0, va, 0);
+  v128_t c9 = dot16(b1, va, 0);
+  while (--steps) {
+    a += STEP_ROWS;
+    b += STEP;
+    KEEP(a);
+    KEEP(b);
+    KEEP(steps);
+    b0 = wasm_v128_load(b);
+    b1 = wasm_v128_load(b + 16);
+    va = wasm_v128_load(a);
+    c0 = wasm_i16x8_add(c0, dot16(b0, va, 0));
+    c4 = wasm_i16x8_add(c4, dot16(b1, va, 0));
+    va = ROTATE(va, 1);
+    c1 = wasm_i16x8_add(c1, dot16(b0, va, 0));
+    c5 = wasm_i16x8_add(c5, dot16(b1, va, 0));
+    va = ROTATE(va, 1);
+    c2 = wasm_i16x8_add(c2, dot16(b0, va, 0));
+    c6 = wasm_i16x8_add(c6, dot16(b1, va, 0));
+    va = ROTATE(va, 1);
+    c3 = wasm_i16x8_add(c3, dot16(b0, va, 0));
+    c7 = wasm_i16x8_add(c7, dot16(b1, va, 0));
+    va = wasm_v128_load32_splat(a + 16);
+    c8 = wasm_i16x8_add(c8, dot16(b0, va, 0));
+    c9 = wasm_i16x8_add(c9, dot16(b1, va, 0));
+  }
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
 }
 

@@ -88,7 +88,7 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
   v128_t p1 = ROTATE(p, 1), p2 = ROTATE(p, 2), p3 = ROTATE(p, 3);
   v128_t s[10] = {p, p1, p2, p3, p, p1, p2, p3, fifth, fifth};
   if (kernel == VNNI) tile_vnni(a, b, 8, 1, s);
-  else tile_words(a, b, 8, 1, s);
+  else tile_words_int4(a, b, 8, s);
   KEEP(w);  // loaded before the loop, the scales would cost it a register
   v128_t scales = wasm_v128_load(w);
   if (kernel == VNNI) {

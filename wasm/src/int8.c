@@ -127,9 +127,8 @@ INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_
     tile_vnni(a, b, steps, 0, c);
   } else {
     for (uint32_t done = 0; done < steps; done += kernel) {
-      v128_t s[10] = {0};
-      uint32_t now = steps - done < kernel ? steps - done : kernel;
-      tile_words(a + STEP_ROWS * done, b + STEP * done, now, 0, s);
+      v128_t s[10];
+      tile_words_int8(a + STEP_ROWS * done, b + STEP * done, steps - done < kernel ? steps - done : kernel, s);
       for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_extadd_pairwise_i16x8(s[i]));
     }
   }
