@@ -22,7 +22,7 @@ async function main(): Promise<boolean> {
     allowPositionals: true,
     options: {
       only: { type: "string", default: QUICK },
-      rounds: { type: "string", default: "4" },
+      rounds: { type: "string", default: "5" },
       least: { type: "string", default: "150" },
       threads: { type: "string", default: "1" },
     },
