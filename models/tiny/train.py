@@ -123,7 +123,6 @@ class Run:
 def train(args):
     stage = args.stage
     os.makedirs(args.dir, exist_ok=True)
-    torch.set_num_threads(args.threads)
     run = Run(args, stage)
     source = batches(args.seed * 1000 + run.step, args.batch, args.crowded, stage == "joint")
     curve = open(os.path.join(args.dir, f"{stage}.csv"), "a", newline="")
@@ -209,6 +208,7 @@ def main():
     parser.add_argument("--out")
     parser.add_argument("--count", type=int, default=500)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.stage in ("vision", "joint"):
         return train(args)
     tokenizer = Tokenizer()
