@@ -49,6 +49,7 @@ Options
   --masks rle|polygon|png   form of masks
   --allow-tokens        read <loc0001> and <seg001> in the prompt as tokens, not as text
   --backend wasm|reference
+  --threads N           of the wasm backend, 1 by default; the answers are the same
   --weights as-stored|f32|int8|int4
   --resize hf-bicubic|bv-bilinear-aa
   --alpha drop|white    transparency: ignored, or on white
@@ -91,6 +92,7 @@ function parse(args: readonly string[], jsonTakesFile: boolean) {
         seed: { type: "string" },
         logits: { type: "string" },
         backend: { type: "string", default: "wasm" },
+        threads: { type: "string", default: "1" },
         weights: { type: "string", default: "as-stored" },
         resize: { type: "string", default: "hf-bicubic" },
         alpha: { type: "string", default: "drop" },
@@ -127,7 +129,12 @@ function number(flag: string, value: string | undefined): number | undefined {
 }
 
 function modelOptions(flags: Flags): ModelOptions {
+  const threads = number("threads", flags.threads)!;
+  if (!Number.isInteger(threads) || threads < 1 || threads > 64) {
+    throw new UsageError(`--threads: expected a whole number from 1 to 64, found "${flags.threads}"`);
+  }
   return {
+    threads,
     backend: oneOf<"wasm" | "reference">("backend", flags.backend!, ["wasm", "reference"]),
     weights: oneOf<WeightFormat>("weights", flags.weights!, ["as-stored", "f32", "int8", "int4"]),
     resize: oneOf<ResizeMethod>("resize", flags.resize!, ["hf-bicubic", "bv-bilinear-aa"]),
