@@ -109,10 +109,13 @@ export async function loadVision(
   const last = await norm(weights, `${tower}post_layernorm`);
   const projector = await linear(weights, "multi_modal_projector.linear");
 
+  /** Kept from picture to picture: what is dropped counts until the engine gives it back. */
+  const rooms: Room[] = [];
+
   async function* layers(): AsyncGenerator<Layer> {
     if (residence === "resident") return yield* resident;
     // One layer computes in the backend while the next one arrives here, always in the same memory.
-    const room: Room = { bytes: new Uint8Array(0) };
+    const room: Room = rooms.pop() ?? { bytes: new Uint8Array(0) };
     let next = readLayer(0, room);
     try {
       for (let i = 0; i < depth; i++) {
@@ -126,6 +129,7 @@ export async function loadVision(
       }
     } finally {
       await next.catch(() => {}); // nobody is left to hear of a read that failed after the caller stopped
+      rooms.push(room);
     }
   }
 

@@ -99,18 +99,30 @@ export async function openYardstick(threads: number): Promise<Yardstick> {
   return { threads, measure, close: () => workers.forEach((it) => it.terminate()) };
 }
 
-/** Measures all limits, `budgetMs` for each. */
+/** Measures all limits, `budgetMs` for each in two turns, of which the better counts: others may disturb one of them. */
 export async function measureLimits(yardstick: Yardstick, budgetMs: number): Promise<Limits> {
-  const measure = (name: LimitName) => yardstick.measure(name, budgetMs);
-  const words: [number, number][] = [];
-  for (const steps of STEPS) words.push([steps, await measure(`words_${steps}`)]);
+  const names = [
+    "dramRead",
+    "l3Read",
+    "dotAdd",
+    "fma",
+    ...STEPS.map((it) => `words_${it}` as const),
+  ] as const;
+  const best = new Map<LimitName, number>();
+  for (let turn = 0; turn < 2; turn++) {
+    for (const name of names) {
+      best.set(name, Math.max(best.get(name) ?? 0, await yardstick.measure(name, budgetMs / 2)));
+    }
+  }
+  const rate = (name: LimitName) => best.get(name)!;
+  const words = STEPS.map((it) => [it, rate(`words_${it}`)]);
   return {
     threads: yardstick.threads,
-    dramRead: await measure("dramRead"),
-    l3Read: await measure("l3Read"),
-    dotAdd: await measure("dotAdd"),
-    pmaddubsw: Object.fromEntries(words) as unknown as Limits["pmaddubsw"],
-    fma: await measure("fma"),
+    dramRead: rate("dramRead"),
+    l3Read: rate("l3Read"),
+    dotAdd: rate("dotAdd"),
+    pmaddubsw: Object.fromEntries(words),
+    fma: rate("fma"),
   };
 }
 

@@ -68,7 +68,15 @@ Deno.test("all layers are read into the same memory, whatever lay there before",
   assert.equal(rooms.size, 0);
   for (const it of [resident, streamed]) await it.vision.encode(it.out, it.pixels, pause);
   assert.deepEqual(await streamed.backend.read(streamed.out), await resident.backend.read(resident.out));
+  await streamed.vision.encode(streamed.out, streamed.pixels, pause);
   assert.equal(rooms.size, 1);
+  // Pictures encoded side by side do not read into one another's layers.
+  const second = streamed.backend.tensor(streamed.out.rows, streamed.out.cols);
+  await Promise.all([streamed.out, second].map((it) => streamed.vision.encode(it, streamed.pixels, pause)));
+  assert.equal(rooms.size, 2);
+  for (const it of [streamed.out, second]) {
+    assert.deepEqual(await streamed.backend.read(it), await resident.backend.read(resident.out));
+  }
 });
 
 Deno.test("when the caller stops half way nothing is left in the backend", async () => {
