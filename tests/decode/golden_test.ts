@@ -51,7 +51,9 @@ for (const family of ["pg1", "pg2"]) {
 
 /** [3, H, W] as [H, W, 3]. */
 function interleaved([red, green, blue]: number[][][]): Uint8Array {
-  return Uint8Array.from(red.flatMap((row, y) => row.flatMap((_, x) => [red[y][x], green[y][x], blue[y][x]])));
+  return Uint8Array.from(
+    red.flatMap((row, y) => row.flatMap((_, x) => [red[y][x], green[y][x], blue[y][x]])),
+  );
 }
 
 async function run(backend: Backend, golden: Golden, weightBytes: Uint8Array) {
