@@ -15,12 +15,10 @@ import type { AnswerEvent } from "../lib/mod.ts";
 import { decodePicture } from "../lib/preprocess/decode.ts";
 import { encodePng } from "../lib/vision/mask_forms.ts";
 import { annotate } from "../models/annotate.ts";
-import { convert } from "../models/convert.ts";
 import { demo } from "../models/demo.ts";
-import { SHAPES } from "../models/published.ts";
-import { synth } from "../models/synth.ts";
 import { evaluate, report } from "../models/evaluate.ts";
-import { directoryFiles, loadModel, type ModelOptions, TINY } from "./model.ts";
+import { loadModel, type ModelOptions, TINY } from "./model.ts";
+import { modelsCommand, UsageError } from "./models.ts";
 
 const USAGE = `PaliGemma Edge
 
@@ -32,7 +30,8 @@ const USAGE = `PaliGemma Edge
   ocr IMAGE                     read the text in it
   classify IMAGE --labels A,B,C|FILE [--template TEXT]   how likely each label is (FILE: one label a line)
   eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
-  models convert DIR --out DIR [--vision int8|f32] [--decoder int4|int8|f32]   quantised weights
+  models convert DIR|FILE.npz --out DIR [--vision int8|int4|f16|f32] [--decoder int4|int8|f16|f32]
+    [--group 32] [--adapter DIR]   quantised weights; a LoRA adapter is merged
   models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks
   demo                          the bundled model on bundled pictures
 
@@ -57,9 +56,6 @@ Options
   --json                one JSON object (with eval: --json FILE)
   --logits N            with --json: the N best logits of every step
 `;
-
-/** A command line that cannot be understood. */
-class UsageError extends Error {}
 
 const SHORT_FORMS: Readonly<Record<string, (words: string) => Task>> = {
   caption: (language) => ({ task: "caption", language: language || undefined }),
@@ -250,6 +246,7 @@ function warn(line: string): Promise<void> {
 async function main(args: readonly string[], signal: AbortSignal): Promise<void> {
   const [command = "help", ...rest] = args;
   if (command === "help" || command === "--help") return await print(USAGE);
+  if (command === "models") return await modelsCommand(rest, print, signal);
   const { values: flags, positionals } = parse(rest, command === "eval");
   if (command === "run") {
     if (flags.prompt === undefined) throw new UsageError("run: expected --prompt TEXT, found none");
@@ -277,34 +274,10 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     if (typeof flags.json === "string") await Deno.writeTextFile(flags.json, JSON.stringify(result) + "\n");
     return await print(report(result));
   }
-  if (command === "models") return await models(positionals, flags);
   if (command === "demo") {
     return await demo(await loadModel(flags.model!, modelOptions(flags)), print, signal);
   }
   throw new UsageError(`expected one of the commands below, found "${command}"`);
-}
-
-async function models([action, subject]: readonly string[], flags: Flags): Promise<void> {
-  if (action !== "convert" && action !== "synth") {
-    throw new UsageError(`models: expected convert or synth, found "${action ?? "nothing"}"`);
-  }
-  if (!subject || !flags.out) {
-    throw new UsageError(`models ${action}: expected ${action === "synth" ? "SHAPE" : "DIR"} --out DIR`);
-  }
-  const counter = progress("tensor");
-  if (action === "synth") {
-    if (!SHAPES.includes(subject)) {
-      throw new UsageError(`models synth: expected ${SHAPES.join(", ")}, found "${subject}"`);
-    }
-    const decoder = oneOf<"int4" | "int8">("decoder", flags.decoder!, ["int4", "int8"]);
-    const sizeBytes = await synth(subject, flags.out, { decoder, progress: counter });
-    return await print(`${flags.out}: ${(sizeBytes / 1e9).toFixed(2)} GB of random weights\n`);
-  }
-  await convert(directoryFiles(subject), flags.out, {
-    vision: oneOf("vision", flags.vision!, ["int8", "f32"]),
-    decoder: oneOf("decoder", flags.decoder!, ["int4", "int8", "f32"]),
-    progress: counter,
-  });
 }
 
 /** A counter on the terminal; silent where the output is not one. */
