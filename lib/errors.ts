@@ -17,6 +17,8 @@ export type ErrorCode =
   | "prompt_too_long" // the prompt does not fit the model's context
   | "model_invalid" // a model directory whose files do not fit together
   | "model_too_large" // its weights do not fit the backend's memory
+  | "url_refused" // a URL that this server does not reach out to
+  | "url_failed" // what a URL leads to gave no whole answer
   | "overloaded" // more requests waiting than the queue holds
   | "cancelled"; // the caller went away
 

@@ -22,6 +22,8 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   prompt_too_long: 400,
   model_invalid: 500,
   model_too_large: 500,
+  url_refused: 400,
+  url_failed: 422,
   overloaded: 503,
   cancelled: 499, // nginx's number; nobody is left to read it
   not_found: 404,

@@ -112,6 +112,8 @@ Deno.test("every code has its status, thrown before the answer or within it", as
     prompt_too_long: 400,
     model_invalid: 500,
     model_too_large: 500,
+    url_refused: 400,
+    url_failed: 422,
     overloaded: 503,
     cancelled: 499,
   };
