@@ -19,6 +19,8 @@ export type ErrorCode =
   | "model_too_large" // its weights do not fit the backend's memory
   | "url_refused" // a URL that this server does not reach out to
   | "url_failed" // what a URL leads to gave no whole answer
+  | "download_failed" // a model hub does not give what was asked of it
+  | "storage_failed" // the disk is full, or a file cannot be written
   | "overloaded" // more requests waiting than the queue holds
   | "cancelled"; // the caller went away
 

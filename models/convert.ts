@@ -52,8 +52,8 @@ type Target = Scheme | "f16";
  * Writes `config.json`, the tokenizer and `model.safetensors` to the directory `out`, all under other names until all
  * are whole; after a failure nothing of it is left.
  *
- * @throws {RequestError} `model_invalid` for a checkpoint or adapter that does not fit, and where the disk is full;
- * `parameter_invalid` for a format that has no kernels; `cancelled` when the signal fires.
+ * @throws {RequestError} `model_invalid` for a checkpoint or adapter that does not fit; `storage_failed` where the disk is
+ * full; `parameter_invalid` for a format that has no kernels; `cancelled` when the signal fires.
  */
 export async function convert(files: ModelFiles, out: string, options: ConvertOptions): Promise<void> {
   const small = new Map<string, Uint8Array>();
@@ -235,7 +235,7 @@ async function writing<T>(out: string, action: () => Promise<T>): Promise<T> {
   } catch (cause) {
     const detail = (cause as Error).message;
     throw new RequestError(
-      "model_invalid",
+      "storage_failed",
       `Cannot write to ${out}: ${detail}; nothing half-written is kept`,
       {
         cause,

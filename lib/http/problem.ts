@@ -24,6 +24,8 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   model_too_large: 500,
   url_refused: 400,
   url_failed: 422,
+  download_failed: 502,
+  storage_failed: 507,
   overloaded: 503,
   cancelled: 499, // nginx's number; nobody is left to read it
   not_found: 404,

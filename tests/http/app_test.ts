@@ -114,6 +114,8 @@ Deno.test("every code has its status, thrown before the answer or within it", as
     model_too_large: 500,
     url_refused: 400,
     url_failed: 422,
+    download_failed: 502,
+    storage_failed: 507,
     overloaded: 503,
     cancelled: 499,
   };
