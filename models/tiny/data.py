@@ -14,15 +14,15 @@ from PIL import Image
 import scenes as S
 from tokenizer import BOS, EOS, NEWLINE, Tokenizer
 
-PATCHES, STEP, LENGTH = 8, 28, 160
+PATCHES, STEP, LENGTH = 8, 28, 192
 # kind: 0 ground, 1 thing, 2 word, -1 unsure; thing: index or -1; box in steps of 2 pixels; word: index in WORDS or -1;
 # char0, char1: character whose middle is in the left or right half of the patch (0 none, -1 not asked).
 DENSE = ["kind", "thing", "shape", "colour", "y0", "x0", "y1", "x1", "word", "char0", "char1"]
 CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORD_BIT = 7
 # How often each task is asked of a picture, and what its answer weighs in the loss.
-PLAN = [("caption", 1, 2.5), ("ocr", 1, 2.0), ("colour", 2, 1.5), ("shape", 1, 1.0), ("detect", 3, 2.5), ("where", 1, 1.0),
-        ("yesno", 2, 1.0), ("count", 2, 1.2)]
+PLAN = [("caption", 1, 2.5), ("ocr", 1, 2.0), ("segment", 1, 2.5), ("colour", 2, 1.5), ("shape", 1, 1.0), ("detect", 3, 2.5),
+        ("where", 1, 1.0), ("yesno", 2, 1.0), ("count", 2, 1.2)]
 # Asked where the row has room.
 EXTRA = [("colour", 1, 1.5), ("shape", 1, 1.0), ("where", 1, 1.0), ("detect", 1, 2.5), ("yesno", 1, 1.0)]
 
@@ -70,8 +70,11 @@ def dense(scene):
 
 
 class Packer:
-    def __init__(self):
-        self.t = Tokenizer()
+    """`codes`: the mask tokens of every shape at every size ({(shape, size): [16]}); without them nothing is asked to be
+    segmented."""
+
+    def __init__(self, codes=None):
+        self.t, self.codes = Tokenizer(), codes
 
     def prefix(self, prompt):
         return [BOS] + self.t.encode(prompt) + [NEWLINE]
@@ -88,7 +91,7 @@ class Packer:
                     step += 1
                 out.append(1 << q.steps[step][0] if step < len(q.steps) else word)
             return out
-        if q.task == "detect":
+        if q.task in ("detect", "segment"):
             out, step, separator = [], 0, self.t.ids["\u2581;\u2581"]
             for token in answer:
                 if token == separator:
@@ -99,12 +102,27 @@ class Packer:
             return out
         return [sum(1 << i for i in q.about)] * len(answer)
 
+    def ask(self, task, scene, rng):
+        """A question of that task; None where the scene has none."""
+        if task != "segment":
+            return S.ASK[task](scene, rng)
+        if not self.codes:
+            return None
+        q = S._detect(scene, rng, 1 if rng.random() < 0.8 else 2, "segment")
+        items = q.answers[0].split(" ; ") if q.answers[0] else []
+        for k, (i,) in enumerate(q.steps):
+            codes = self.codes[scene.things[i].shape, scene.things[i].size]
+            at = items[k].index(" ")
+            items[k] = items[k][:at] + "".join(f"<seg{c:03d}>" for c in codes) + items[k][at:]
+        q.answers = [" ; ".join(items)]
+        return q
+
     def row(self, scene, rng):
         """ids, position, question number (-1 padding), prefix?, target (-1 none), weight, bits; each [LENGTH]."""
         questions, used = [], 0
         for task, times, weight in PLAN + EXTRA:
             for _ in range(times):
-                q = S.ASK[task](scene, rng)
+                q = self.ask(task, scene, rng)
                 if q is None and task == "ocr" and rng.random() < 0.1:
                     q = S.Question("ocr", "ocr", [""])
                 if not q or task == "caption" and not q.answers[0] or any(q.prompt == o[0].prompt for o in questions):
@@ -131,8 +149,8 @@ class Packer:
         return out
 
 
-def _work(queue, seed, size, crowded, questions, parent):
-    packer, n = Packer(), 0
+def _work(queue, seed, size, crowded, questions, codes, parent):
+    packer, n = Packer(codes), 0
     while os.getppid() == parent:
         pixels, patches, rows = [], [], []
         for _ in range(size):
@@ -152,13 +170,13 @@ def _work(queue, seed, size, crowded, questions, parent):
                 continue
 
 
-def batches(seed, size, crowded=0.0, questions=True):
+def batches(seed, size, crowded=0.0, questions=True, codes=None):
     """Endless (pixels uint8 [B, 112, 112, 3], dense int16 [B, 64, 11], rows f32 [7, B, LENGTH] or None), drawn beside."""
     assert seed < S.HELD_OUT, "this seed is held out"
     context = multiprocessing.get_context("fork")
     queue = context.Queue(4)
     worker = context.Process(
-        target=_work, args=(queue, seed, size, crowded, questions, os.getpid()), daemon=True)
+        target=_work, args=(queue, seed, size, crowded, questions, codes, os.getpid()), daemon=True)
     worker.start()
     while True:
         yield queue.get()

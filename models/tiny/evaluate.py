@@ -9,12 +9,24 @@ import scenes as S
 from data import Packer, shrink
 from tokenizer import EOS
 
-ITEM = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([^;<]*)")
+ITEM = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>((?:<seg\d{3}>)*) ([^;<]*)")
 
 
 def boxes(text):
-    """[[yMin, xMin, yMax, xMax, label]] of a detect answer."""
-    return [[int(v) / 1023 for v in m[:4]] + [m[4].strip()] for m in ITEM.findall(text)]
+    """[[yMin, xMin, yMax, xMax, label]] of a detect or segment answer."""
+    return [[int(v) / 1023 for v in m[:4]] + [m[5].strip()] for m in ITEM.findall(text)]
+
+
+def codes_right(scene, question, text, table):
+    """For each mask of an answer that belongs to a wanted box the share of its sixteen codes that are right."""
+    shares = []
+    for *edges, codes, label in ITEM.findall(text):
+        box = [int(v) / 1023 for v in edges]
+        thing = next((scene.things[i] for (i,) in question.steps if iou(scene.things[i].box, box) >= 0.5), None)
+        if thing:
+            wanted, given = table[thing.shape, thing.size], [int(c[4:7]) for c in re.findall("<seg...>", codes)]
+            shares.append(sum(a == b for a, b in zip(wanted, given)) / 16)
+    return shares
 
 
 def iou(a, b):
@@ -49,23 +61,29 @@ def detection(pairs):
     return 2 * hits / max(1, made + total), sum(aps) / max(1, len(aps))
 
 
-def evaluate(model, tokenizer, seed, count, tasks=None, wrong=None):
-    """{task: share of exact answers; detect: exact answers, F1 and mAP}."""
+def evaluate(model, tokenizer, seed, count, tasks=None, wrong=None, codes=None):
+    """{task: share of exact answers; detect: exact answers, F1 and mAP; segment: F1 and the share of right codes}, the
+    last where the `codes` of shapes are given."""
     packer, results = Packer(), {}
-    for task in tasks or [t for t in S.TASKS if t != "segment"]:
-        hits, pairs, rows = 0, [], list(S.scenes(seed, count, task))
+    for task in tasks or [t for t in S.TASKS if codes or t != "segment"]:
+        hits, pairs, rows, shares = 0, [], list(S.scenes(seed, count, task)), []
         for start in range(0, len(rows), 100):
             part = rows[start:start + 100]
             pixels = torch.from_numpy(np.stack([shrink(s.draw()) for s, _ in part])).float() / 127.5 - 1
-            answers = model.greedy(pixels, [packer.prefix(q[0].prompt) for _, q in part], EOS, stop=tokenizer.image)
+            answers = model.greedy(pixels, [packer.prefix(q[0].prompt) for _, q in part], EOS, stop=tokenizer.image,
+                                   limit=140 if task == "segment" else 48)
             for (scene, (q,)), ids in zip(part, answers):
                 text = tokenizer.decode(ids)
                 hits += text in q.answers
-                if task == "detect":
+                if task in ("detect", "segment"):
                     pairs.append((q.boxes, boxes(text)))
+                if task == "segment":
+                    shares += codes_right(scene, q, text, codes)
                 if wrong is not None and text not in q.answers:
                     wrong.append((task, q.prompt, q.answers[0], text))
         results[task] = hits / count
+        if task == "segment":
+            results["segment"], results["codes"] = detection(pairs)[0], sum(shares) / max(1, len(shares))
         if task == "detect":
             results["F1"], results["mAP"] = detection(pairs)
     return results

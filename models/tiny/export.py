@@ -1,8 +1,9 @@
-"""Writes a trained model as a directory in Hugging Face layout (f32)."""
+"""Writes a trained model as a directory in Hugging Face layout (f32), and reads one, quantised or not, back."""
 
 import json
 import os
 
+import numpy as np
 import torch
 
 VISION = "vision_tower.vision_model."
@@ -87,3 +88,61 @@ def export(model, tokenizer, out):
     with torch.no_grad():
         save_file(tensors(model), os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
     print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+def _matrix(data, scale, shape):
+    """`int8-p8-s4` or `int4-g32-p8` of lib/backend/layout.ts as f32 [N, K]."""
+    n, k = shape
+    if data.dtype == np.int8:
+        whole = data.reshape(n // 8, k // 4, 8, 4).transpose(0, 2, 1, 3).reshape(n, k)
+        return whole * scale[:, None]
+    groups = data.reshape(n // 8, k // 32, 144)
+    steps = np.ascontiguousarray(groups[:, :, :16]).view("<i2").astype(np.float32)  # [N / 8, K / 32, 8]
+    nibbles = groups[:, :, 16:].reshape(n // 8, k // 32, 8, 4, 4)  # four k, column, k
+    whole = np.stack([nibbles & 15, nibbles >> 4], 3).astype(np.float32) - 8  # [.., four k, half, column, k]
+    whole = whole.transpose(0, 3, 4, 1, 2, 5).reshape(n // 8, 8, k // 32, 32) * steps.transpose(0, 2, 1)[..., None]
+    return whole.reshape(n, k) * scale[:, None]
+
+
+@torch.no_grad()
+def read(model, directory):
+    """Fills the model from `model.safetensors` of a directory; quantised matrices become what they stand for."""
+    from safetensors.numpy import load_file
+
+    stored = load_file(os.path.join(directory, "model.safetensors"))
+    shapes = {k: tuple(t.shape) for k, t in tensors(model).items()}
+    found = {}
+    for name, shape in shapes.items():
+        values = stored[name] if name in stored else _matrix(stored[name + ".q"], stored[name + ".scale"], shape)
+        found[name] = torch.from_numpy(np.ascontiguousarray(values.reshape(shape), dtype=np.float32))
+
+    v = model.vision
+    v.embed.weight.copy_(found[VISION + "embeddings.patch_embedding.weight"].flatten(1))
+    v.embed.bias.copy_(found[VISION + "embeddings.patch_embedding.bias"])
+    v.position.copy_(found[VISION + "embeddings.position_embedding.weight"])
+
+    def fill(module, *names):
+        module.weight.copy_(torch.cat([found[n + ".weight"] for n in names]))
+        if getattr(module, "bias", None) is not None:
+            module.bias.copy_(torch.cat([found[n + ".bias"] for n in names]))
+
+    for i, layer in enumerate(v.layers):
+        at = f"{VISION}encoder.layers.{i}."
+        fill(layer.norm1, at + "layer_norm1")
+        fill(layer.norm2, at + "layer_norm2")
+        fill(layer.qkv, *(f"{at}self_attn.{n}_proj" for n in "qkv"))
+        fill(layer.out, at + "self_attn.out_proj")
+        fill(layer.fc1, at + "mlp.fc1")
+        fill(layer.fc2, at + "mlp.fc2")
+    fill(v.norm, VISION + "post_layernorm")
+    fill(v.project, "multi_modal_projector.linear")
+    model.embedding.copy_(found[TEXT + "embed_tokens.weight"])
+    for i, layer in enumerate(model.layers):
+        at = f"{TEXT}layers.{i}."
+        fill(layer.norm1, at + "input_layernorm")
+        fill(layer.norm2, at + "post_attention_layernorm")
+        fill(layer.qkv, *(f"{at}self_attn.{n}_proj" for n in "qkv"))
+        fill(layer.out, at + "self_attn.o_proj")
+        fill(layer.gate_up, at + "mlp.gate_proj", at + "mlp.up_proj")
+        fill(layer.down, at + "mlp.down_proj")
+    fill(model.norm, TEXT + "norm")

@@ -65,17 +65,18 @@ class Tokenizer:
             pieces[i:i + 2] = [pieces[i] + pieces[i + 1]]
 
     def encode(self, text):
-        """Token ids of ASCII text; <locNNNN> and newline are one token each."""
+        """Token ids of ASCII text; <locNNNN>, <segNNN> and newline are one token each."""
         ids = []
         while text:
             if text[0] == "\n":
                 ids.append(NEWLINE)
                 text = text[1:]
-            elif text[:4] == "<loc":
-                ids.append(self.loc0 + int(text[4:8]))
-                text = text[9:]
+            elif text[:4] in ("<loc", "<seg"):
+                piece, rest = text.split(">", 1)
+                ids.append(self.ids[piece + ">"])
+                text = rest
             else:
-                ends = [e for e in (text.find("<loc"), text.find("\n")) if e > 0]
+                ends = [e for e in (text.find("<loc"), text.find("<seg"), text.find("\n")) if e > 0]
                 run, text = text[:min(ends, default=len(text))], text[min(ends, default=len(text)):]
                 if run not in self._cache:
                     if len(self._cache) > 50_000:

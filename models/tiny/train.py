@@ -2,11 +2,12 @@
 
     python3 train.py vision --minutes 15 --dir RUN          image tokens learn what each patch shows
     python3 train.py joint --minutes 80 --dir RUN           then the whole model learns to answer
+    python3 train.py joint --start models/tiny --masks RUN/masks.pt --steps 1200 --dir RUN     learns more, with masks
     python3 train.py joint ... --resume                     goes on after an interruption
     python3 train.py eval --checkpoint RUN/joint.pt         accuracy on held-out scenes
     python3 train.py export --checkpoint RUN/joint.pt --out DIR
 
-The learning rate follows the wall clock: it stands, then falls to nothing over the last part of --minutes.
+The learning rate stands, then falls to nothing over the last part of --minutes on the wall clock, or of --steps.
 """
 
 import argparse
@@ -16,9 +17,10 @@ import time
 
 import torch
 
+import masks
 from data import batches
 from evaluate import evaluate, line
-from export import export
+from export import export, read
 from losses import Patches, answer_loss, look, packed_mask, smooth_locations
 from model import Linear, Tiny
 from tokenizer import Tokenizer
@@ -82,6 +84,8 @@ class Run:
         self.path = os.path.join(args.dir, f"{stage}.pt")
         if args.resume and os.path.exists(self.path):
             self.load(self.path, True)
+        elif args.start and os.path.isdir(args.start):
+            read(self.model, args.start)
         elif args.start:
             self.load(args.start, False)
 
@@ -101,7 +105,7 @@ class Run:
         os.replace(self.path + ".part", self.path)
 
     def progress(self):
-        return min(1.0, self.spent / (self.args.minutes * 60))
+        return min(1.0, self.step / self.args.steps if self.args.steps else self.spent / (self.args.minutes * 60))
 
     def update(self):
         done = self.progress()
@@ -124,7 +128,8 @@ def train(args):
     stage = args.stage
     os.makedirs(args.dir, exist_ok=True)
     run = Run(args, stage)
-    source = batches(args.seed * 1000 + run.step, args.batch, args.crowded, stage == "joint")
+    codes = masks.table(args.masks) if args.masks else None
+    source = batches(args.seed * 1000 + run.step, args.batch, args.crowded, stage == "joint", codes)
     curve = open(os.path.join(args.dir, f"{stage}.csv"), "a", newline="")
     writer = csv.writer(curve)
     sums, since, saved, tested = {}, 0, time.time(), time.time()
@@ -141,7 +146,7 @@ def train(args):
         with torch.autocast("cpu", torch.bfloat16):
             tokens = vision(pixels)
         table = run.model.table()
-        sigma = 1.0 if run.progress() > 0.5 else 1.5
+        sigma = 1.0 if args.start or run.progress() > 0.5 else 1.5
         parts, stats = run.heads(tokens, dense, table, sigma)
         loss = sum(VISION[k] * v for k, v in parts.items())
         if stage == "joint":
@@ -178,7 +183,7 @@ def train(args):
             saved = time.time()
         if stage == "joint" and now - tested > args.test * 60:
             with torch.autocast("cpu", torch.bfloat16):
-                print("held out:", line(evaluate(run.model, run.t, 900_001, 40)), flush=True)
+                print("held out:", line(evaluate(run.model, run.t, 900_001, 40, codes=codes)), flush=True)
             tested = clock = time.time()
     run.save()
     print("done", flush=True)
@@ -189,6 +194,7 @@ def main():
     parser.add_argument("stage", choices=["vision", "joint", "eval", "export"])
     parser.add_argument("--dir", default="run")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--steps", type=int, help="instead of --minutes: the same steps on any machine")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--crowded", type=float, default=0.0, help="share of pictures with many things and words")
@@ -198,7 +204,8 @@ def main():
     parser.add_argument("--dense", type=float, default=0.2, help="weight of what patches show, in the joint stage")
     parser.add_argument("--look", type=float, default=0.2, help="weight of where head 0 looks")
     parser.add_argument("--quantised", type=float, default=0.2, help="share of the time with rounded weights")
-    parser.add_argument("--start", help="checkpoint to begin from")
+    parser.add_argument("--start", help="checkpoint to begin from, or a model directory, quantised or not")
+    parser.add_argument("--masks", help="checkpoint of masks.py: ask for masks too")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
@@ -217,9 +224,11 @@ def main():
         model.load_state_dict(torch.load(args.checkpoint, weights_only=False)["model"])
     if args.stage == "export":
         return export(model, tokenizer, args.out)
+    codes = masks.table(args.masks) if args.masks else None
     for rounded in (False, True):
         model.fake_quantise(rounded)
-        print("rounded" if rounded else "f32", line(evaluate(model, tokenizer, 800_001, args.count)), flush=True)
+        results = evaluate(model, tokenizer, 800_001, args.count, codes=codes)
+        print("rounded" if rounded else "f32", line(results), flush=True)
 
 
 if __name__ == "__main__":
