@@ -33,7 +33,9 @@ export function createNetwork({ ca }: { ca?: string } = {}): Network {
       if (empty) message.resume();
       return new Response(empty ? null : Readable.toWeb(message) as ReadableStream<Uint8Array>, {
         status: message.statusCode,
-        headers: Object.entries(message.headers).map(([name, value]) => [name, String(value)]),
+        headers: Object.entries(message.headers).map((
+          [name, value],
+        ): [string, string] => [name, String(value)]),
       });
     },
   };

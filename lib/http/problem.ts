@@ -26,6 +26,7 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   url_failed: 422,
   download_failed: 502,
   storage_failed: 507,
+  record_corrupt: 500,
   overloaded: 503,
   cancelled: 499, // nginx's number; nobody is left to read it
   not_found: 404,

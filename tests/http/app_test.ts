@@ -116,6 +116,7 @@ Deno.test("every code has its status, thrown before the answer or within it", as
     url_failed: 422,
     download_failed: 502,
     storage_failed: 507,
+    record_corrupt: 500,
     overloaded: 503,
     cancelled: 499,
   };
