@@ -9,6 +9,8 @@
 import { GROUP, GROUP_BYTES, PANEL, roundUp } from "./layout.ts";
 import type { Kernels } from "./wasm_kernels.ts";
 
+/** Columns that a product of several rows takes at once: two panels, a line of the cache in a row of the result. */
+export const PAIR = 2 * PANEL;
 /** Rows of a tile of packed activations. */
 export const TILE = 5;
 /** Rows of an attention that go together at least: the kernel takes eight queries at once. */
@@ -41,36 +43,31 @@ export const PARTS = {
     kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k);
   },
 
-  /** Tiles of rows to 7 bits. */
-  quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded], from, end) {
-    // A row alone lies straight; in a tile, four bytes of each row in turn.
-    const step = rows > 1 ? 4 * TILE : 4;
-    for (let row = from * TILE; row < Math.min(rows, end * TILE); row++) {
-      const to = values + (row - row % TILE) * padded + row % TILE * 4;
-      kernels.quantize7(to, step, x + row * stride * 4, k, padded, zeros + row * 4, scales + row * 4);
-    }
+  /** Tiles of rows to 7 bits; `lanes` is 1 for a row alone. */
+  quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded, lanes], from, end) {
+    const row = from * TILE;
+    const [count, of] = [Math.min(rows, end * TILE) - row, x + row * stride * 4];
+    const to = values + row * padded;
+    kernels.quantize7(to, zeros + row * 4, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
   /** Tiles of rows to 8 bits, with their presets. */
-  quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded], from, end) {
-    const step = rows > 1 ? 4 * TILE : 4;
-    for (let row = from * TILE; row < Math.min(rows, end * TILE); row++) {
-      const [tile, lane] = [row - row % TILE, row % TILE];
-      const to = values + tile * padded + lane * 4;
-      const preset = presets + tile * (padded / GROUP) * 4 + lane * 4;
-      kernels.quantize8(to, preset, step, x + row * stride * 4, k, padded, scales + row * 4);
-    }
+  quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded, lanes], from, end) {
+    const row = from * TILE;
+    const [count, of] = [Math.min(rows, end * TILE) - row, x + row * stride * 4];
+    const [to, preset] = [values + row * padded, presets + row * (padded / GROUP) * 4];
+    kernels.quantize8(to, preset, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
-  /** Panels. */
+  /** Pairs of panels. */
   gemm_f32(kernels, [a, w, rows, k, n, out, outStride, bias, residual, residualStride, mode], from, end) {
-    const [col, at] = [from * PANEL, from * STRIPE];
+    const [col, at] = [from * PAIR, from * PAIR * 4];
     kernels.gemm_f32(
       a,
       w + col * k * 4,
       rows,
       k,
-      Math.min(n, end * PANEL) - col,
+      Math.min(n, end * PAIR) - col,
       out + at,
       outStride,
       move(bias, at),
@@ -89,7 +86,7 @@ export const PARTS = {
   gemm_int8(kernels, args, from, end) {
     const [a, zeros, scales, w, wScale, sums, rows, padded, n, out, outStride] = args;
     const [bias, residual, residualStride, mode, kernel] = args.slice(11);
-    const [col, at] = [from * PANEL, from * STRIPE];
+    const [col, at] = [from * PAIR, from * PAIR * 4];
     kernels.gemm_int8(
       a,
       zeros,
@@ -99,7 +96,7 @@ export const PARTS = {
       sums + at,
       rows,
       padded,
-      Math.min(n, end * PANEL) - col,
+      Math.min(n, end * PAIR) - col,
       out + at,
       outStride,
       move(bias, at),
@@ -130,21 +127,21 @@ export const PARTS = {
     );
   },
 
-  /** Panels; room to unpack one is at `panel` for the first thread, then for the others. */
+  /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
   gemm_int4(kernels, args, from, end, thread) {
-    const [a, presets, scales, w, wScale, panel, rows, padded, n, out, outStride] = args;
+    const [a, presets, scales, w, wScale, room, rows, padded, n, out, outStride] = args;
     const [bias, residual, residualStride, mode, kernel] = args.slice(11);
-    const [col, at] = [from * PANEL, from * STRIPE];
+    const [col, at] = [from * PAIR, from * PAIR * 4];
     kernels.gemm_int4(
       a,
       presets,
       scales,
-      w + from * (padded / GROUP) * GROUP_BYTES,
+      w + from * 2 * (padded / GROUP) * GROUP_BYTES,
       wScale + at,
-      panel + thread * PANEL * padded,
+      room + thread * PAIR * padded,
       rows,
       padded,
-      Math.min(n, end * PANEL) - col,
+      Math.min(n, end * PAIR) - col,
       out + at,
       outStride,
       move(bias, at),
@@ -156,7 +153,7 @@ export const PARTS = {
   },
 
   gemv_int4(kernels, args, from, end) {
-    const [x, presets, scale, w, wScale, padded, n, out, bias, residual, mode] = args;
+    const [x, presets, scale, w, wScale, padded, n, out, bias, residual, mode, kernel] = args;
     const [col, at] = [from * PANEL, from * STRIPE];
     kernels.gemv_int4(
       x,
@@ -170,6 +167,7 @@ export const PARTS = {
       move(bias, at),
       move(residual, at),
       mode,
+      kernel,
     );
   },
 

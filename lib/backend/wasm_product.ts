@@ -8,7 +8,7 @@ import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Arena, Piece, WasmTensor } from "./wasm_arena.ts";
 import type { Kernels, Multiplier } from "./wasm_kernels.ts";
-import { TILE } from "./wasm_parts.ts";
+import { PAIR, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -120,8 +120,8 @@ interface Packed {
   readonly scales: number;
   /** int8: zero points, int4: presets. */
   readonly zeros: number;
-  /** int4: room for one unpacked panel a thread. */
-  readonly panel: number;
+  /** int4: room for one unpacked pair of panels a thread. */
+  readonly room: number;
 }
 
 function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packed {
@@ -132,30 +132,36 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packe
   if (scheme === "f32") {
     const values = rows > 1 ? scratch(tiled * padded * 4) : x.start;
     if (rows > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
-    return { scheme, rows, values, scales: 0, zeros: 0, panel: 0 };
+    return { scheme, rows, values, scales: 0, zeros: 0, room: 0 };
   }
   const size = roundUp(tiled * padded, 16);
   const zerosSize = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
-  const panels = scheme === "int4-g32-p8" && rows > 1 ? crew.threads * padded * PANEL : 0;
-  const values = scratch(size + roundUp(zerosSize, 16) + roundUp(tiled * 4, 16) + panels);
+  const rooms = scheme === "int4-g32-p8" && rows > 1 ? crew.threads * padded * PAIR : 0;
+  const values = scratch(size + roundUp(zerosSize, 16) + roundUp(tiled * 4, 16) + rooms);
   const zeros = values + size;
   const scales = zeros + roundUp(zerosSize, 16);
-  const panel = scales + roundUp(tiled * 4, 16);
+  const room = scales + roundUp(tiled * 4, 16);
   const part = scheme === "int8-p8-s4" ? "quantize7" : "quantize8";
-  crew.run(part, [values, zeros, scales, x.start, stride, rows, x.cols, padded], Math.ceil(tiles), cost);
-  return { scheme, rows, values, scales, zeros, panel };
+  const lanes = rows > 1 ? TILE : 1;
+  crew.run(
+    part,
+    [values, zeros, scales, x.start, stride, rows, x.cols, padded, lanes],
+    Math.ceil(tiles),
+    cost,
+  );
+  return { scheme, rows, values, scales, zeros, room };
 }
 
 function product(
   crew: Crew,
-  { rows, values, scales, zeros, panel }: Packed,
+  { rows, values, scales, zeros, room }: Packed,
   out: WasmTensor,
   w: WasmMatrix,
   { bias, residual, mode }: Finish,
   added: number,
 ): void {
   const { scheme, n, padded, scale, sums, kernel, piece: { start } } = w;
-  const units = Math.ceil(n / PANEL);
+  const units = Math.ceil(n / (rows > 1 ? PAIR : PANEL));
   const finish = rows > 1
     ? [out.start, out.stride, bias, added, residual?.stride ?? 0, mode]
     : [out.start, bias, added, mode];
@@ -175,8 +181,8 @@ function product(
     case "int4-g32-p8": {
       const operands = [values, zeros, scales, start, scale];
       if (rows > 1) {
-        crew.run("gemm_int4", [...operands, panel, rows, padded, n, ...finish, kernel], units, cost);
-      } else crew.run("gemv_int4", [...operands, padded, n, ...finish], units, cost);
+        crew.run("gemm_int4", [...operands, room, rows, padded, n, ...finish, kernel], units, cost);
+      } else crew.run("gemv_int4", [...operands, padded, n, ...finish, kernel], units, cost);
     }
   }
 }

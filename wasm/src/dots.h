@@ -13,18 +13,28 @@
 // Which kernel computes a product. In the plain build there is one, and this is not looked at.
 enum { VNNI = 0 };  // dot-add; otherwise the number of steps summed in 16 bits: 1, 4 or 8
 
-// To the nearest whole number, halves to the even one, for |x| < 2²²: added to a number so large that nothing is left
-// behind the point, x stands in the last bits of the sum.
-INLINE v128_t round_i32(v128_t x) {
-  return wasm_i32x4_sub(wasm_f32x4_add(x, wasm_f32x4_const_splat(12582912.0f)), wasm_i32x4_const_splat(0x4b400000));
+// Sums of bytes to floats: the activations' zero point is taken out by the sums of the columns.
+INLINE v128_t descale_int8(v128_t sum, v128_t zero, v128_t w_sums, v128_t scale, v128_t w_scale) {
+  sum = wasm_i32x4_sub(sum, wasm_i32x4_mul(zero, w_sums));
+  return wasm_f32x4_mul(wasm_f32x4_mul(wasm_f32x4_convert_i32x4(sum), scale), w_scale);
 }
 
-// Sixteen bytes of a row, four every `step` bytes.
-INLINE void spread(uint8_t *out, uint32_t step, v128_t v) {
-  wasm_v128_store32_lane(out, v, 0);
-  wasm_v128_store32_lane(out + step, v, 1);
-  wasm_v128_store32_lane(out + 2 * step, v, 2);
-  wasm_v128_store32_lane(out + 3 * step, v, 3);
+// Panels of int4 weights: [k/32] groups of 8 × i16 scales and 8 × 16 bytes, of which the low nibbles belong to columns
+// 0…3 and the high ones to columns 4…7, four k each. GROUPS of them are summed in 32 bits, which cannot overflow
+// (64 · 8 · 127 · 32 · 1023 < 2³¹), and then in f64, exact all the way.
+enum { GROUP_BYTES = 144, GROUPS = 64 };
+
+// Scales of columns 0…3 or 4…7, each twice, for sums in 16 bits, of which two make a column.
+#define TWICE_LOW(s) wasm_i16x8_shuffle(s, s, 0, 0, 1, 1, 2, 2, 3, 3)
+#define TWICE_HIGH(s) wasm_i16x8_shuffle(s, s, 4, 4, 5, 5, 6, 6, 7, 7)
+
+// Adds sums in 32 bits to those in f64, and clears them.
+INLINE void gather(v128_t sums[], v128_t c[], uint32_t count) {
+  for (uint32_t i = 0; i < count; i++) {
+    sums[2 * i] = wasm_f64x2_add(sums[2 * i], wasm_f64x2_convert_low_i32x4(c[i]));
+    sums[2 * i + 1] = wasm_f64x2_add(sums[2 * i + 1], wasm_f64x2_convert_low_i32x4(LANES(c[i], c[i], 2, 3, 2, 3)));
+    c[i] = wasm_i32x4_const_splat(0);
+  }
 }
 
 #ifdef __wasm_relaxed_simd__

@@ -38,32 +38,41 @@ INLINE void gather_f64(v128_t sums[], const v128_t c[], uint32_t count) {
   }
 }
 
+// Sums of a tile over the whole of k.
+INLINE void tile_exact(const float *a, const float *w, uint32_t k, v128_t y[10]) {
+  v128_t sums[20] = {0}, c[10];
+  for (uint32_t i = 0; i < k;) {
+    uint32_t end = k - i < BLOCK * BLOCKS ? k : i + BLOCK * BLOCKS;
+    v128_t part[10] = {0};
+    for (; i < end; i += BLOCK) {
+      tile_f32(a + ROWS * i, w + 8 * i, end - i < BLOCK ? end - i : BLOCK, c);
+      for (uint32_t j = 0; j < 10; j++) part[j] = wasm_f32x4_add(part[j], c[j]);
+    }
+    gather_f64(sums, part, 10);
+  }
+  for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
+  straighten(c, y);
+}
+
 // out [rows, n] = a · Wᵀ with a as pack_f32 leaves it.
 EXPORT(gemm_f32)
 void gemm_f32(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, float *out, uint32_t out_stride,
               const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  for (uint32_t col = 0; col < n; col += 8, w += (uint64_t)8 * k) {
-    uint32_t cols = n - col < 8 ? n - col : 8;
-    for (uint32_t row = 0; row < rows; row += ROWS) {
-      const float *tile = a + (uint64_t)row * k;
-      v128_t sums[20] = {0}, c[10], y[10];
-      for (uint32_t i = 0; i < k;) {
-        uint32_t end = k - i < BLOCK * BLOCKS ? k : i + BLOCK * BLOCKS;
-        v128_t part[10] = {0};
-        for (; i < end; i += BLOCK) {
-          tile_f32(tile + ROWS * i, w + 8 * i, end - i < BLOCK ? end - i : BLOCK, c);
-          for (uint32_t j = 0; j < 10; j++) part[j] = wasm_f32x4_add(part[j], c[j]);
+  for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
+    uint32_t cols = n - col < PAIR ? n - col : PAIR;
+    for (uint32_t row = 0; row < rows; row += BLOCK_ROWS) {
+      float y[PAIR * BLOCK_ROWS];
+      uint32_t count = rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS;
+      for (uint32_t half = 0; half < cols; half += 8) {
+        for (uint32_t r = 0; r < count; r += ROWS) {
+          v128_t sums[10];
+          tile_exact(a + (uint64_t)(row + r) * k, w + (uint64_t)half * k, k, sums);
+          keep_tile(y + PAIR * r + half, sums);
         }
-        gather_f64(sums, part, 10);
       }
-      for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
-      straighten(c, y);
-      for (uint32_t r = 0; r < ROWS && row + r < rows; r++) {
-        finish_row(&f, row + r, col, cols, y[2 * r], y[2 * r + 1]);
-      }
+      finish(&f, row, count, col, cols, y);
     }
-    if (mode & GELU) activate(&f, rows, col, cols);
   }
 }
 
@@ -100,9 +109,8 @@ void gemv_f32(const float *x, const float *w, uint32_t k, uint32_t n, float *out
       c[1] = wasm_f32x4_add(wasm_f32x4_add(c1, c3), wasm_f32x4_add(c5, c7));
       gather_f64(sums, c, 2);
     }
-    finish_row(&f, 0, col, n - col < 8 ? n - col : 8, narrow_f64(sums[0], sums[1]), narrow_f64(sums[2], sums[3]));
+    finish8(&f, col, n, narrow_f64(sums[0], sums[1]), narrow_f64(sums[2], sums[3]));
   }
-  if (mode & GELU) activate(&f, 1, 0, n);
 }
 
 // out [count, k]: rows ids[i] of the table, times scale.

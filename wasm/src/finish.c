@@ -1,32 +1,55 @@
-// Constants and the part of a product's end that is not worth repeating in every kernel.
+// Constants, and the end of a product: what happens to its sums before they are stored.
 #include "simd.h"
 
 #define FOUR(x) {x, x, x, x}
+#define BYTES(x) x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x
 const float EXP[10][4] = {
     FOUR(-87.33f), FOUR(88.0f), FOUR(1.44269504088896341f), FOUR(12582912.0f), FOUR(-0.693359375f),
     FOUR(2.12194440e-4f), FOUR(4.999923110e-01f), FOUR(1.666711420e-01f), FOUR(4.189015925e-02f),
     FOUR(8.312520571e-03f),
 };
+const float LARGE[4] = FOUR(12582912.0f);
+const uint8_t FIFTEEN[16] = {BYTES(15)};
+const uint8_t SEVEN_BITS[16] = {BYTES(127)};
 // -2√(2/π), and that times 0.044715
 const float GELU_POWERS[2][4] = {FOUR(-1.5957691216057308f), FOUR(-0.07135481282553f)};
 
-void activate(const Finish *f, uint32_t rows, uint32_t col, uint32_t cols) {
-  for (uint32_t t = 0; t < rows; t++) {
-    float *out = f->out + (uint64_t)t * f->out_stride + col;
-    const float *residual = f->residual ? f->residual + (uint64_t)t * f->residual_stride + col : 0;
-    uint32_t i = 0;
-    for (; i + 8 <= cols; i += 8) {
-      v128_t low = gelu_f32(wasm_v128_load(out + i)), high = gelu_f32(wasm_v128_load(out + i + 4));
-      if (residual) {
-        low = wasm_f32x4_add(low, wasm_v128_load(residual + i));
-        high = wasm_f32x4_add(high, wasm_v128_load(residual + i + 4));
-      }
-      wasm_v128_store(out + i, low);
-      wasm_v128_store(out + i + 4, high);
+// One of the ways to finish, known when this is compiled; a bias is always added, if only zeros.
+INLINE void finish_block(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, const float *y, uint32_t mode,
+                         int added) {
+  float *out = f->out + (uint64_t)row * f->out_stride + col;
+  const float *residual = f->residual + (uint64_t)row * f->residual_stride + col;
+  v128_t bias[4];
+  for (uint32_t i = 0; i < 4; i++) bias[i] = f->bias ? wasm_v128_load(f->bias + col + 4 * i) : wasm_f32x4_const_splat(0);
+  for (uint32_t r = 0; r < rows; r++, out += f->out_stride, residual += f->residual_stride, y += PAIR) {
+    for (uint32_t i = 0; i < 4; i++) {
+      v128_t v = wasm_f32x4_add(wasm_v128_load(y + 4 * i), bias[i]);
+      wasm_v128_store(out + 4 * i, finish4(v, out + 4 * i, 0, added ? residual + 4 * i : 0, mode));
     }
-    for (; i < cols; i++) {
-      float y = wasm_f32x4_extract_lane(gelu_f32(wasm_f32x4_splat(out[i])), 0);
-      out[i] = residual ? y + residual[i] : y;
+  }
+}
+
+void finish(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols, const float *y) {
+  if (cols == PAIR) {
+    if (f->mode & GELU) {
+      if (f->residual) finish_block(f, row, rows, col, y, GELU, 1);
+      else finish_block(f, row, rows, col, y, GELU, 0);
+    } else if (f->mode & MULTIPLY) {
+      if (f->residual) finish_block(f, row, rows, col, y, MULTIPLY, 1);
+      else finish_block(f, row, rows, col, y, MULTIPLY, 0);
+    } else if (f->residual) finish_block(f, row, rows, col, y, 0, 1);
+    else finish_block(f, row, rows, col, y, 0, 0);
+    return;
+  }
+  for (uint32_t r = row; r < row + rows; r++, y += PAIR) {
+    float *out = f->out + (uint64_t)r * f->out_stride + col;
+    for (uint32_t i = 0; i < cols; i++) {
+      float bias = f->bias ? f->bias[col + i] : 0;
+      v128_t v = wasm_f32x4_splat(y[i] + bias);
+      if (f->mode & GELU) v = gelu_f32(v);
+      float value = wasm_f32x4_extract_lane(v, 0);
+      if (f->mode & MULTIPLY) value *= out[i];
+      out[i] = f->residual ? value + f->residual[(uint64_t)r * f->residual_stride + col + i] : value;
     }
   }
 }

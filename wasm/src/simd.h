@@ -66,6 +66,8 @@ INLINE void straighten(const v128_t c[10], v128_t y[10]) {
 
 // Constants of the functions below, in memory: an engine builds one in code from three instructions at every use.
 extern const float EXP[10][4], GELU_POWERS[2][4];
+extern const float LARGE[4];
+extern const uint8_t FIFTEEN[16], SEVEN_BITS[16];
 
 // e^x to about 2e-7 relative for x in [-87.3, 88]; beyond it stays at the ends. 2ⁿ times a polynomial on
 // [-½ ln 2, ½ ln 2], minimax for the relative error; n is found by adding a number so large that the sum is whole,
@@ -117,33 +119,40 @@ typedef struct {
   uint32_t mode;
 } Finish;
 
+// Four columns of one row.
 INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float *residual, uint32_t mode) {
   if (bias) y = wasm_f32x4_add(y, wasm_v128_load(bias));
+  if (mode & GELU) y = gelu_f32(y);
   if (mode & MULTIPLY) y = wasm_f32x4_mul(y, wasm_v128_load(out));
-  if (residual && !(mode & GELU)) y = wasm_f32x4_add(y, wasm_v128_load(residual));
+  if (residual) y = wasm_f32x4_add(y, wasm_v128_load(residual));
   return y;
 }
 
-// Stores columns [col, col + cols) of one row, cols at most 8; without the GELU, for which see `activate`.
-INLINE void finish_row(const Finish *f, uint32_t row, uint32_t col, uint32_t cols, v128_t low, v128_t high) {
-  float *out = f->out + (uint64_t)row * f->out_stride + col;
-  const float *bias = f->bias ? f->bias + col : 0;
-  const float *residual = f->residual ? f->residual + (uint64_t)row * f->residual_stride + col : 0;
-  if (cols == 8) {
-    wasm_v128_store(out, finish4(low, out, bias, residual, f->mode));
-    wasm_v128_store(out + 4, finish4(high, out + 4, bias ? bias + 4 : 0, residual ? residual + 4 : 0, f->mode));
-    return;
+// Rows are finished in blocks of so many, two panels at once, so that whole lines of the cache are written: the sums
+// of a block wait in an array of the stack, [BLOCK_ROWS][PAIR].
+enum { BLOCK_ROWS = 16 * ROWS, PAIR = 16 };
+
+// Finishes and stores columns [col, col + cols) of rows [row, row + rows); cols at most PAIR, y [rows][PAIR].
+void finish(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols, const float *y);
+
+// The sums of a tile, as `straighten` leaves them, to a panel of such an array.
+INLINE void keep_tile(float *y, const v128_t tile[10]) {
+  for (uint32_t r = 0; r < ROWS; r++) {
+    wasm_v128_store(y + PAIR * r, tile[2 * r]);
+    wasm_v128_store(y + PAIR * r + 4, tile[2 * r + 1]);
   }
-  float o[8] = {0}, b[8] = {0}, r[8] = {0};
-  for (uint32_t i = 0; i < cols; i++) {
-    o[i] = out[i];
-    if (bias) b[i] = bias[i];
-    if (residual) r[i] = residual[i];
-  }
-  wasm_v128_store(o, finish4(low, o, b, r, f->mode));
-  wasm_v128_store(o + 4, finish4(high, o + 4, b + 4, r + 4, f->mode));
-  for (uint32_t i = 0; i < cols; i++) out[i] = o[i];
 }
 
-// The GELU of columns [col, col + cols) of all rows, then the residual; once a panel, while it is in the cache.
-void activate(const Finish *f, uint32_t rows, uint32_t col, uint32_t cols);
+// The same for columns [col, col + 8) of a product of one row, those that are below n.
+INLINE void finish8(const Finish *f, uint32_t col, uint32_t n, v128_t low, v128_t high) {
+  if (n - col < 8) {
+    float y[8];
+    wasm_v128_store(y, low);
+    wasm_v128_store(y + 4, high);
+    return finish(f, 0, 1, col, n - col, y);
+  }
+  float *out = f->out + col;
+  const float *bias = f->bias ? f->bias + col : 0, *residual = f->residual ? f->residual + col : 0;
+  wasm_v128_store(out, finish4(low, out, bias, residual, f->mode));
+  wasm_v128_store(out + 4, finish4(high, out + 4, bias ? bias + 4 : 0, residual ? residual + 4 : 0, f->mode));
+}
