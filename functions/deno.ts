@@ -1,13 +1,15 @@
-/**
- * The HTTP server on Deno. `PORT` (8000) and `MODEL` (the bundled model; a directory in Hugging Face layout) are all
- * that it reads of its environment.
- */
+/** The HTTP server on Deno. What it reads of its environment stands in settings.ts. */
 
 import { join, relative, resolve } from "@std/path";
 import { type AppParts, createApp, type Sample } from "../lib/http/app.ts";
-import { type Pipeline, RequestError } from "../lib/mod.ts";
+import { createLog } from "../lib/http/guard/log.ts";
+import { createOutbound } from "../lib/http/outbound.ts";
+import { createMetrics } from "../lib/metrics.ts";
+import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
 import { loadModel, TINY } from "./model.ts";
+import { createNetwork } from "./network.ts";
+import { readSettings, type Settings } from "./settings.ts";
 
 /** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
 const GRACE_MS = 4000;
@@ -25,11 +27,13 @@ function fail(text: string): never {
   Deno.exit(1);
 }
 
-/** `PORT` as a number; 0 lets the system choose. */
-function readPort(): number {
-  const text = Deno.env.get("PORT") || "8000";
-  if (/^\d{1,5}$/.test(text) && Number(text) < 65536) return Number(text);
-  return fail(`Cannot serve: expected PORT to be a number from 0 to 65535, found ${JSON.stringify(text)}`);
+function settingsOrFail(): Settings {
+  try {
+    return readSettings((name) => Deno.env.get(name));
+  } catch (error) {
+    if (error instanceof RangeError) return fail(`Cannot serve: ${error.message}`);
+    throw error;
+  }
 }
 
 /** The bundled pictures, each once, with a question that suits it. None is no reason not to serve. */
@@ -95,17 +99,20 @@ function example(url: string, samples: readonly Sample[], directory: string): st
   return `curl -N ${url}/v1/generate -F image=@${picture} -F prompt='caption en' -F stream=true`;
 }
 
-const port = readPort();
-const directory = Deno.env.get("MODEL") || TINY;
+const { port, model: directory = TINY, logLevel, allowPrivateUrls, ...guard } = settingsOrFail();
 const stopping = new AbortController();
+const metrics = createMetrics();
 const { samples, directory: pictures } = await readSamples();
-let pipeline: Pipeline | undefined;
+let pipeline: LocalPipeline | undefined;
 
 const parts: AppParts = {
   pipeline: () => pipeline,
   stopping: stopping.signal,
   samples,
-  onError: (error) => warn(error instanceof Error ? error.stack ?? error.message : String(error)),
+  outbound: createOutbound(createNetwork(), { allowPrivate: allowPrivateUrls }),
+  metrics,
+  log: createLog(logLevel, warn),
+  ...guard,
 };
 const server = serve(createApp(parts), port);
 stopOnSignal(server, stopping);

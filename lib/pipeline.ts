@@ -340,7 +340,7 @@ class Loaded implements LocalPipeline {
           id,
           text: piece,
           logprob,
-          ...options.topLogits && { top },
+          ...options.topLogits && { top: top.map((it) => ({ ...it, text: this.#spelled(it.id) })) },
         } satisfies AnswerEvent;
         yield* await complete(boxes.push(id, logprob));
       }
@@ -368,6 +368,11 @@ class Loaded implements LocalPipeline {
       ...(items || brokenItems) && { plainText },
       ...brokenItems && { brokenItems },
     } satisfies AnswerEvent;
+  }
+
+  /** A piece as the text it stands for. */
+  #spelled(id: number): string {
+    return this.tokenizer.piece(id).replaceAll("▁", " ");
   }
 
   /** Adds what only the picture and the mask decoder can tell; of several pictures nobody knows which was meant. */

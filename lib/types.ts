@@ -97,7 +97,11 @@ export interface Timings {
 /** One candidate of a step. */
 export interface Candidate {
   readonly id: number;
+  /** The piece as text; half a character is its byte, such as `<0xC3>`. */
+  readonly text: string;
   readonly logit: number;
+  /** As a token's. */
+  readonly logprob: number;
 }
 
 /**

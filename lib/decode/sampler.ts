@@ -9,7 +9,7 @@ export interface Choice {
   /** Natural logarithm of its probability at temperature 1 among the ids that may be sampled. */
   readonly logprob: number;
   /** The best logits, best first; length as asked for. */
-  readonly top: readonly Candidate[];
+  readonly top: readonly Omit<Candidate, "text">[];
 }
 
 /** Greedy. */
@@ -62,7 +62,9 @@ export function choose(
   return {
     id,
     logprob: Math.min(0, scores[id] - total),
-    top: topLogits ? largest(scores, topLogits).map((at) => ({ id: at, logit: scores[at] })) : [],
+    top: topLogits
+      ? largest(scores, topLogits).map((at) => ({ id: at, logit: scores[at], logprob: scores[at] - total }))
+      : [],
   };
 }
 

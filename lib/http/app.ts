@@ -1,14 +1,20 @@
-/** The routes. One app for every door; what differs between platforms is passed in. */
+/** The app: what every request goes through, and the rooms of routes behind it. One for every door. */
 
-import { type Context, Hono } from "hono";
-import { RequestError } from "../errors.ts";
-import { collect, type Pipeline } from "../pipeline.ts";
-import type { Answer, Question } from "../types.ts";
-import { readFields } from "./body.ts";
+import { Hono } from "hono";
+import { cors } from "hono/cors";
+import { createMetrics, exposition, type Metrics } from "../metrics.ts";
+import type { LocalPipeline } from "../pipeline.ts";
+import { Answering } from "./answering.ts";
+import { type Env, exchanges } from "./guard/exchange.ts";
+import { apiKeys } from "./guard/keys.ts";
+import { type CallerLimits, callerLimits } from "./guard/limits.ts";
+import type { Log } from "./guard/log.ts";
+import { nativeRoutes } from "./native/routes.ts";
+import { openAiRoutes } from "./openai/routes.ts";
+import type { Outbound } from "./outbound.ts";
 import page from "./playground.html" with { type: "text" };
-import { problemOf, problemResponse } from "./problem.ts";
-import { readQuestion } from "./question.ts";
-import { eventStream } from "./sse.ts";
+import { type Problem, problemOf, problemResponse } from "./problem.ts";
+import { HEARTBEAT_MS } from "./sse.ts";
 
 /** A picture the page offers to those who have none at hand. */
 export interface Sample {
@@ -25,100 +31,90 @@ export interface Sample {
 /** What a door gives the app. */
 export interface AppParts {
   /** The loaded model, or undefined while there is none. */
-  pipeline(): Pipeline | undefined;
+  pipeline(): LocalPipeline | undefined;
   /** Longest request body, bytes. */
   readonly maxBodyBytes?: number;
   /** Aborted when the server stops: running answers end, new ones are refused. */
   readonly stopping?: AbortSignal;
   readonly samples?: readonly Sample[];
-  /** Told every error that is not the caller's. */
-  onError?(error: unknown): void;
+  /** How pictures behind URLs are fetched; without it they are refused. */
+  readonly outbound?: Outbound;
+  /** Other rooms' routes, behind the same guard. What they throw is answered as everything else is. */
+  readonly rooms?: readonly Hono<Env>[];
+  /** Keys that open `/v1` and `/metrics`, as `apiKeys` takes them; none, the default, leaves them open. */
+  readonly apiKeys?: readonly string[];
+  readonly limits?: Partial<CallerLimits>;
+  /** Origins whose pages may call the API, or `*`; none by default. */
+  readonly origins?: readonly string[];
+  /** Counts this server's work; the pipeline may count in the same object. */
+  readonly metrics?: Metrics;
+  readonly log?: Log;
+  /** Silence after which a stream sends a comment, milliseconds. */
+  readonly heartbeatMs?: number;
 }
 
 /** Room for a 20 MB photo in base64, and to spare. */
 const MAX_BODY_BYTES = 32 * 1024 * 1024;
 
-/** The service: `/v1/generate`, `/v1/models`, `/health` and the page at `/`. */
-export function createApp(parts: AppParts): Hono {
-  const { maxBodyBytes = MAX_BODY_BYTES, stopping, samples = [] } = parts;
+/** The service. */
+export function createApp(parts: AppParts): Hono<Env> {
+  const { stopping, outbound, samples = [], metrics = createMetrics(), log = () => {} } = parts;
+  const { maxBodyBytes = MAX_BODY_BYTES, heartbeatMs = HEARTBEAT_MS, origins = [] } = parts;
 
-  function tell(error: unknown) {
+  function tell(error: unknown): Problem {
     const problem = problemOf(error);
-    if (problem.code === "internal") parts.onError?.(error);
+    if (problem.code === "internal") log("error", "failure", { error });
     return problem;
   }
 
-  async function generate(c: Context): Promise<Response> {
-    const pipeline = parts.pipeline();
-    if (!pipeline) return unavailable("the model is still loading");
-    if (stopping?.aborted) return unavailable("the server is stopping");
-    const { question, stream = asksForEvents(c) } = readQuestion(await readFields(c.req.raw, maxBodyBytes));
-    const request = new AbortController();
-    const unlink = follow(request, [c.req.raw.signal, ...stopping ? [stopping] : []]);
-    if (stream) return await streamed(pipeline, question, request, unlink);
-    try {
-      const answer = await collect(pipeline.answer(question, request.signal));
-      if (answer.finishReason === "cancelled") {
-        if (stopping?.aborted) return unavailable("the server is stopping");
-        throw new RequestError("cancelled", "Cannot answer: the client went away");
-      }
-      return c.json(answerBody(answer, pipeline), 200, { "cache-control": "no-store" });
-    } finally {
-      unlink();
-    }
-  }
-
-  async function streamed(
-    pipeline: Pipeline,
-    question: Question,
-    request: AbortController,
-    unlink: () => void,
-  ) {
-    try {
-      const events = pipeline.answer(question, request.signal)[Symbol.asyncIterator]();
-      // What is wrong with the question shows here, while there is still a status to say it with.
-      const first = await events.next();
-      const body = eventStream(first, events, { problemOf: tell, stop: () => request.abort(), end: unlink });
-      return new Response(body, {
-        headers: {
-          "content-type": "text/event-stream; charset=utf-8",
-          "cache-control": "no-store",
-          "x-accel-buffering": "no", // nginx would hold the tokens back
-        },
-      });
-    } catch (error) {
-      unlink();
-      throw error;
-    }
-  }
-
-  const app = new Hono();
-  app.use(async (c, next) => {
-    await next();
-    c.header("x-content-type-options", "nosniff");
-    c.header("referrer-policy", "no-referrer");
+  const answering = new Answering({
+    pipeline: parts.pipeline,
+    metrics,
+    stopping,
+    heartbeatMs,
+    problemOf: tell,
   });
-  app.onError((error) => problemResponse(tell(error)));
-  app.notFound((c) =>
-    problemResponse({
+  const app = new Hono<Env>();
+  const refuse = (c: Parameters<Parameters<typeof app.notFound>[0]>[0], problem: Problem, headers = {}) =>
+    problemResponse(problem, { path: c.req.path, requestId: c.get("exchange").id, headers });
+
+  app.use(exchanges({ metrics, log }));
+  app.use(async (c, next) => {
+    Object.assign(c.get("exchange").headers, {
+      "x-content-type-options": "nosniff",
+      "referrer-policy": "no-referrer",
+    });
+    await next();
+  });
+  if (origins.length) {
+    const exposeHeaders = ["x-request-id", "ratelimit", "ratelimit-policy", "retry-after"];
+    app.use(
+      "/v1/*",
+      cors({ origin: origins.includes("*") ? "*" : [...origins], exposeHeaders, maxAge: 600 }),
+    );
+  }
+  if (parts.apiKeys) {
+    const guard = apiKeys(parts.apiKeys);
+    app.use("/v1/*", guard);
+    app.use("/metrics", guard);
+  }
+  app.use("/v1/*", callerLimits({ requestsPerMinute: Infinity, concurrent: Infinity, ...parts.limits }));
+  app.onError((error, c) => refuse(c, tell(error)));
+  app.notFound((c) => {
+    return refuse(c, {
       code: "not_found",
       message: `Cannot ${c.req.method} ${c.req.path}: there is no such route`,
-    })
-  );
-
-  app.post("/v1/generate", generate);
-  app.get("/v1/models", (c) => {
-    const model = parts.pipeline()?.model;
-    return c.json({
-      object: "list",
-      data: model ? [{ id: model.name, object: "model", owned_by: "local", ...model }] : [],
     });
   });
-  app.get("/health", (c) => {
-    const model = parts.pipeline()?.model;
-    if (stopping?.aborted) return unavailable("the server is stopping");
-    return model ? c.json({ status: "ok", model }) : unavailable("the model is still loading");
-  });
+
+  const rooms = { answering, maxBodyBytes, outbound };
+  for (const room of [nativeRoutes(rooms), openAiRoutes(rooms), ...parts.rooms ?? []]) app.route("/", room);
+
+  app.get("/health", (c) => c.json({ status: "ok", model: answering.pipeline().model }));
+  app.get(
+    "/metrics",
+    (c) => c.body(exposition(metrics), 200, { "content-type": "text/plain; version=0.0.4" }),
+  );
   app.get("/samples", (c) => {
     return c.json(samples.map((it) => ({
       name: it.name,
@@ -136,12 +132,15 @@ export function createApp(parts: AppParts): Hono {
     c.header("cache-control", "no-cache");
     return c.html(page.replaceAll("{nonce}", nonce));
   });
+
   // Whatever method is left on a route that exists.
-  for (const path of new Set(app.routes.map((it) => it.path).filter((it) => it !== "/*"))) {
-    const allow = path === "/v1/generate" ? "POST" : "GET, HEAD";
+  const methods = Map.groupBy(app.routes.filter((it) => it.method !== "ALL"), (it) => it.path);
+  for (const [path, routes] of methods) {
+    const known = new Set(routes.map((it) => it.method));
+    const allow = [...known, ...known.has("GET") ? ["HEAD"] : []].join(", ");
     app.all(path, (c) => {
       const message = `Cannot ${c.req.method} ${c.req.path}: expected ${allow}`;
-      return problemResponse({ code: "method_not_allowed", message }, { allow });
+      return refuse(c, { code: "method_not_allowed", message }, { allow });
     });
   }
   return app;
@@ -151,45 +150,4 @@ export function createApp(parts: AppParts): Hono {
 function policy(nonce: string): string {
   return `default-src 'none'; script-src 'nonce-${nonce}'; style-src 'nonce-${nonce}'; img-src 'self' blob: data:; ` +
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-}
-
-function unavailable(why: string): Response {
-  return problemResponse({ code: "unavailable", message: `Cannot answer now: ${why}` });
-}
-
-function asksForEvents(c: Context): boolean {
-  return /\btext\/event-stream\b/i.test(c.req.header("accept") ?? "");
-}
-
-function answerBody(answer: Answer, { model }: Pipeline) {
-  return {
-    model: model.name,
-    text: answer.text,
-    tokenIds: answer.tokenIds,
-    items: answer.items,
-    plainText: answer.plainText,
-    brokenItems: answer.brokenItems,
-    finishReason: answer.finishReason,
-    usage: {
-      imageTokens: answer.imageTokens,
-      promptTokens: answer.promptTokenIds.length,
-      completionTokens: answer.tokenIds.length,
-    },
-    timings: answer.timings,
-  };
-}
-
-/**
- * Aborts `controller` when one of `signals` does, until the function given back is called. `AbortSignal.any` would
- * keep something of every answer alive for as long as the server's own signal lives.
- */
-function follow(controller: AbortController, signals: readonly AbortSignal[]): () => void {
-  function abort(this: AbortSignal) {
-    controller.abort(this.reason);
-  }
-  for (const signal of signals) {
-    if (signal.aborted) controller.abort(signal.reason);
-    else signal.addEventListener("abort", abort, { once: true });
-  }
-  return () => signals.forEach((signal) => signal.removeEventListener("abort", abort));
 }

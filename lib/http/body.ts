@@ -25,6 +25,11 @@ export async function readFields(request: Request, maxBytes: number): Promise<Fi
   );
 }
 
+/** Reads a JSON body, whatever it is; its content type too is the caller's to choose. */
+export async function readJson(request: Request, maxBytes: number): Promise<unknown> {
+  return parseJson(await readBytes(request, maxBytes));
+}
+
 /** All bytes of a body; stops at `maxBytes`, whatever the headers promise. */
 export async function readBytes(request: Request, maxBytes: number): Promise<Uint8Array<ArrayBuffer>> {
   const promised = Number(request.headers.get("content-length") ?? 0);
@@ -68,16 +73,19 @@ export function describe(value: unknown): string {
   return Array.isArray(value) ? `an array of ${value.length}` : "an object";
 }
 
-function jsonFields(bytes: Uint8Array): Fields {
+function parseJson(bytes: Uint8Array): unknown {
   if (!bytes.length) throw invalid("expected a JSON object, found no bytes");
-  let value: unknown;
   try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch (cause) {
     // A TypeError is the text decoder's.
     const found = cause instanceof SyntaxError ? briefly(cause.message) : "bytes that are not UTF-8";
     throw invalid(`expected JSON, found ${found}`, cause);
   }
+}
+
+function jsonFields(bytes: Uint8Array): Fields {
+  const value = parseJson(bytes);
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw invalid(`expected a JSON object, found ${describe(value)}`);
   }

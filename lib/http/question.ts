@@ -1,76 +1,189 @@
-/** Named fields -> a question. Kinds and names are checked here; what a number may be, the pipeline knows. */
+/** Native bodies -> questions: one schema a task, the options that all tasks share, and what becomes of them. */
 
+import * as z from "zod/mini";
 import { RequestError } from "../errors.ts";
-import type { Question, Sampling } from "../types.ts";
+import { promptOf } from "../text/prompt.ts";
+import type { ClassifyQuestion, Question, Sampling, Task } from "../types.ts";
 import { describe, type Fields } from "./body.ts";
+import { type PictureSource, pictureSource } from "./pictures.ts";
+import { between, flag, oneOf, optional, read, text, valuesOf, whole } from "./schema.ts";
 
-/** A question, and whether its answer is to be streamed, where the body says so. */
-export interface GenerateRequest {
-  readonly question: Question;
+const PICTURES = {
+  image: optional(pictureSource, "The picture; several file parts of a form are several pictures."),
+  images: optional(
+    z.array(
+      z.custom<PictureSource>((it) => pictureSource.safeParse(it).success, {
+        error: "a base64 string, a data: URL or an https: URL",
+      }),
+      { error: "an array of base64 strings or URLs" },
+    ),
+    "Several pictures, in the order the model sees them; instead of image.",
+  ),
+};
+
+const READING = {
+  resize: optional(
+    oneOf("hf-bicubic", "bv-bilinear-aa"),
+    "As Hugging Face's processor does it, or big_vision.",
+  ),
+  alpha: optional(oneOf("drop", "white"), "Transparency is dropped, as in the reference, or put on white."),
+  tokens: optional(
+    oneOf("plain", "allow"),
+    "Whether <loc0001> and <seg001> in text are tokens; plain by default.",
+  ),
+};
+
+const ANSWERING = {
+  ...READING,
+  maxTokens: optional(whole(1), "Tokens at most; by default what the task needs."),
+  temperature: optional(between(0, 2), "0, the default, is greedy."),
+  topK: optional(whole(0), "Sample among so many; 0 means all."),
+  topP: optional(between(0, 1), "Sample among the likeliest of this mass, above 0."),
+  seed: optional(whole(0, 2 ** 32 - 1), "The same seed gives the same answer."),
+  stream: optional(flag(), "Server-sent events instead of one object."),
+  ignoreEos: optional(flag(), "Go on after the end of the answer, until maxTokens."),
+  constrained: optional(flag(), "Hold an answer to detect or segment to its grammar."),
+  answerStart: optional(text(), "Text the answer starts with."),
+  locScale: optional(z.literal([1023, 1024], { error: "1023 or 1024" }), "What 1 is in location bins."),
+  nms: optional(between(0, 1), "Of boxes of one label that overlap more than this, only the surest."),
+  masks: optional(oneOf("rle", "polygon", "png"), "Form of masks; COCO run lengths by default."),
+};
+
+const LABELS = z.union(
+  [
+    z.array(text("a label")).check(z.minLength(1, "at least one label"), z.maxLength(1000, "at most 1000")),
+    text(),
+  ],
+  { error: "an array of strings, or one string with semicolons between" },
+);
+
+const SIDE = between(0, 1);
+
+/** The bodies of the native routes, `POST /v1/{name}`. */
+export const BODIES = {
+  generate: z.strictObject({
+    ...PICTURES,
+    prompt: text().check(z.describe("PaliGemma's prefix, such as caption en; may be empty.")),
+    ...ANSWERING,
+  }),
+  caption: z.strictObject({
+    ...PICTURES,
+    language: optional(text("a language"), "Code of the answer's language; en by default."),
+    style: optional(
+      oneOf("caption", "cap", "describe"),
+      "In a sentence, as an alternative text, in more words.",
+    ),
+    box: optional(
+      z.strictObject({ yMin: SIDE, xMin: SIDE, yMax: SIDE, xMax: SIDE }, { error: "yMin, xMin, yMax, xMax" }),
+      "Only what is in it, in fractions of the picture.",
+    ),
+    ...ANSWERING,
+  }),
+  answer: z.strictObject({
+    ...PICTURES,
+    question: text("a question"),
+    language: optional(text("a language"), "Code of the answer's language; en by default."),
+    choices: optional(
+      z.array(text("an answer"), { error: "an array of strings" }),
+      "Answers to choose from.",
+    ),
+    ...ANSWERING,
+  }),
+  detect: z.strictObject({ ...PICTURES, labels: LABELS, ...ANSWERING }),
+  segment: z.strictObject({ ...PICTURES, labels: LABELS, ...ANSWERING }),
+  ocr: z.strictObject({ ...PICTURES, ...ANSWERING }),
+  classify: z.strictObject({
+    ...PICTURES,
+    labels: LABELS,
+    prompt: optional(text(), "What the labels answer; answer en what is this? by default."),
+    ...READING,
+  }),
+};
+
+/** Names of the routes that answer with an {@link Answer}. */
+export type AnswerRoute = Exclude<keyof typeof BODIES, "classify">;
+
+/** A body that was read: the question without its pictures, and where those are. */
+export interface Asked<Q> {
+  readonly question: Omit<Q, "images">;
+  readonly pictures: readonly PictureSource[];
+  /** Whether the body asks for events; undefined where it does not say. */
   readonly stream?: boolean;
 }
 
-const NAMES = [
-  "image",
-  "images",
-  "prompt",
-  "maxTokens",
-  "temperature",
-  "topK",
-  "topP",
-  "seed",
-  "stream",
-  "ignoreEos",
-  "resize",
-  "alpha",
-  "tokens",
-  "constrained",
-  "answerStart",
-  "locScale",
-  "nms",
-  "masks",
-];
-
 /**
- * Reads the native body: `image` or `images`, `prompt`, and what else a {@link Question} may say.
+ * Reads the body of a native route.
  *
  * @throws {RequestError} naming the field, with what was expected and found.
  */
-export function readQuestion(fields: Fields): GenerateRequest {
-  for (const name of fields.values.keys()) {
-    if (!NAMES.includes(name)) {
-      throw new RequestError(
-        "parameter_invalid",
-        `Cannot read the request: expected the fields ${NAMES.join(", ")}, found ${describe(name)}`,
-      );
-    }
-  }
-  const sampling = defined<Sampling>({
-    temperature: number(fields, "temperature"),
-    topK: number(fields, "topK"),
-    topP: number(fields, "topP"),
-    seed: number(fields, "seed"),
-  });
+export function readQuestion(fields: Fields, route: AnswerRoute = "generate"): Asked<Question> {
+  const body = bodyOf(fields, route);
+  const { stream, temperature, topK, topP, seed, image: _, images: __, ...rest } = body;
+  const { resize, alpha, tokens, maxTokens, ignoreEos, constrained, answerStart, locScale, nms, masks } =
+    rest;
+  const sampling = defined<Sampling>({ temperature, topK, topP, seed });
   return {
     question: {
-      images: pictures(fields),
-      prompt: prompt(fields),
-      ...defined<Question>({
-        maxTokens: number(fields, "maxTokens"),
-        ignoreEos: flag(fields, "ignoreEos"),
-        resize: oneOf(fields, "resize", ["hf-bicubic", "bv-bilinear-aa"]),
-        alpha: oneOf(fields, "alpha", ["drop", "white"]),
-        tokens: oneOf(fields, "tokens", ["plain", "allow"]),
-        constrained: flag(fields, "constrained"),
-        answerStart: text(fields, "answerStart"),
-        locScale: number(fields, "locScale") as Question["locScale"], // the pipeline tells which there are
-        nms: number(fields, "nms"),
-        masks: oneOf(fields, "masks", ["rle", "polygon", "png"]),
-      }),
+      ...defined({ resize, alpha, maxTokens, ignoreEos, constrained, answerStart, locScale, nms, masks }),
       ...Object.keys(sampling).length && { sampling },
+      ...withPolicy(promptOf(taskOf(route, rest)), tokens),
     },
-    ...defined<GenerateRequest>({ stream: flag(fields, "stream") }),
+    pictures: picturesOf(fields, body),
+    ...stream !== undefined && { stream },
   };
+}
+
+/**
+ * Reads the body of `/v1/classify`.
+ *
+ * @throws {RequestError} as {@link readQuestion}.
+ */
+export function readClassifyQuestion(fields: Fields): Asked<ClassifyQuestion> {
+  const body = bodyOf(fields, "classify");
+  const { labels, prompt = "answer en what is this?", resize, alpha, tokens } = body;
+  return {
+    question: { labels: labelsOf(labels), prompt, ...defined({ resize, alpha, tokens }) },
+    pictures: picturesOf(fields, body),
+  };
+}
+
+function bodyOf<R extends keyof typeof BODIES>(fields: Fields, route: R): z.infer<(typeof BODIES)[R]> {
+  const schema: z.ZodMiniObject = BODIES[route];
+  const values = valuesOf(fields, schema);
+  // Several file parts of one name are several pictures.
+  if (fields.kind === "form" && Array.isArray(values.image) && values.images === undefined) {
+    [values.images, values.image] = [values.image, undefined];
+  }
+  return read(schema, values) as z.infer<(typeof BODIES)[R]>;
+}
+
+// deno-lint-ignore no-explicit-any -- each branch knows which schema has been passed
+function taskOf(route: AnswerRoute, body: any): Task {
+  switch (route) {
+    case "generate":
+      return { task: "text", prompt: body.prompt };
+    case "caption":
+      if (body.style && body.style !== "caption") return { task: body.style, language: body.language };
+      return { task: "caption", language: body.language, box: body.box };
+    case "answer":
+      return { task: "answer", question: body.question, language: body.language, choices: body.choices };
+    case "ocr":
+      return { task: "ocr" };
+    default:
+      return { task: route, labels: labelsOf(body.labels) };
+  }
+}
+
+/** Tokens that our own prompts hold are tokens; those in the caller's text are as the caller says. */
+function withPolicy(
+  made: ReturnType<typeof promptOf>,
+  tokens: Question["tokens"],
+): Pick<Question, "prompt" | "tokens"> {
+  return made.tokens === "allow" ? made : { prompt: made.prompt, ...tokens && { tokens } };
+}
+
+function labelsOf(labels: string | readonly string[]): string[] {
+  return typeof labels === "string" ? labels.split(";").map((it) => it.trim()) : [...labels];
 }
 
 /** Without the properties that are undefined. */
@@ -78,120 +191,27 @@ function defined<T>(all: { [name in keyof T]?: T[name] | undefined }): Partial<T
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as Partial<T>;
 }
 
-function prompt(fields: Fields): string {
-  const value = text(fields, "prompt");
-  if (value === undefined) throw wrong("prompt", "a string, which may be empty", describe(value));
-  return value;
-}
-
-function text(fields: Fields, name: string): string | undefined {
-  const value = fields.values.get(name);
-  if (value === undefined) return undefined;
-  if (typeof value !== "string") throw wrong(name, "a string, which may be empty", describe(value));
-  if (!value.isWellFormed()) throw wrong(name, "Unicode text", "half a surrogate pair");
-  return value;
-}
-
-function number(fields: Fields, name: keyof Sampling | "maxTokens" | "locScale" | "nms"): number | undefined {
-  let value = fields.values.get(name);
-  if (value === undefined) return undefined;
-  if (fields.kind === "form" && typeof value === "string" && /^-?\d+(\.\d+)?([eE][-+]?\d+)?$/.test(value)) {
-    value = Number(value);
-  }
-  if (typeof value !== "number") throw wrong(name, "a number", describe(value));
-  if (!["temperature", "topP", "nms"].includes(name) && !Number.isSafeInteger(value)) {
-    throw wrong(name, "a whole number", describe(value));
-  }
-  return value;
-}
-
-function flag(fields: Fields, name: "stream" | "ignoreEos" | "constrained"): boolean | undefined {
-  const value = fields.values.get(name);
-  if (value === undefined || typeof value === "boolean") return value;
-  if (fields.kind === "form" && (value === "true" || value === "false")) return value === "true";
-  throw wrong(name, "true or false", describe(value));
-}
-
-function oneOf<const T extends string>(fields: Fields, name: string, choices: readonly T[]): T | undefined {
-  const value = fields.values.get(name);
-  if (value === undefined) return undefined;
-  const choice = choices.find((it) => it === value);
-  if (choice === undefined) {
-    throw new RequestError(
-      "parameter_invalid",
-      `Cannot read ${name}: expected ${choices.join(" or ")}, found ${describe(value)}`,
-    );
-  }
-  return choice;
-}
-
-function pictures(fields: Fields): Uint8Array[] {
-  const image = fields.values.get("image");
-  const images = fields.values.get("images");
+function picturesOf(
+  { kind }: Fields,
+  { image, images }: { readonly image?: PictureSource; readonly images?: readonly PictureSource[] },
+): readonly PictureSource[] {
+  const missing = (what: string) => new RequestError("image_missing", `Cannot read ${what}`);
   if (image !== undefined && images !== undefined) {
     throw new RequestError(
       "parameter_invalid",
       "Cannot read the request: expected image or images, found both",
     );
   }
-  const name = image !== undefined ? "image" : "images";
-  const value = image ?? images;
-  if (value === undefined) {
+  const list = images ?? (image === undefined ? undefined : [image]);
+  if (!list) throw missing("the request: expected image or images, found neither");
+  if (!list.length) throw missing("images: expected at least one picture, found none");
+  if (kind === "form" && list.some((it) => typeof it === "string" && !/^https?:/i.test(it))) {
     throw new RequestError(
-      "image_missing",
-      "Cannot read the request: expected image or images, found neither",
+      "body_invalid",
+      `Cannot read the request: expected a file part (curl -F image=@picture.jpg) or a URL, found ${
+        describe(list.find((it) => typeof it === "string"))
+      }`,
     );
   }
-  if (fields.kind === "form" && !Array.isArray(value)) {
-    throw wrong(name, `a file part (curl -F ${name}=@picture.jpg)`, describe(value));
-  }
-  if (fields.kind === "json" && name === "images" && !Array.isArray(value)) {
-    throw wrong(name, "an array of base64 strings or data: URLs", describe(value));
-  }
-  const list: unknown[] = fields.kind === "json" && name === "image" ? [value] : value as unknown[];
-  if (!list.length) {
-    throw new RequestError("image_missing", `Cannot read ${name}: expected at least one picture, found none`);
-  }
-  return list.map((it, i) => picture(it, list.length > 1 ? `${name}[${i}]` : name));
-}
-
-function picture(value: unknown, name: string): Uint8Array {
-  if (value instanceof Uint8Array) {
-    if (!value.length) throw new RequestError("image_missing", `Cannot read ${name}: found an empty file`);
-    return value;
-  }
-  if (typeof value !== "string") throw wrong(name, "a base64 string or a data: URL", describe(value));
-  if (!value) throw new RequestError("image_missing", `Cannot read ${name}: found an empty string`);
-  if (/^https?:/i.test(value)) {
-    throw wrong(name, "base64 or a data: URL (this server fetches no pictures)", describe(value));
-  }
-  if (!/^data:/i.test(value)) return base64(value, 0, name);
-  const comma = value.indexOf(",");
-  // The media type before it is not asked: the bytes tell better.
-  if (comma < 0 || !/;\s*base64$/i.test(value.slice(0, comma))) {
-    throw wrong(name, "data:<media type>;base64,<data>", describe(value));
-  }
-  if (comma === value.length - 1) {
-    throw new RequestError("image_missing", `Cannot read ${name}: found an empty picture`);
-  }
-  return base64(value, comma + 1, name);
-}
-
-/** Base64 from character `start` on: the standard alphabet, padded, nothing between. */
-function base64(text: string, start: number, name: string): Uint8Array {
-  const data = start ? text.slice(start) : text;
-  const stranger = /[^A-Za-z0-9+/=]/u.exec(data);
-  if (stranger) {
-    throw wrong(name, "base64", `${describe(stranger[0])} at character ${start + stranger.index}`);
-  }
-  try {
-    return Uint8Array.fromBase64(data, { lastChunkHandling: "strict" });
-  } catch {
-    const found = `${data.length} characters ending in ${describe(data.slice(-4))}`;
-    throw wrong(name, "whole base64, padded with =", found);
-  }
-}
-
-function wrong(name: string, expected: string, found: string): RequestError {
-  return new RequestError("body_invalid", `Cannot read ${name}: expected ${expected}, found ${found}`);
+  return list;
 }

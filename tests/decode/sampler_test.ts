@@ -25,7 +25,9 @@ Deno.test("greedy takes the largest logit below the limit that is allowed", () =
   );
   assert.equal(id, 3);
   assert.ok(Math.abs(logprob - Math.log(Math.exp(3) / (Math.exp(1) + Math.exp(3)))) < 1e-6);
-  assert.deepEqual(top, [{ id: 3, logit: 3 }, { id: 1, logit: 1 }, { id: 0, logit: -Infinity }]);
+  assert.deepEqual(top.map((it) => [it.id, it.logit]), [[3, 3], [1, 1], [0, -Infinity]]);
+  assert.equal(top[0].logprob, logprob);
+  assert.ok(Math.abs(Math.exp(top[0].logprob) + Math.exp(top[1].logprob) - 1) < 1e-6);
 });
 
 Deno.test("equal logits: the lower id, greedy and in the candidates", () => {

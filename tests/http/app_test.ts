@@ -41,7 +41,8 @@ Deno.test("JSON in, JSON out", async () => {
     tokenIds: [7, 9],
     items: [{ box: { yMin: 0.1, xMin: 0.2, yMax: 0.5, xMax: 0.6 }, label: "circle", confidence: 0.9 }],
     finishReason: "stop",
-    usage: { imageTokens: 16, promptTokens: 4, completionTokens: 2 },
+    promptTokenIds: [2, 10, 11, 108],
+    imageTokens: 16,
     timings: { preprocess: 1, vision: 2, prefill: 3, perToken: 4 },
   });
 });
@@ -130,7 +131,11 @@ Deno.test("every code has its status, thrown before the answer or within it", as
       const response = await app({ pipeline: () => broken(false) })
         .request("/v1/generate", post({ image, prompt: "", stream }));
       assert.equal(response.status, status, code);
-      assert.deepEqual(await response.json(), { error: { code, message: "what happened" } });
+      assert.equal(response.headers.get("content-type"), "application/problem+json");
+      const { type, title, instance, ...rest } = await response.json();
+      assert.deepEqual(rest, { status, detail: "what happened", code });
+      assert.deepEqual([type, typeof title], ["about:blank", "string"]);
+      assert.equal(instance, `urn:request:${response.headers.get("x-request-id")}`);
       assert.equal(response.headers.get("retry-after"), status === 503 ? "1" : null);
     }
     const late = await app({ pipeline: () => broken(true) })
@@ -144,19 +149,20 @@ Deno.test("every code has its status, thrown before the answer or within it", as
 Deno.test("our own mistake is a 500 that tells nothing and a stack for the log, once", async () => {
   for (const stream of [false, true]) {
     for (const after of [false, true]) {
-      const told: unknown[] = [];
+      const told: (Readonly<Record<string, unknown>> | undefined)[] = [];
       const pipeline = scripted(async function* () {
         if (after) yield token(1, "a");
         throw new TypeError("at /secret/path");
       });
-      const response = await app({ pipeline: () => pipeline, onError: (error) => told.push(error) })
+      const response = await app({ pipeline: () => pipeline, log: (_, __, facts) => told.push(facts) })
         .request("/v1/generate", post({ image, prompt: "", stream }));
       assert.equal(response.status, stream && after ? 200 : 500);
       const text = await response.text();
       assert.match(text, /"code":"internal"/);
       assert.doesNotMatch(text, /secret/);
-      assert.equal(told.length, 1);
-      assert.match((told[0] as Error).stack!, /app_test/);
+      const failures = told.filter((it) => it?.error);
+      assert.equal(failures.length, 1);
+      assert.match((failures[0]!.error as Error).stack!, /app_test/);
     }
   }
 });
@@ -173,7 +179,7 @@ Deno.test("health and models tell what is loaded; without a model there is a 503
     const response = await loading.request(path, init);
     assert.equal(response.status, 503);
     assert.equal(response.headers.get("retry-after"), "1");
-    assert.equal((await response.json()).error.code, "unavailable");
+    assert.equal((await response.json()).code, "unavailable");
   }
   assert.deepEqual((await (await loading.request("/v1/models")).json()).data, []);
 });
@@ -182,7 +188,7 @@ Deno.test("unknown routes are 404, other methods 405 with what is allowed", asyn
   for (const path of ["/v2", "/v1/generate/x", "/samples/none.png", "/%ff", "/v1"]) {
     const response = await app().request(path);
     assert.equal(response.status, 404, path);
-    assert.equal((await response.json()).error.code, "not_found");
+    assert.equal((await response.json()).code, "not_found");
   }
   const wrong = [["GET", "/v1/generate", "POST"], ["PUT", "/health", "GET, HEAD"], [
     "DELETE",
@@ -193,7 +199,7 @@ Deno.test("unknown routes are 404, other methods 405 with what is allowed", asyn
     const response = await app().request(path, { method });
     assert.equal(response.status, 405, path);
     assert.equal(response.headers.get("allow"), allow);
-    assert.equal((await response.json()).error.code, "method_not_allowed");
+    assert.equal((await response.json()).code, "method_not_allowed");
   }
   assert.equal((await app().request("/health", { method: "HEAD" })).status, 200);
 });

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
-import { RequestError } from "../../lib/errors.ts";
 import { readBytes, readFields } from "../../lib/http/body.ts";
+import { loadPictures } from "../../lib/http/pictures.ts";
+import { problemOf } from "../../lib/http/problem.ts";
 import { readQuestion } from "../../lib/http/question.ts";
 import { PICTURE } from "./doubles.ts";
 
@@ -10,14 +11,15 @@ const JSON_TYPE = "application/json";
 async function read(body: BodyInit, type?: string, maxBytes = 1 << 20) {
   const headers: HeadersInit = type === undefined ? {} : { "content-type": type };
   const request = new Request("http://x/", { method: "POST", body, headers });
-  return readQuestion(await readFields(request, maxBytes));
+  const { pictures, ...asked } = readQuestion(await readFields(request, maxBytes));
+  return { ...asked, images: await loadPictures(pictures, undefined) };
 }
 
 async function refused(promise: Promise<unknown>, code: string, message: RegExp) {
   await assert.rejects(promise, (error) => {
-    assert.ok(error instanceof RequestError, String(error));
-    assert.equal(error.code, code, error.message);
-    assert.match(error.message, message);
+    const problem = problemOf(error);
+    assert.equal(problem.code, code, String(error));
+    assert.match(problem.message, message);
     return true;
   });
 }
@@ -103,13 +105,17 @@ Deno.test("fields of a wrong kind are named, with what was expected and found", 
   const cases: [Record<string, unknown>, string, RegExp][] = [
     [{ prompt: undefined }, "body_invalid", /prompt: expected a string, which may be empty, found nothing/],
     [{ prompt: 5 }, "body_invalid", /prompt: expected a string.*found 5/],
-    [{ prompt: "a\ud800" }, "body_invalid", /prompt: expected Unicode text, found half a surrogate pair/],
-    [{ maxTokens: "7" }, "body_invalid", /maxTokens: expected a number, found "7"/],
-    [{ maxTokens: 1.5 }, "body_invalid", /maxTokens: expected a whole number, found 1.5/],
-    [{ maxTokens: null }, "body_invalid", /maxTokens: expected a number, found null/],
-    [{ seed: 2 ** 63 }, "body_invalid", /seed: expected a whole number/],
-    [{ topK: {} }, "body_invalid", /topK: expected a number, found an object/],
-    [{ temperature: [1] }, "body_invalid", /temperature: expected a number, found an array of 1/],
+    [
+      { prompt: "a\ud800" },
+      "body_invalid",
+      /prompt: expected Unicode text .half a surrogate pair is none., found "a/,
+    ],
+    [{ maxTokens: "7" }, "body_invalid", /maxTokens: expected a whole number, 1 or more, found "7"/],
+    [{ maxTokens: 1.5 }, "body_invalid", /maxTokens: expected a whole number, 1 or more, found 1.5/],
+    [{ maxTokens: null }, "body_invalid", /maxTokens: expected a whole number, 1 or more, found null/],
+    [{ seed: 2 ** 63 }, "parameter_invalid", /seed: expected a whole number, from 0 to 4294967295/],
+    [{ topK: {} }, "body_invalid", /topK: expected a whole number, 0 or more, found an object/],
+    [{ temperature: [1] }, "body_invalid", /temperature: expected a number from 0 to 2, found an array of 1/],
     [{ stream: 1 }, "body_invalid", /stream: expected true or false, found 1/],
     [{ ignoreEos: "true" }, "body_invalid", /ignoreEos: expected true or false, found "true"/],
     [
@@ -134,7 +140,7 @@ Deno.test("pictures that are missing or not base64 are refused, by place", async
     [{ images: [] }, "image_missing", /images: expected at least one picture/],
     [{ image: "" }, "image_missing", /image: found an empty string/],
     [{ image: "data:image/png;base64," }, "image_missing", /image: found an empty picture/],
-    [{ image: 5 }, "body_invalid", /image: expected a base64 string or a data: URL, found 5/],
+    [{ image: 5 }, "body_invalid", /image: expected a base64 string, a data: URL or an https: URL, found 5/],
     [{ image: [image] }, "body_invalid", /image: expected a base64 string.*found an array of 1/],
     [{ images: image }, "body_invalid", /images: expected an array/],
     [{ images: [image, null] }, "body_invalid", /images\[1\]: .*found null/],
@@ -172,12 +178,12 @@ Deno.test("forms say what is wrong with them in the same words", async () => {
   await refused(
     form(["prompt", ""], ["maxTokens", "many"]),
     "body_invalid",
-    /maxTokens: expected a number, found "many"/,
+    /maxTokens: expected a whole number, 1 or more, found "many"/,
   );
   await refused(
     form(["prompt", ""], ["maxTokens", ""]),
     "body_invalid",
-    /maxTokens: expected a number, found ""/,
+    /maxTokens: expected a whole number, 1 or more, found ""/,
   );
   await refused(form(["prompt", ""], ["stream", "yes"]), "body_invalid", /stream: expected true or false/);
   await refused(form(["prompt", ""], ["image", "text"]), "body_invalid", /files only in the field "image"/);
@@ -187,7 +193,7 @@ Deno.test("forms say what is wrong with them in the same words", async () => {
   await refused(
     read(text),
     "body_invalid",
-    /image: expected a file part \(curl -F image=@picture.jpg\), found "picture.jpg"/,
+    /expected a file part \(curl -F image=@picture.jpg\) or a URL, found "picture.jpg"/,
   );
   const empty = new FormData();
   empty.append("image", new Blob([]), "a.png");

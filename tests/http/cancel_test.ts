@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { loadModel } from "../../functions/model.ts";
 import { createApp } from "../../lib/http/app.ts";
-import type { Pipeline } from "../../lib/pipeline.ts";
+import type { LocalPipeline } from "../../lib/pipeline.ts";
 
 const PICTURE = await Deno.readFile(new URL("../fixtures/pictures/rgb.jpg", import.meta.url));
 const CHECKPOINT = join(import.meta.dirname!, "../golden/checkpoints/pg1");
@@ -11,8 +11,9 @@ const CHECKPOINT = join(import.meta.dirname!, "../golden/checkpoints/pg1");
 async function serve() {
   const model = await loadModel(CHECKPOINT);
   const seen: { tokens: number; ended: boolean }[] = [];
-  const pipeline: Pipeline = {
+  const pipeline: LocalPipeline = {
     model: model.model,
+    classify: (question, signal) => model.classify(question, signal),
     async *answer(question, signal) {
       const mine = { tokens: 0, ended: false };
       seen.push(mine);

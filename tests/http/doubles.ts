@@ -1,12 +1,12 @@
 /** A pipeline whose answers a test writes, for what HTTP makes of them. The doors' tests run the real model. */
 
-import type { Pipeline } from "../../lib/pipeline.ts";
+import type { LocalPipeline } from "../../lib/pipeline.ts";
 import type { AnswerEvent, Question } from "../../lib/types.ts";
 
 /** Answers with what `play` yields. */
 export function scripted(
   play: (question: Question, signal: AbortSignal | undefined) => AsyncGenerator<AnswerEvent>,
-): Pipeline {
+): LocalPipeline {
   return {
     model: {
       name: "scripted",
@@ -17,6 +17,7 @@ export function scripted(
       vocabulary: 2092,
     },
     answer: play,
+    classify: () => Promise.reject(new TypeError("Nobody classifies here")),
   };
 }
 
@@ -40,7 +41,7 @@ export function ending(text: string, completionTokens: number, finishReason: "st
 }
 
 /** Two tokens, a box between them. */
-export function twoTokens(): Pipeline {
+export function twoTokens(): LocalPipeline {
   return scripted(async function* () {
     yield token(7, "red\n");
     yield {
@@ -57,9 +58,9 @@ export function twoTokens(): Pipeline {
 /** The bytes that stand for a picture where nobody decodes it. */
 export const PICTURE = new Uint8Array([0x89, 0x50, 0x4e, 0x47, 255, 0, 1]);
 
-/** Events of an SSE body, in order. */
+/** Events of an SSE body, in order; `retry` and comments are none. */
 export function parseEvents(text: string): { id: string; event: string; data: unknown }[] {
-  return text.split("\n\n").filter(Boolean).map((block) => {
+  return text.split("\n\n").filter((block) => /^data:/m.test(block)).map((block) => {
     const field = (name: string) =>
       block.split("\n").filter((line) => line.startsWith(`${name}: `)).map((line) =>
         line.slice(name.length + 2)

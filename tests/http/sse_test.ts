@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import type { AnswerEvent } from "../../lib/types.ts";
 import { problemOf } from "../../lib/http/problem.ts";
-import { encodeEvent, eventStream } from "../../lib/http/sse.ts";
-import { ending, parseEvents, token } from "./doubles.ts";
+import { Recording, Recordings } from "../../lib/http/recording.ts";
+import { encodeEvent, eventStream, type ServerEvent, type StreamOptions } from "../../lib/http/sse.ts";
+import { parseEvents } from "./doubles.ts";
 
 /** The fields of one block as the standard tells a reader to take them apart. */
 function readBack(text: string) {
@@ -41,8 +41,8 @@ Deno.test("an id or an event name that would begin another field is refused", ()
   }
 });
 
-/** A stream over `events`, and what happened to it. */
-async function start(play: () => AsyncGenerator<AnswerEvent>) {
+/** A recording of `events`, a stream over it, and what happened to its source. */
+function start(play: () => AsyncGenerator<ServerEvent>, options: Partial<StreamOptions> = {}) {
   const seen = { drawn: 0, stops: 0, ends: 0, returned: false };
   async function* counted() {
     try {
@@ -54,64 +54,117 @@ async function start(play: () => AsyncGenerator<AnswerEvent>) {
       seen.returned = true;
     }
   }
-  const events = counted();
-  const stream = eventStream(await events.next(), events, {
-    problemOf,
-    stop: () => seen.stops++,
-    end: () => seen.ends++,
-  });
-  return { stream, seen };
+  const recording = new Recording(counted(), () => seen.stops++, () => seen.ends++);
+  const read = (more: Partial<StreamOptions> = {}) => {
+    const failed = (error: unknown) => ({ event: "error", data: JSON.stringify(problemOf(error)) });
+    return eventStream(recording, {
+      from: 0,
+      heartbeatMs: 1000,
+      failed,
+      leave: recording.join(),
+      ...options,
+      ...more,
+    });
+  };
+  return { recording, read, seen };
 }
 
-Deno.test("an answer becomes its events, numbered, and ends", async () => {
-  const { stream, seen } = await start(async function* () {
-    yield token(1, "a\nb");
-    yield* ending("a\nb", 1);
-  });
-  const events = parseEvents(await new Response(stream).text());
-  assert.deepEqual(events.map((it) => it.id), ["0", "1", "2"]);
-  assert.deepEqual(events.map((it) => it.event), ["token", "usage", "done"]);
-  assert.deepEqual(events[0].data, { type: "token", id: 1, text: "a\nb", logprob: -0.25 });
-  assert.deepEqual([seen.stops, seen.ends], [0, 1]);
+const sleep = (ms = 0) => new Promise((resolve) => setTimeout(resolve, ms));
+const text = (stream: ReadableStream) => new Response(stream).text();
+const numbers = (from: number, end: number) => Array.from({ length: end - from }, (_, i) => String(from + i));
+
+async function* counting(count: number, pauseMs?: number) {
+  for (let i = 0; i < count; i++) {
+    if (pauseMs !== undefined) await sleep(pauseMs);
+    yield { event: "token", data: String(i).padEnd(100) };
+  }
+}
+
+Deno.test("a recording becomes its events, numbered, after the time a client waits before it comes back", async () => {
+  const { read, seen } = start(() => counting(3));
+  const sent = await text(read());
+  assert.match(sent, /^retry: 1000\n\nid: 0\nevent: token\ndata: 0/);
+  assert.deepEqual(parseEvents(sent).map((it) => it.id), ["0", "1", "2"]);
+  assert.deepEqual(seen, { drawn: 3, stops: 0, ends: 1, returned: true });
 });
 
-Deno.test("an error within an answer is its last event, without internals", async () => {
-  const { stream, seen } = await start(async function* () {
-    yield token(1, "a");
+Deno.test("an error within an answer is its last event, without internals, and has the next number", async () => {
+  const { recording, read, seen } = start(async function* () {
+    yield* counting(1);
     throw new TypeError("secret detail");
   });
-  const events = parseEvents(await new Response(stream).text());
-  assert.deepEqual(events.map((it) => it.event), ["token", "error"]);
-  assert.equal((events[1].data as { code: string }).code, "internal");
-  assert.doesNotMatch(JSON.stringify(events[1]), /secret/);
+  const sent = await text(read());
+  assert.deepEqual(parseEvents(sent).map((it) => [it.id, it.event]), [["0", "token"], ["1", "error"]]);
+  assert.match(sent, /"code":"internal"/);
+  assert.doesNotMatch(sent, /secret/);
+  assert.equal(recording.state, "broken");
   assert.deepEqual([seen.stops, seen.ends], [0, 1]);
 });
 
 Deno.test("a reader that does not read holds the answer back, and once it reads loses nothing", async () => {
-  const count = 3000;
-  const { stream, seen } = await start(async function* () {
-    for (let i = 0; i < count; i++) yield token(i, "x".repeat(50));
-    yield* ending("", count);
-  });
-  await new Promise((resolve) => setTimeout(resolve, 50));
+  const { read, seen } = start(() => counting(3000));
+  const stream = read();
+  await sleep(50);
   // About 130 bytes an event: 64 KiB hold some 500.
   assert.ok(seen.drawn > 100 && seen.drawn < 1000, `${seen.drawn} events drawn ahead of the reader`);
-  const events = parseEvents(await new Response(stream).text());
-  assert.deepEqual(events.map((it) => Number(it.id)), Array.from({ length: count + 2 }, (_, i) => i));
+  assert.deepEqual(parseEvents(await text(stream)).map((it) => it.id), numbers(0, 3000));
 });
 
 Deno.test("a reader that goes away stops the answer once and lets its source clean up", async () => {
-  const { stream, seen } = await start(async function* () {
-    for (let i = 0;; i++) {
-      await new Promise((resolve) => setTimeout(resolve));
-      yield token(i, "x");
-    }
-  });
-  const reader = stream.getReader();
-  await reader.read();
+  const { recording, read, seen } = start(() => counting(1e6, 0));
+  const reader = read().getReader();
+  for (let i = 0; i < 2; i++) await reader.read();
   await reader.cancel();
+  await sleep(10);
   const { drawn } = seen;
-  await new Promise((resolve) => setTimeout(resolve, 20));
-  assert.equal(seen.drawn, drawn);
+  await sleep(20);
   assert.deepEqual(seen, { drawn, stops: 1, ends: 1, returned: true });
+  assert.equal(recording.state, "broken");
+});
+
+Deno.test("two readers of one recording draw each event once, and the first to go stops nothing", async () => {
+  const { read, seen } = start(() => counting(200, 0));
+  const [first, second] = [read().getReader(), text(read({ from: 100 }))];
+  for (let i = 0; i < 5; i++) await first.read();
+  await first.cancel();
+  assert.deepEqual(parseEvents(await second).map((it) => it.id), numbers(100, 200));
+  assert.deepEqual(seen, { drawn: 200, stops: 0, ends: 1, returned: true });
+});
+
+Deno.test("silence is filled with comments, which are no events", async () => {
+  const { read } = start(() => counting(2, 100), { heartbeatMs: 15 });
+  const sent = await text(read());
+  assert.ok(sent.split(": heartbeat\n\n").length >= 5, sent);
+  assert.deepEqual(parseEvents(sent).map((it) => it.id), ["0", "1"]);
+});
+
+Deno.test("recordings are kept within their bytes and their age, the oldest forgotten first, broken ones at once", async () => {
+  const kept = new Recordings(5000, 60_000);
+  const make = async (key: string, count: number) => {
+    const { recording, read } = start(() => counting(count));
+    kept.keep(key, recording);
+    await text(read());
+    kept.tidy();
+    return recording;
+  };
+  const first = await make("a", 15); // about 130 bytes an event
+  await make("b", 15);
+  assert.equal(kept.get("a"), first);
+  await make("c", 15);
+  assert.deepEqual(["a", "b", "c"].map((it) => kept.get(it) !== undefined), [false, true, true]);
+  assert.ok(kept.sizeBytes <= 5000 && kept.sizeBytes > 2000, `${kept.sizeBytes} bytes`);
+
+  const { recording, read } = start(() => counting(1e6, 0));
+  kept.keep("d", recording);
+  const reader = read().getReader();
+  await reader.read();
+  assert.equal(kept.get("d"), recording);
+  await reader.cancel();
+  assert.equal(kept.get("d"), undefined);
+
+  const brief = new Recordings(5000, 10);
+  brief.keep("a", first);
+  await sleep(15);
+  brief.tidy();
+  assert.equal(brief.get("a"), undefined);
 });

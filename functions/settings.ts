@@ -1,0 +1,56 @@
+/** The environment of a server, read once: the same names on every door. */
+
+import { type Level, LEVELS } from "../lib/http/guard/log.ts";
+import type { AppParts } from "../lib/http/app.ts";
+
+/** What the environment says; the README has the table. */
+export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins"> {
+  /** 0 lets the system choose. */
+  readonly port: number;
+  /** A model directory; undefined for the bundled model. */
+  readonly model?: string;
+  readonly logLevel: Level;
+  /** Whether pictures and webhooks may be on private networks. */
+  readonly allowPrivateUrls: boolean;
+}
+
+/** Limits of one key where there are keys and nothing else is said. */
+const KEY_LIMITS = { requestsPerMinute: 600, concurrent: 32 };
+
+/**
+ * @param get gives a variable's value.
+ * @throws {RangeError} naming the variable, what was expected and what was found.
+ */
+export function readSettings(get: (name: string) => string | undefined): Settings {
+  const list = (name: string) => (get(name) ?? "").split(",").map((it) => it.trim()).filter(Boolean);
+  const whole = (name: string, low: number, high: number): number | undefined => {
+    const value = get(name);
+    if (!value) return undefined;
+    if (/^\d{1,9}$/.test(value) && Number(value) >= low && Number(value) <= high) return Number(value);
+    throw new RangeError(
+      `expected ${name} to be a number from ${low} to ${high}, found ${JSON.stringify(value)}`,
+    );
+  };
+  const logLevel = get("LOG_LEVEL") || "warn";
+  if (!LEVELS.includes(logLevel as Level)) {
+    throw new RangeError(
+      `expected LOG_LEVEL to be ${LEVELS.join(" or ")}, found ${JSON.stringify(logLevel)}`,
+    );
+  }
+  const keys = list("API_KEYS");
+  const { requestsPerMinute, concurrent } = keys.length
+    ? KEY_LIMITS
+    : { requestsPerMinute: Infinity, concurrent: Infinity };
+  return {
+    port: whole("PORT", 0, 65535) ?? 8000,
+    model: get("MODEL") || undefined,
+    ...keys.length && { apiKeys: keys },
+    limits: {
+      requestsPerMinute: whole("RATE_LIMIT", 1, 1e9) ?? requestsPerMinute,
+      concurrent: whole("CONCURRENCY_LIMIT", 1, 1e9) ?? concurrent,
+    },
+    origins: list("CORS_ORIGINS"),
+    logLevel: logLevel as Level,
+    allowPrivateUrls: /^(1|true)$/i.test(get("ALLOW_PRIVATE_URLS") ?? ""),
+  };
+}

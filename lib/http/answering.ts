@@ -1,0 +1,232 @@
+/** Runs a question for a route: as one object or as a stream, until it is answered or nobody waits for it any more. */
+
+import { SpanStatusCode, trace } from "@opentelemetry/api";
+import type { Context } from "hono";
+import { RequestError } from "../errors.ts";
+import type { Metrics } from "../metrics.ts";
+import { collect, type LocalPipeline, type ModelInfo } from "../pipeline.ts";
+import type { Answer, AnswerEvent, Question } from "../types.ts";
+import type { Env } from "./guard/exchange.ts";
+import { HttpError, type Problem, problemOf } from "./problem.ts";
+import { Recording, Recordings } from "./recording.ts";
+import { eventStream, type ServerEvent, within } from "./sse.ts";
+
+/** Events kept for clients that come back, and how long. */
+const RECORDED_BYTES = 16 * 1024 * 1024;
+const RECORDED_MS = 5 * 60_000;
+
+/** What answers are made with. */
+export interface AnsweringParts {
+  pipeline(): LocalPipeline | undefined;
+  readonly metrics: Metrics;
+  readonly stopping?: AbortSignal;
+  readonly heartbeatMs: number;
+  /** An error as the client is told; ours are logged on the way. */
+  problemOf(error: unknown): Problem;
+}
+
+/** The events of an answer, perhaps fewer: `enough` asks it to end. */
+export type Until = (events: AsyncIterable<AnswerEvent>, enough: () => void) => AsyncIterable<AnswerEvent>;
+
+/** How a route writes an answer on the wire. */
+export interface Wire {
+  /** What its events depend on besides the question. */
+  readonly key: string;
+  readonly until?: Until;
+  write(answer: AsyncIterable<AnswerEvent>, pipeline: LocalPipeline): AsyncGenerator<ServerEvent>;
+  failed(problem: Problem): ServerEvent;
+}
+
+type Asking = Context<Env>;
+
+/** The answers of one server. */
+export class Answering {
+  readonly #recordings = new Recordings(RECORDED_BYTES, RECORDED_MS);
+  readonly #tracer = trace.getTracer("paligemma-edge");
+
+  constructor(private readonly parts: AnsweringParts) {}
+
+  /**
+   * The loaded model.
+   *
+   * @throws {HttpError} `unavailable` while there is none, or the server stops.
+   */
+  pipeline(): LocalPipeline {
+    const pipeline = this.parts.pipeline();
+    if (!pipeline) throw unavailable("the model is still loading");
+    if (this.parts.stopping?.aborted) throw unavailable("the server is stopping");
+    return pipeline;
+  }
+
+  /** What is loaded, if anything. */
+  models(): ModelInfo[] {
+    const { model } = this.parts.pipeline() ?? {};
+    return model ? [model] : [];
+  }
+
+  /** A whole answer. */
+  async whole(c: Asking, question: Question, until: Until = (events) => events): Promise<Answer> {
+    return await this.run(c, async (pipeline, signal, stop) => {
+      const answer = await collect(until(this.#observed(pipeline.answer(question, signal), pipeline), stop));
+      if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The caller went away");
+      return answer;
+    });
+  }
+
+  /** Anything that ends when the client goes away or the server stops. */
+  async run<T>(
+    c: Asking,
+    work: (pipeline: LocalPipeline, signal: AbortSignal, stop: () => void) => Promise<T>,
+  ): Promise<T> {
+    const pipeline = this.pipeline();
+    const request = new AbortController();
+    const unlink = follow(request, [c.req.raw.signal, this.parts.stopping]);
+    try {
+      return await work(pipeline, request.signal, () => request.abort());
+    } catch (error) {
+      if (this.parts.stopping?.aborted) throw unavailable("the server is stopping");
+      throw error;
+    } finally {
+      unlink();
+    }
+  }
+
+  /**
+   * An answer as server-sent events, from the beginning or, where the request has a `Last-Event-ID`, after it; 204 when
+   * there is nothing after it. What is wrong with the question is thrown, while there is still a status to say it with.
+   */
+  async stream(c: Asking, question: Question, wire: Wire): Promise<Response> {
+    const last = lastEventId(c.req.header("last-event-id"));
+    const from = last === undefined ? 0 : last + 1;
+    const key = await keyOf(c, question, wire);
+    const recording = (from > 0 ? this.#recordings.get(key) : undefined) ?? this.#record(key, question, wire);
+    const exchange = c.get("exchange");
+    const leave = recording.join();
+    const { signal } = c.req.raw;
+    const left = () => {
+      signal.removeEventListener("abort", left);
+      leave();
+      exchange.end();
+    };
+    signal.addEventListener("abort", left);
+    if (signal.aborted) left();
+    try {
+      const first = await within(this.parts.heartbeatMs, recording.frame(from));
+      if (first === undefined) {
+        left();
+        return new Response(null, { status: 204 });
+      }
+    } catch (error) {
+      left();
+      throw error;
+    }
+    exchange.streaming = true;
+    const failed = (error: unknown) => wire.failed(this.parts.problemOf(error));
+    const body = eventStream(recording, { from, heartbeatMs: this.parts.heartbeatMs, failed, leave: left });
+    return new Response(body, {
+      headers: {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-store",
+        "x-accel-buffering": "no", // nginx would hold the tokens back
+      },
+    });
+  }
+
+  #record(key: string, question: Question, wire: Wire): Recording {
+    const pipeline = this.pipeline();
+    const request = new AbortController();
+    const unlink = follow(request, [this.parts.stopping]);
+    const stop = () => request.abort();
+    const { until = (events) => events } = wire;
+    const answer = until(this.#observed(pipeline.answer(question, request.signal), pipeline), stop);
+    const recording = new Recording(wire.write(answer, pipeline), stop, () => {
+      unlink();
+      this.#recordings.tidy();
+    });
+    this.#recordings.keep(key, recording);
+    return recording;
+  }
+
+  /** Passes events on, counting them. */
+  async *#observed(
+    events: AsyncIterable<AnswerEvent>,
+    { model }: LocalPipeline,
+  ): AsyncGenerator<AnswerEvent, void> {
+    const { metrics } = this.parts;
+    const since = performance.now();
+    const span = this.#tracer.startSpan("generate_content", {
+      attributes: { "gen_ai.operation.name": "generate_content", "gen_ai.request.model": model.name },
+    });
+    let last: number | undefined;
+    try {
+      for await (const event of events) {
+        const now = performance.now();
+        if (event.type === "token") {
+          (last === undefined ? metrics.timeToFirstToken : metrics.interToken).observe(
+            (now - (last ?? since)) / 1000,
+          );
+          if (last === undefined) span.addEvent("first_token");
+          last = now;
+        } else if (event.type === "usage") {
+          metrics.tokens.add(event.imageTokens, "image");
+          metrics.tokens.add(event.promptTokenIds.length, "prompt");
+          metrics.tokens.add(event.completionTokens, "completion");
+          span.setAttributes({
+            "gen_ai.usage.input_tokens": event.imageTokens + event.promptTokenIds.length,
+            "gen_ai.usage.output_tokens": event.completionTokens,
+          });
+        } else if (event.type === "done") {
+          metrics.answer.observe((now - since) / 1000);
+          span.setAttribute("gen_ai.response.finish_reasons", [event.finishReason]);
+        }
+        yield event;
+      }
+    } catch (error) {
+      span.setStatus({ code: SpanStatusCode.ERROR, message: problemOf(error).code });
+      throw error;
+    } finally {
+      span.end();
+    }
+  }
+}
+
+/**
+ * What tells an answer from another: the caller, the route, the question and its pictures. The same key means the same
+ * events.
+ */
+async function keyOf(c: Asking, { images, ...question }: Question, wire: Wire): Promise<string> {
+  const digest = async (bytes: Uint8Array) =>
+    new Uint8Array(await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>)).toHex();
+  const pictures = await Promise.all(images.map(digest));
+  const asked = JSON.stringify([c.get("exchange").caller, c.req.path, wire.key, question, pictures]);
+  return await digest(new TextEncoder().encode(asked));
+}
+
+/** The number of the last event a client has, or undefined where it has none. */
+function lastEventId(header: string | undefined): number | undefined {
+  if (header === undefined || header === "") return undefined;
+  if (/^\d{1,9}$/.test(header)) return Number(header);
+  throw new RequestError(
+    "parameter_invalid",
+    "Cannot resume: expected a Last-Event-ID that this server gave",
+  );
+}
+
+function unavailable(why: string): HttpError {
+  return new HttpError({ code: "unavailable", message: `Cannot answer now: ${why}` });
+}
+
+/**
+ * Aborts `controller` when one of `signals` does, until the function given back is called. `AbortSignal.any` would
+ * keep something of every answer alive for as long as the server's own signal lives.
+ */
+function follow(controller: AbortController, signals: readonly (AbortSignal | undefined)[]): () => void {
+  function abort(this: AbortSignal) {
+    controller.abort(this.reason);
+  }
+  for (const signal of signals) {
+    if (signal?.aborted) controller.abort(signal.reason);
+    else signal?.addEventListener("abort", abort, { once: true });
+  }
+  return () => signals.forEach((signal) => signal?.removeEventListener("abort", abort));
+}

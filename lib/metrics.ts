@@ -1,0 +1,143 @@
+/**
+ * What is counted while serving, as plain numbers, and the text in which Prometheus reads it (exposition format 0.0.4).
+ */
+
+/** Bounds of latency histograms, seconds: from a cached token to a request that waited long in line. */
+const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+
+/** Different label values a metric keeps apart; more become `other`, so that no caller can grow the memory. */
+const MAX_SERIES = 200;
+
+/** A number for each value of its labels. Only ever added to when it is a counter. */
+export class Metric<const L extends readonly string[] = []> {
+  readonly #values = new Map<string, number>();
+
+  constructor(
+    readonly name: string,
+    readonly kind: "counter" | "gauge",
+    readonly help: string,
+    private readonly labels: L = [] as unknown as L,
+  ) {}
+
+  /** Adds to the number of these label values. */
+  add(by: number, ...values: { readonly [i in keyof L]: string }): void {
+    const key = this.#key(values);
+    this.#values.set(key, (this.#values.get(key) ?? 0) + by);
+  }
+
+  /** The number of these label values; 0 when nothing was added. */
+  value(...values: string[]): number {
+    return this.#values.get(this.#key(values)) ?? 0;
+  }
+
+  /** Lines of the exposition. */
+  *lines(): Generator<string> {
+    yield* head(this);
+    if (!this.labels.length) yield `${this.name} ${this.value()}`;
+    else for (const [key, value] of this.#values) yield `${this.name}{${key}} ${value}`;
+  }
+
+  #key(values: readonly string[]): string {
+    const key = this.labels.map((name, i) => `${name}="${escaped(values[i])}"`).join();
+    if (this.#values.has(key) || this.#values.size < MAX_SERIES) return key;
+    return this.labels.map((name) => `${name}="other"`).join();
+  }
+}
+
+/** How often a duration fell under each of its bounds. */
+export class Histogram {
+  readonly #counts: number[];
+  #sum = 0;
+
+  constructor(readonly name: string, readonly help: string, readonly bounds: readonly number[] = SECONDS) {
+    this.#counts = new Array(bounds.length + 1).fill(0);
+  }
+
+  readonly kind = "histogram";
+
+  /** Takes one value, in seconds. */
+  observe(value: number): void {
+    const at = this.bounds.findIndex((bound) => value <= bound);
+    this.#counts[at < 0 ? this.bounds.length : at]++;
+    this.#sum += value;
+  }
+
+  /** Number of values so far. */
+  get count(): number {
+    return this.#counts.reduce((sum, it) => sum + it, 0);
+  }
+
+  /** Lines of the exposition. */
+  *lines(): Generator<string> {
+    yield* head(this);
+    let below = 0;
+    for (const [i, bound] of [...this.bounds, "+Inf"].entries()) {
+      yield `${this.name}_bucket{le="${bound}"} ${below += this.#counts[i]}`;
+    }
+    yield `${this.name}_sum ${this.#sum}`;
+    yield `${this.name}_count ${below}`;
+  }
+}
+
+/** All that is counted. One object a server; a door hands it to the pipeline and to the app. */
+export type Metrics = ReturnType<typeof createMetrics>;
+
+/** Numbers at zero. */
+export function createMetrics() {
+  return {
+    requests: new Metric("paligemma_http_requests_total", "counter", "Requests answered.", [
+      "route",
+      "status",
+    ]),
+    inFlight: new Metric(
+      "paligemma_http_requests_in_flight",
+      "gauge",
+      "Requests being answered, streams included.",
+    ),
+    queueDepth: new Metric(
+      "paligemma_queue_depth",
+      "gauge",
+      "Questions being answered or waiting for their turn.",
+    ),
+    tokens: new Metric("paligemma_tokens_total", "counter", "Tokens by kind: image, prompt, completion.", [
+      "kind",
+    ]),
+    features: new Metric(
+      "paligemma_feature_cache_total",
+      "counter",
+      "Pictures whose image tokens were known: hit, miss.",
+      [
+        "result",
+      ],
+    ),
+    routes: new Metric("paligemma_routes_total", "counter", "Answers by where they were computed.", [
+      "route",
+    ]),
+    budgets: new Metric("paligemma_budget_total", "counter", "Latency budgets: met, missed.", ["result"]),
+    timeToFirstToken: new Histogram(
+      "paligemma_time_to_first_token_seconds",
+      "From the question's arrival, with its wait in line, to its first token.",
+    ),
+    interToken: new Histogram("paligemma_inter_token_seconds", "From one token of an answer to the next."),
+    answer: new Histogram(
+      "paligemma_answer_seconds",
+      "From the question's arrival to the end of its answer.",
+    ),
+  };
+}
+
+/** All numbers as Prometheus reads them, `text/plain; version=0.0.4`. */
+export function exposition(metrics: Metrics): string {
+  return Object.values(metrics).flatMap((it) => [...it.lines()]).join("\n") + "\n";
+}
+
+function* head(
+  { name, help, kind }: { readonly name: string; readonly help: string; readonly kind: string },
+) {
+  yield `# HELP ${name} ${help}`;
+  yield `# TYPE ${name} ${kind}`;
+}
+
+function escaped(value: string): string {
+  return value.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replaceAll("\n", "\\n");
+}
