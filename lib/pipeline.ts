@@ -3,9 +3,10 @@
  */
 
 import type { Backend, Tensor } from "./backend/backend.ts";
-import { likelihoods, normalised } from "./decode/classify.ts";
+import { checkLabels, likelihoods, normalised } from "./decode/classify.ts";
 import { decode, type DecodeWork } from "./decode/decode.ts";
 import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
+import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Prepared, preprocess } from "./preprocess/preprocess.ts";
@@ -18,6 +19,7 @@ import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
 import type {
   Answer,
   AnswerEvent,
+  Cached,
   Classification,
   ClassifyQuestion,
   Constraint,
@@ -30,9 +32,14 @@ import type {
   Timings,
   WeightFormat,
 } from "./types.ts";
-import { FeatureCache, remembering } from "./vision/feature_cache.ts";
+import {
+  type FeatureCacheOptions,
+  remembering,
+  type RememberingVision,
+  visionRevision,
+} from "./vision/feature_cache.ts";
 import { loadMasks, type Masks } from "./vision/mask.ts";
-import { loadVision, type Vision } from "./vision/siglip.ts";
+import { loadVision } from "./vision/siglip.ts";
 import { type ModelConfig, readConfig } from "./weights/config.ts";
 import { openWeights } from "./weights/load.ts";
 
@@ -73,7 +80,7 @@ export interface LocalPipeline extends Pipeline {
 }
 
 /** What a pipeline is made of. */
-export interface PipelineParts {
+export interface PipelineParts extends FeatureCacheOptions {
   readonly backend: Backend;
   /** A model directory in Hugging Face layout. */
   readonly files: ModelFiles;
@@ -87,8 +94,8 @@ export interface PipelineParts {
   readonly maxPixels?: number;
   /** Questions that may wait while one is answered; more are refused with `overloaded`. */
   readonly maxWaiting?: number;
-  /** Bytes of image tokens kept for further questions about pictures seen lately; 64 MiB by default, 0 for none. */
-  readonly featureCacheBytes?: number;
+  /** Bytes of keys and values kept for questions asked again word for word; 64 MiB by default, 0 for none. */
+  readonly prefixCacheBytes?: number;
 }
 
 /**
@@ -109,8 +116,9 @@ export async function createPipeline(parts: PipelineParts): Promise<LocalPipelin
         `the ${backend.name} backend has ${gigabytes(backend.availableBytes)}; int4 weights would be smaller`,
     );
   }
-  const features = new FeatureCache(parts.featureCacheBytes ?? 64 * 2 ** 20);
-  const vision = remembering(await loadVision(backend, weights), backend, features, parts.name);
+  // What does not outlive this model needs no name that tells it from others.
+  const revision = parts.blobs ? await visionRevision(weights, backend) : "";
+  const vision = remembering(await loadVision(backend, weights), backend, parts, revision);
   const decoder = await loadDecoder(backend, weights, parts.slidingWindow);
   const masks = await loadMasks(backend, files);
   return new Loaded(parts, config, tokenizer, vision, decoder, masks);
@@ -138,17 +146,19 @@ class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
   readonly #line: Line;
   readonly #locations: Locations;
+  readonly #prefixes: PrefixCache;
 
   constructor(
     private readonly parts: PipelineParts,
     private readonly config: ModelConfig,
     private readonly tokenizer: Tokenizer,
-    private readonly vision: Vision,
+    private readonly vision: RememberingVision,
     private readonly decoder: Decoder,
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64);
     this.#locations = findLocations(tokenizer);
+    this.#prefixes = new PrefixCache(parts.prefixCacheBytes ?? 64 * 2 ** 20);
     this.model = {
       name: parts.name,
       family: config.decoder.family === "gemma" ? "paligemma" : "paligemma2",
@@ -282,22 +292,30 @@ class Loaded implements LocalPipeline {
     return { pictures, ids, imageTokens, preprocessMs: performance.now() - since };
   }
 
-  /** Writes the image tokens of all pictures to the first rows of prefix [T, D]. */
-  async #encode(prefix: Tensor, pictures: readonly Prepared[], pause: Pause): Promise<void> {
+  /**
+   * Writes the image tokens of all pictures to the first rows of prefix [T, D], unless the whole prefix is known from
+   * before, which then is given back.
+   */
+  async #encode(
+    prefix: Tensor,
+    { pictures, ids }: Shown,
+    pause: Pause,
+  ): Promise<{ known: PrefixEntry; cached?: Cached }> {
     const { imageTokens } = this.vision;
+    const keys: string[] = [];
+    for (const picture of pictures) keys.push(await this.vision.key(picture));
+    const known = this.#prefixes.entry(keys, ids);
+    if (known.get()) return { known, cached: { images: pictures.length, prefix: true } };
+    let images = 0;
     for (const [i, picture] of pictures.entries()) {
-      await this.vision.encode(
-        this.parts.backend.slice(prefix, i * imageTokens, imageTokens),
-        picture,
-        pause,
-      );
+      const out = this.parts.backend.slice(prefix, i * imageTokens, imageTokens);
+      if (await this.vision.encode(out, picture, keys[i], pause)) images++;
     }
+    return { known, ...images && { cached: { images, prefix: false } } };
   }
 
-  async *#run(
-    { pictures, ids, imageTokens, options, preprocessMs, question }: Checked,
-    signal?: AbortSignal,
-  ) {
+  async *#run(checked: Checked, signal?: AbortSignal) {
+    const { pictures, ids, imageTokens, options, preprocessMs, question } = checked;
     const { backend } = this.parts;
     const pause = createPause(signal);
     const timings = { preprocess: preprocessMs, vision: 0, prefill: 0, perToken: 0 };
@@ -316,12 +334,14 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let tokens: ReturnType<typeof decode> | undefined;
+    let cached: Cached | undefined;
     try {
       const start = performance.now();
-      await this.#encode(prefix, pictures, pause);
+      const encoding = await this.#encode(prefix, checked, pause);
+      cached = encoding.cached;
       const encoded = performance.now();
       timings.vision = encoded - start;
-      tokens = decode(this.decoder, this.config, { prefix, ids, ...options }, pause);
+      tokens = decode(this.decoder, this.config, { prefix, ids, known: encoding.known, ...options }, pause);
       let first = 0;
       for (let next = await tokens.next();; next = await tokens.next()) {
         const now = performance.now();
@@ -359,6 +379,7 @@ class Loaded implements LocalPipeline {
       promptTokenIds: ids,
       completionTokens: count,
       timings: timings satisfies Timings,
+      ...cached && { cached },
     } satisfies AnswerEvent;
     const { plainText, brokenItems } = boxes;
     yield {
@@ -395,20 +416,21 @@ class Loaded implements LocalPipeline {
   }
 
   async #score(
-    { pictures, ids, imageTokens, preprocessMs }: Shown,
+    shown: Shown,
     labels: readonly string[],
     answers: readonly (readonly number[])[],
     pause: Pause,
   ): Promise<Classification> {
+    const { ids, imageTokens, preprocessMs } = shown;
     const { backend } = this.parts;
     const prefix = backend.tensor(imageTokens + ids.length, this.config.decoder.width);
     try {
       const start = performance.now();
-      await this.#encode(prefix, pictures, pause);
+      const { known, cached } = await this.#encode(prefix, shown, pause);
       const encoded = performance.now();
       let prefilled = encoded;
       const onPrefill = () => prefilled = performance.now();
-      const work = { prefix, ids, answers, onPrefill };
+      const work = { prefix, ids, known, answers, onPrefill };
       const logprobs = await likelihoods(this.decoder, this.config, work, pause);
       const probabilities = normalised(logprobs);
       const scores = labels.map((label, i) => ({
@@ -426,6 +448,7 @@ class Loaded implements LocalPipeline {
           prefill: prefilled - encoded,
           labels: performance.now() - prefilled,
         },
+        ...cached && { cached },
       };
     } finally {
       backend.free(prefix);
@@ -437,14 +460,6 @@ class Loaded implements LocalPipeline {
 function defaultMaxTokens(prompt: string): number {
   if (/^(detect|segment)\b/.test(prompt)) return 256;
   return /^(answer|question)\b/.test(prompt) ? 64 : 128;
-}
-
-const MAX_LABELS = 1000;
-
-function checkLabels(labels: readonly string[]): void {
-  checkThat(labels.length >= 1 && labels.length <= MAX_LABELS, "labels", `1 to ${MAX_LABELS}`, labels.length);
-  const twin = labels.find((it, i) => labels.indexOf(it) !== i);
-  checkThat(twin === undefined, "labels", "to be different", twin);
 }
 
 /** Gathers a stream of events into one answer. */
@@ -472,6 +487,7 @@ export async function collect(events: AsyncIterable<AnswerEvent>): Promise<Answe
     promptTokenIds: usage.promptTokenIds,
     imageTokens: usage.imageTokens,
     timings: usage.timings,
+    ...usage.cached && { cached: usage.cached },
     ...tokens[0]?.top && { logits: tokens.map((it) => it.top!) },
   };
 }

@@ -94,6 +94,14 @@ export interface Timings {
   readonly perToken: number;
 }
 
+/** What of a request was known from an earlier one. */
+export interface Cached {
+  /** Pictures whose image tokens were. */
+  readonly images: number;
+  /** Whether the whole prefix was, pictures and prompt: nothing was prefilled. */
+  readonly prefix: boolean;
+}
+
 /** One candidate of a step. */
 export interface Candidate {
   readonly id: number;
@@ -127,6 +135,8 @@ export type AnswerEvent =
     readonly promptTokenIds: readonly number[];
     readonly completionTokens: number;
     readonly timings: Timings;
+    /** Absent where everything was computed. */
+    readonly cached?: Cached;
   }
   | {
     readonly type: "done";
@@ -167,6 +177,8 @@ export interface Answer {
   readonly promptTokenIds: readonly number[];
   readonly imageTokens: number;
   readonly timings: Timings;
+  /** Absent where everything was computed. */
+  readonly cached?: Cached;
   /** The best logits of every step, when asked for. */
   readonly logits?: readonly (readonly Candidate[])[];
 }
@@ -253,6 +265,8 @@ export interface Classification {
   readonly promptTokenIds: readonly number[];
   readonly imageTokens: number;
   readonly timings: Omit<Timings, "perToken"> & { readonly labels: number };
+  /** Absent where everything was computed. */
+  readonly cached?: Cached;
 }
 
 /** Lets other work run and throws when the request was cancelled. Called between pieces of computation. */

@@ -1,17 +1,14 @@
 /** How likely each of many answers is, after one prefill. */
 
-import type { Tensor } from "../backend/backend.ts";
+import { checkThat } from "../errors.ts";
 import type { Pause } from "../types.ts";
 import type { ModelConfig } from "../weights/config.ts";
 import type { BranchRow, Decoder } from "./gemma.ts";
+import { prefill, type PrefixWork } from "./prefix_cache.ts";
 import { scored } from "./sampler.ts";
 
 /** What to score. */
-export interface LikelihoodWork {
-  /** [T, D]: image tokens, then room for the text; used up. */
-  readonly prefix: Tensor;
-  /** BOS, prompt, newline. */
-  readonly ids: readonly number[];
+export interface LikelihoodWork extends PrefixWork {
   /** Token ids of every answer, without the end; ids below the image token's. */
   readonly answers: readonly (readonly number[])[];
   /** Told when the prefix is through. */
@@ -34,12 +31,13 @@ interface Node {
 export async function likelihoods(
   decoder: Decoder,
   config: ModelConfig,
-  { prefix, ids, answers, onPrefill }: LikelihoodWork,
+  work: LikelihoodWork,
   pause: Pause,
 ): Promise<number[]> {
   const never = [config.padId, config.bosId];
+  const { answers, onPrefill } = work;
   const found = new Array<number>(answers.length);
-  const cache = decoder.cache(prefix.rows + Math.max(...answers.map((it) => it.length)));
+  const cache = decoder.cache(work.prefix.rows + Math.max(...answers.map((it) => it.length)));
 
   /** Notes the answers that end at a node, and gives the nodes after it with their likelihoods. */
   function read(node: Node, logits: Float32Array, before: number) {
@@ -76,7 +74,7 @@ export async function likelihoods(
   }
 
   try {
-    const logits = await decoder.prefill(cache, prefix, ids, pause);
+    const logits = await prefill(decoder, cache, work, pause);
     onPrefill?.();
     await (decoder.branch ? widen(trie(answers), logits) : descend(trie(answers), logits, 0));
   } finally {
@@ -99,6 +97,15 @@ function trie(answers: readonly (readonly number[])[]): Node {
     node.here.push(index);
   }
   return root;
+}
+
+const MAX_LABELS = 1000;
+
+/** @throws {RequestError} `parameter_invalid` for none, too many, or the same twice. */
+export function checkLabels(labels: readonly string[]): void {
+  checkThat(labels.length >= 1 && labels.length <= MAX_LABELS, "labels", `1 to ${MAX_LABELS}`, labels.length);
+  const twin = labels.find((it, i) => labels.indexOf(it) !== i);
+  checkThat(twin === undefined, "labels", "to be different", twin);
 }
 
 /** Probabilities from their logarithms, scaled to sum to 1. */

@@ -1,17 +1,13 @@
 /** The loop: prefill once, then one token after another until the model, the limit or the caller says stop. */
 
-import type { Tensor } from "../backend/backend.ts";
 import type { Constraint, FinishReason, Pause, Sampling, Span } from "../types.ts";
 import type { ModelConfig } from "../weights/config.ts";
 import type { Decoder } from "./gemma.ts";
+import { prefill, type PrefixWork } from "./prefix_cache.ts";
 import { type Choice, choose, randomFrom } from "./sampler.ts";
 
 /** What to decode and until when. */
-export interface DecodeWork {
-  /** [T, D]: image tokens, then room for the text; used up. */
-  readonly prefix: Tensor;
-  /** BOS, prompt, newline. */
-  readonly ids: readonly number[];
+export interface DecodeWork extends PrefixWork {
   readonly maxTokens: number;
   readonly sampling: Sampling;
   readonly ignoreEos: boolean;
@@ -38,7 +34,7 @@ export async function* decode(
   const most = forced.length + work.maxTokens;
   const cache = decoder.cache(work.prefix.rows + most - 1);
   try {
-    let logits = await decoder.prefill(cache, work.prefix, work.ids, pause);
+    let logits = await prefill(decoder, cache, work, pause);
     for (let count = 1;; count++) {
       const next = forced[count - 1];
       const spans: readonly Span[] | undefined = next === undefined

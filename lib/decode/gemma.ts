@@ -50,6 +50,14 @@ export interface Branch {
   readonly id: number;
 }
 
+/** What a prefill came to. */
+export interface Prefilled {
+  /** [V], after the last row. */
+  readonly logits: Float32Array;
+  /** Per layer keys, then per layer values: f32 [T, K·C], keys after RoPE. */
+  readonly rows: readonly Float32Array[];
+}
+
 /** The decoder of one model. */
 export interface Decoder {
   /** Room for `capacity` positions. */
@@ -59,6 +67,10 @@ export interface Decoder {
    * are filled from the text ids. The cache must be empty; x is used up.
    */
   prefill(cache: Cache, x: Tensor, ids: readonly number[], pause: Pause): Promise<Float32Array>;
+  /** A copy of what a prefill has just brought into a cache, with the logits that it gave. */
+  save?(cache: Cache, logits: Float32Array): Promise<Prefilled>;
+  /** Brings a copy into an empty cache, as if it had been computed there; gives a copy of the logits. */
+  restore?(cache: Cache, prefilled: Prefilled): Float32Array;
   /** Logits [V] after one more token. */
   step(cache: Cache, id: number, pause: Pause): Promise<Float32Array>;
   /**
@@ -187,6 +199,27 @@ class Gemma implements Decoder {
     }
     this.#embed(this.backend.slice(x, x.rows - ids.length, ids.length), ids);
     return await this.#forward(cache as KvCache, x, pause);
+  }
+
+  async save(cache: Cache, logits: Float32Array): Promise<Prefilled> {
+    const { keys, values, length } = cache as KvCache;
+    const rows = [...keys, ...values].map((it) => this.backend.read(this.backend.slice(it, 0, length)));
+    return { logits: logits.slice(), rows: await Promise.all(rows) };
+  }
+
+  restore(given: Cache, { logits, rows }: Prefilled): Float32Array {
+    const cache = given as KvCache;
+    const length = rows[0].length / cache.keys[0].cols;
+    if (cache.length || length > cache.capacity) {
+      throw new RangeError(
+        `Cannot restore ${length} rows: expected an empty cache, found ${cache.length} of ${cache.capacity} rows in use`,
+      );
+    }
+    for (const [i, tensor] of [...cache.keys, ...cache.values].entries()) {
+      this.backend.write(this.backend.slice(tensor, 0, length), rows[i]);
+    }
+    cache.length = cache.prefix = length;
+    return logits.slice(); // the sampler strikes ids out of it
   }
 
   async step(cache: Cache, id: number, pause: Pause): Promise<Float32Array> {

@@ -1,75 +1,136 @@
-/** Image tokens of pictures seen lately, so that several questions about one picture pay for SigLIP once. */
+/**
+ * Image tokens of pictures seen before, so that several questions about one picture pay for SigLIP once: in memory, and
+ * behind that in blobs that outlive the process.
+ */
 
-import type { Backend } from "../backend/backend.ts";
-import type { Pixels } from "../types.ts";
+import type { Backend, Tensor } from "../backend/backend.ts";
+import { Recent } from "../store/recent.ts";
+import type { BlobInfo, Blobs } from "../store/store.ts";
+import type { Pause, Pixels } from "../types.ts";
+import type { Weights } from "../weights/load.ts";
+import { tensorTable } from "../weights/table.ts";
 import type { Vision } from "./siglip.ts";
 
-/**
- * What image tokens depend on: the pixels after preprocessing, which stand for the file and every setting of the
- * resize, and the weights.
- */
-async function featureKey(pixels: Pixels, revision: string): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", pixels.data as Float32Array<ArrayBuffer>);
-  return `${new Uint8Array(digest).toHex()} ${pixels.size} ${revision} image-tokens`;
+/** Where image tokens are kept. */
+export interface FeatureCacheOptions {
+  /** Bytes of image tokens in memory; 64 MiB by default, 0 for none. */
+  readonly featureCacheBytes?: number;
+  /** Where they are kept for longer than the process lives, under `features/`; by default nowhere. */
+  readonly blobs?: Blobs;
+  /** Bytes of image tokens there, 512 MiB by default; the oldest go first. */
+  readonly featureBlobBytes?: number;
+  /** Told when image tokens cannot be read or stored there, which does an answer no harm. */
+  readonly onError?: (error: unknown) => void;
 }
 
-/** Rows by key, the least recently used forgotten first. */
-export class FeatureCache {
-  /** In the order of use, oldest first. */
-  readonly #rows = new Map<string, Float32Array>();
-  #sizeBytes = 0;
-
-  /** @param maxBytes of all rows together; 0 keeps nothing. */
-  constructor(readonly maxBytes: number) {}
-
-  /** Bytes of all rows held now. */
-  get sizeBytes(): number {
-    return this.#sizeBytes;
-  }
-
-  /** The rows [P, D] under a key, f32 row-major, not to be written to. */
-  get(key: string): Float32Array | undefined {
-    const rows = this.#rows.get(key);
-    if (rows) {
-      this.#rows.delete(key);
-      this.#rows.set(key, rows);
-    }
-    return rows;
-  }
-
-  /** Keeps rows, unless they alone exceed the limit. */
-  set(key: string, rows: Float32Array): void {
-    this.#drop(key);
-    if (rows.byteLength > this.maxBytes) return;
-    this.#rows.set(key, rows);
-    this.#sizeBytes += rows.byteLength;
-    for (const oldest of this.#rows.keys()) {
-      if (this.#sizeBytes <= this.maxBytes) break;
-      this.#drop(oldest);
-    }
-  }
-
-  #drop(key: string): void {
-    this.#sizeBytes -= this.#rows.get(key)?.byteLength ?? 0;
-    this.#rows.delete(key);
-  }
+/** An encoder that looks a picture up before it computes. */
+export interface RememberingVision {
+  /** Image tokens of one picture. */
+  readonly imageTokens: number;
+  /** What the image tokens of a picture depend on, as a word: equal keys, equal tokens. */
+  key(pixels: Pixels): Promise<string>;
+  /** Writes the image tokens of the picture with this key to out [P, D]; tells whether they were known. */
+  encode(out: Tensor, pixels: Pixels, key: string, pause: Pause): Promise<boolean>;
 }
 
+const ROOT = "features/";
+/** SHA-256 of what follows it: a blob that was damaged is not taken for image tokens. */
+const SUM_BYTES = 32;
+
 /**
- * An encoder that looks a picture up before it computes.
- *
- * @param revision tells the weights apart where encoders share a cache.
+ * @param revision tells the weights apart, see {@link visionRevision}.
+ * @param stage what is kept of the picture.
  */
-export function remembering(vision: Vision, backend: Backend, cache: FeatureCache, revision: string): Vision {
-  if (cache.maxBytes === 0) return vision;
+export function remembering(
+  vision: Vision,
+  backend: Backend,
+  { featureCacheBytes = 64 * 2 ** 20, blobs, featureBlobBytes = 512 * 2 ** 20, onError }: FeatureCacheOptions,
+  revision: string,
+  stage = "image-tokens",
+): RememberingVision {
+  const memory = new Recent<Float32Array>(featureCacheBytes, (it) => it.byteLength);
+
+  async function stored(key: string, length: number): Promise<Float32Array | undefined> {
+    try {
+      const bytes = await blobs?.get(ROOT + key);
+      if (bytes?.length !== SUM_BYTES + 4 * length) return undefined;
+      const rows = bytes.slice(SUM_BYTES);
+      const sum = await sha256(rows);
+      return sum.every((it, i) => it === bytes[i]) ? new Float32Array(rows.buffer) : undefined;
+    } catch (error) {
+      onError?.(error);
+    }
+  }
+
+  async function store(key: string, rows: Float32Array): Promise<void> {
+    if (!blobs || featureBlobBytes === 0) return;
+    try {
+      const data = new Uint8Array(rows.buffer as ArrayBuffer, rows.byteOffset, rows.byteLength);
+      await blobs.put(ROOT + key, new Uint8Array([...await sha256(data), ...data]));
+      await evict(blobs, featureBlobBytes);
+    } catch (error) {
+      onError?.(error);
+    }
+  }
+
   return {
     imageTokens: vision.imageTokens,
-    async encode(out, pixels, pause) {
-      const key = await featureKey(pixels, revision);
-      const known = cache.get(key);
-      if (known) return backend.write(out, known);
+    async key(pixels) {
+      // The pixels after preprocessing stand for the file and every setting of the resize.
+      const digest = await sha256(
+        new Uint8Array(pixels.data.buffer as ArrayBuffer, pixels.data.byteOffset, pixels.data.byteLength),
+      );
+      return `${revision}/${digest.toHex()}-${pixels.size}-${stage}`;
+    },
+    async encode(out, pixels, key, pause) {
+      const known = memory.get(key) ?? await stored(key, out.rows * out.cols);
+      if (known) {
+        backend.write(out, known);
+        memory.set(key, known);
+        return true;
+      }
       await vision.encode(out, pixels, pause);
-      cache.set(key, await backend.read(out));
+      if (featureCacheBytes > 0 || blobs) {
+        const rows = await backend.read(out);
+        memory.set(key, rows);
+        store(key, rows); // nobody waits for the disk
+      }
+      return false;
     },
   };
+}
+
+/** Forgets the blobs that were written first, until the rest is within its limit. */
+async function evict(blobs: Blobs, maxBytes: number): Promise<void> {
+  const all: BlobInfo[] = await Array.fromAsync(blobs.list(ROOT));
+  let size = all.reduce((sum, it) => sum + it.sizeBytes, 0);
+  for (const { key, sizeBytes } of all.sort((a, b) => a.writtenAt - b.writtenAt)) {
+    if (size <= maxBytes) return;
+    await blobs.delete(key);
+    size -= sizeBytes;
+  }
+}
+
+/**
+ * A word that is the same for the same vision weights in the same format, computed by the same backend: 32 hex digits of a
+ * SHA-256 over all of them. A fine-tuned decoder leaves it as it is, and may share what is stored.
+ */
+export async function visionRevision(weights: Weights, backend: Backend): Promise<string> {
+  const sums: string[] = [`${backend.name} ${JSON.stringify(weights.config.vision)}`];
+  for (const { name, part, lowest } of tensorTable(weights.config)) {
+    if (part !== "vision") continue;
+    const { scheme, data, scale } = lowest === "f32"
+      ? { scheme: "f32", data: await weights.vector(name), scale: undefined }
+      : await weights.matrix(name);
+    const digests = [data, ...scale ? [scale] : []].map(async (it) => {
+      const { buffer, byteOffset, byteLength } = it;
+      return (await sha256(new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength))).toHex();
+    });
+    sums.push([name, scheme, ...await Promise.all(digests)].join(" "));
+  }
+  return (await sha256(new TextEncoder().encode(sums.join("\n")))).toHex().slice(0, 32);
+}
+
+async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 }

@@ -1,48 +1,130 @@
 import assert from "node:assert/strict";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
+import { createMemoryStore } from "../../lib/store/memory.ts";
+import type { Blobs } from "../../lib/store/store.ts";
 import type { Pixels } from "../../lib/types.ts";
-import { FeatureCache, remembering } from "../../lib/vision/feature_cache.ts";
+import { type FeatureCacheOptions, remembering, visionRevision } from "../../lib/vision/feature_cache.ts";
 import type { Vision } from "../../lib/vision/siglip.ts";
+import { readConfig } from "../../lib/weights/config.ts";
+import { openWeights } from "../../lib/weights/load.ts";
+import { directoryBytes, memoryFiles } from "../memory_files.ts";
 
-const rows = (n: number) => Float32Array.of(n, n, n, n);
+const picture = (value: number, size = 2): Pixels => ({ size, data: new Float32Array(12).fill(value) });
 
-Deno.test("rows stay until others need their room, the least recently used goes first", () => {
-  const cache = new FeatureCache(3 * 16);
-  for (const n of [1, 2, 3]) cache.set(`${n}`, rows(n));
-  assert.deepEqual(cache.get("1"), rows(1));
-  cache.set("4", rows(4));
-  assert.deepEqual(["1", "2", "3", "4"].map((it) => cache.get(it)?.[0]), [1, undefined, 3, 4]);
-  cache.set("3", rows(9));
-  assert.equal(cache.get("3")?.[0], 9);
-  assert.equal(cache.sizeBytes, 48);
-  cache.set("large", new Float32Array(100));
-  assert.equal(cache.get("large"), undefined);
-  assert.equal(cache.sizeBytes, 48);
-});
-
-Deno.test("the same pixels are encoded once; other pixels, sizes and revisions are not taken for them", async () => {
+/** An encoder that counts how often it computed; its rows are the picture's value and that count. */
+function counting() {
   const backend = createReferenceBackend();
-  let encoded = 0;
-  const vision: Vision = {
+  const vision: Vision & { computed: number } = {
+    computed: 0,
     imageTokens: 1,
     encode(out, pixels) {
-      encoded++;
-      backend.write(out, Float32Array.of(pixels.data[0], encoded));
+      backend.write(out, Float32Array.of(pixels.data[0], ++vision.computed));
       return Promise.resolve();
     },
   };
-  const cache = new FeatureCache(1000);
-  const pause = () => Promise.resolve();
-  const see = async (pixels: Pixels, revision: string) => {
-    const out = backend.tensor(1, 2);
-    await remembering(vision, backend, cache, revision).encode(out, pixels, pause);
-    return [...await backend.read(out)];
+  const open = (options: FeatureCacheOptions = {}, revision = "a") => {
+    const remembered = remembering(vision, backend, options, revision);
+    return async (pixels: Pixels) => {
+      const out = backend.tensor(1, 2);
+      const known = await remembered.encode(
+        out,
+        pixels,
+        await remembered.key(pixels),
+        () => Promise.resolve(),
+      );
+      return [...await backend.read(out), known];
+    };
   };
-  const picture = (value: number, size = 2) => ({ size, data: new Float32Array(12).fill(value) });
-  assert.deepEqual(await see(picture(1), "a"), [1, 1]);
-  assert.deepEqual(await see(picture(1), "a"), [1, 1]);
-  assert.deepEqual(await see(picture(2), "a"), [2, 2]);
-  assert.deepEqual(await see(picture(1), "b"), [1, 3]);
-  assert.deepEqual(await see(picture(1, 3), "a"), [1, 4]);
-  assert.equal(encoded, 4);
+  return { vision, open };
+}
+
+/** Waits until there are so many blobs; nobody waits for them otherwise. */
+async function stored(blobs: Blobs, count: number): Promise<string[]> {
+  for (let i = 0; i < 200; i++) {
+    const keys = (await Array.fromAsync(blobs.list("features/"))).map((it) => it.key);
+    if (keys.length === count) return keys;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  throw new Error(`expected ${count} blobs`);
+}
+
+Deno.test("the same pixels are computed once; others, and other sizes, are not taken for them", async () => {
+  const see = counting().open();
+  assert.deepEqual(await see(picture(1)), [1, 1, false]);
+  assert.deepEqual(await see(picture(1)), [1, 1, true]);
+  assert.deepEqual(await see(picture(2)), [2, 2, false]);
+  assert.deepEqual(await see(picture(1, 3)), [1, 3, false]);
+  const never = counting().open({ featureCacheBytes: 0 });
+  await never(picture(1));
+  assert.deepEqual(await never(picture(1)), [1, 2, false]);
+});
+
+Deno.test("image tokens outlive the process in blobs, apart for every revision, the oldest go when there is no room", async () => {
+  let now = 0;
+  const { blobs } = createMemoryStore({ now: () => ++now });
+  const { open } = counting();
+  assert.deepEqual(await open({ blobs })(picture(1)), [1, 1, false]);
+  await stored(blobs, 1);
+  assert.deepEqual(await open({ blobs })(picture(1)), [1, 1, true]);
+  assert.deepEqual(await open({ blobs }, "b")(picture(1)), [1, 2, false]);
+  await stored(blobs, 2);
+  // 40 bytes each: 32 of a checksum, 8 of rows.
+  assert.deepEqual(await open({ blobs, featureBlobBytes: 90 })(picture(2)), [2, 3, false]);
+  await stored(blobs, 2);
+  assert.deepEqual(await open({ blobs })(picture(2)), [2, 3, true]);
+  assert.deepEqual(await open({ blobs })(picture(1)), [1, 4, false]);
+});
+
+Deno.test("a damaged blob, a full disk and a disk that is gone are no harm: the picture is computed, the error told", async () => {
+  const { blobs } = createMemoryStore();
+  const { open } = counting();
+  await open({ blobs })(picture(1));
+  const [key] = await stored(blobs, 1);
+  const whole = (await blobs.get(key))!;
+  for (const broken of [whole.with(39, 7), whole.slice(0, 36), new Uint8Array(0)]) {
+    await blobs.put(key, broken);
+    assert.equal((await open({ blobs })(picture(1)))[2], false);
+    // It is written anew.
+    while ((await blobs.get(key))!.toHex() === broken.toHex()) {
+      await new Promise((wake) => setTimeout(wake, 1));
+    }
+  }
+  const told: unknown[] = [];
+  const gone: Blobs = { ...blobs, get: () => Promise.reject("gone"), put: () => Promise.reject("full") };
+  const see = open({ blobs: gone, onError: (it) => told.push(it) });
+  assert.equal((await see(picture(9)))[2], false);
+  assert.equal((await see(picture(9)))[2], true);
+  assert.deepEqual(told, ["gone", "full"]);
+});
+
+Deno.test("the revision is that of the vision weights, their format and the backend, and of nothing else", async () => {
+  const bytes = directoryBytes(new URL("../golden/checkpoints/pg1/", import.meta.url).pathname);
+  const backend = createReferenceBackend();
+  const revision = async (change: (files: Record<string, Uint8Array>) => void, format?: "int8") => {
+    const files = Object.fromEntries(Object.entries(bytes).map(([name, it]) => [name, it.slice()]));
+    change(files);
+    const opened = memoryFiles(files, "pg1");
+    return await visionRevision(await openWeights(opened, await readConfig(opened), format), backend);
+  };
+  /** Changes one number of a tensor. */
+  const touch = (name: string) => (files: Record<string, Uint8Array>) => {
+    for (const [file, data] of Object.entries(files)) {
+      if (!file.endsWith(".safetensors")) continue;
+      const length = Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0, true));
+      const header = JSON.parse(new TextDecoder().decode(data.subarray(8, 8 + length)));
+      const found = Object.keys(header).find((it) => it.endsWith(name));
+      if (found) data[8 + length + header[found].data_offsets[1] - 3] ^= 1;
+    }
+  };
+  const plain = await revision(() => {});
+  assert.match(plain, /^[0-9a-f]{32}$/);
+  assert.equal(await revision(() => {}), plain);
+  assert.equal(await revision(touch("language_model.model.norm.weight")), plain);
+  const others = [
+    await revision(touch("encoder.layers.0.mlp.fc1.weight")),
+    await revision(touch("encoder.layers.0.mlp.fc1.bias")),
+    await revision(touch("multi_modal_projector.linear.weight")),
+    await revision(() => {}, "int8"),
+  ];
+  assert.equal(new Set([plain, ...others]).size, 5);
 });
