@@ -30,6 +30,10 @@ const USAGE = `PaliGemma Edge
   ocr IMAGE                     read the text in it
   classify IMAGE --labels A,B,C|FILE [--template TEXT]   how likely each label is (FILE: one label a line)
   eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
+  models list [DIR]             models that are bundled, known, and in DIR
+  models info DIR|ID [--json]   what a model is, takes and fits
+  models pull ID|OWNER/REPO[@REVISION] --out DIR   download (HF_TOKEN, HF_ENDPOINT); run again, it goes on
+  models verify DIR             every byte that can be checked
   models convert DIR|FILE.npz --out DIR [--vision int8|int4|f16|f32] [--decoder int4|int8|f16|f32]
     [--group 32] [--adapter DIR]   quantised weights; a LoRA adapter is merged
   models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks

@@ -1,11 +1,15 @@
 /** `models …` on the command line: parsing and wiring. */
 
-import { basename, dirname } from "@std/path";
+import { basename, dirname, join } from "@std/path";
 import { parseArgs } from "node:util";
-import type { ModelFiles } from "../lib/mod.ts";
+import { type ModelFiles, RequestError } from "../lib/mod.ts";
 import { convert, type Format } from "../models/convert.ts";
+import { describe, type Description, verify } from "../models/inspect.ts";
+import { type DoorFit, IDS, type Manifest, manifestOf } from "../models/manifests.ts";
+import { pull, readRecord, verifyRecord } from "../models/pull.ts";
 import { SHAPES } from "../models/published.ts";
 import { synth } from "../models/synth.ts";
+import { meter, size } from "./meter.ts";
 import { directoryFiles } from "./model.ts";
 
 /** A command line that cannot be understood. */
@@ -13,33 +17,134 @@ export class UsageError extends Error {}
 
 const FORMATS: readonly Format[] = ["int8", "int4", "f16", "f32"];
 
+type Print = (text: string) => Promise<void>;
+type Flags = ReturnType<typeof parse>["values"];
+
+/** One `models` command; all are given what stands behind it, if anything does. */
+type Command = (subject: string, flags: Flags, print: Print, signal: AbortSignal) => Promise<void>;
+
+const COMMANDS: Readonly<Record<string, Command>> = {
+  list,
+  info,
+  pull: pullModel,
+  convert: convertModel,
+  verify: verifyModel,
+  synth: synthModel,
+};
+
 /**
- * Runs `models convert` or `models synth`.
+ * Runs one of the `models` commands.
  *
- * @throws {UsageError} for arguments that cannot be understood; {RequestError} for a model that cannot be converted.
+ * @throws {UsageError} for arguments that cannot be understood; {RequestError} for what goes wrong.
  */
 export async function modelsCommand(
   args: readonly string[],
-  print: (text: string) => Promise<void>,
+  print: Print,
   signal: AbortSignal,
 ): Promise<void> {
-  const { values: flags, positionals: [action, subject] } = parse(args);
-  if (action !== "convert" && action !== "synth") {
-    throw new UsageError(`models: expected convert or synth, found "${action ?? "nothing"}"`);
+  const { values: flags, positionals: [action = "nothing", subject, ...more] } = parse(args);
+  const command = Object.hasOwn(COMMANDS, action) ? COMMANDS[action] : undefined;
+  if (!command) {
+    throw new UsageError(`models: expected ${Object.keys(COMMANDS).join(", ")}, found "${action}"`);
   }
-  if (!subject || !flags.out) {
+  if (more.length) {
+    throw new UsageError(`models ${action}: expected nothing after ${subject}, found ${more[0]}`);
+  }
+  await command(subject ?? "", flags, print, signal);
+}
+
+async function list(place: string, _: Flags, print: Print): Promise<void> {
+  await print(`Bundled\n  models/tiny\n\nKnown: models pull ID --out DIR\n`);
+  for (const id of IDS) await print(`  ${id}\n`);
+  const found: string[] = [];
+  for (const root of place ? [place] : [".", "models"]) {
+    for (const name of await directoriesIn(root)) {
+      const path = join(root, name);
+      const names = await directoryFiles(path).list();
+      const model = names.includes("config.json") && names.some((it) => it.includes(".safetensors"));
+      const [started] = model || !names.includes("pull.json") ? [] : [await readRecord(path)];
+      if (model && path !== "models/tiny") found.push(path);
+      if (started) found.push(`${path}   ${started.repo}, not whole`);
+    }
+  }
+  await print(
+    `\nIn ${place || "this directory and models/"}\n${found.map((it) => `  ${it}\n`).join("") || "  none\n"}`,
+  );
+}
+
+async function info(subject: string, flags: Flags, print: Print): Promise<void> {
+  if (!subject) throw new UsageError("models info: expected DIR or ID");
+  if (IDS.includes(subject)) {
+    const manifest = await manifestOf(subject);
+    return await print(flags.json ? `${JSON.stringify(manifest, undefined, 1)}\n` : manifestText(manifest));
+  }
+  const files = directoryFiles(subject);
+  if (!(await files.list()).length) {
     throw new UsageError(
-      `models ${action}: expected ${action === "synth" ? "SHAPE" : "DIR or FILE.npz"} --out DIR`,
+      `models info: expected a directory, or one of ${IDS.join(", ")}; found "${subject}"`,
     );
   }
-  if (action === "synth") {
-    if (!SHAPES.includes(subject)) {
-      throw new UsageError(`models synth: expected ${SHAPES.join(", ")}, found "${subject}"`);
-    }
-    const decoder = oneOf<"int4" | "int8">("decoder", flags.decoder, ["int4", "int8"]);
-    const sizeBytes = await synth(subject, flags.out, { decoder });
-    return await print(`${flags.out}: ${(sizeBytes / 1e9).toFixed(2)} GB of random weights\n`);
+  const [description, source] = [await describe(files), await readRecord(subject)];
+  if (flags.json) return await print(`${JSON.stringify({ ...description, source }, undefined, 1)}\n`);
+  const from = source && `${source.repo} at ${source.revision}${source.commit ? ` (${source.commit})` : ""}`;
+  await print(descriptionText(description) + (from ? `from      ${from}\n` : ""));
+}
+
+async function pullModel(subject: string, flags: Flags, print: Print, signal: AbortSignal): Promise<void> {
+  const [name, revision] = subject.split(/@(.*)/);
+  if (!IDS.includes(name) && !/^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name) || revision === "") {
+    throw new UsageError(
+      `models pull: expected owner/repo[@revision] or one of ${IDS.join(", ")}; found "${subject}"`,
+    );
   }
+  if (!flags.out) throw new UsageError("models pull: expected --out DIR, found none");
+  const known = IDS.includes(name) ? (await manifestOf(name)).source : { repo: name, revision: "main" };
+  const source = { repo: known.repo, revision: revision ?? known.revision };
+  const record = await pull(source, flags.out, {
+    endpoint: Deno.env.get("HF_ENDPOINT") || "https://huggingface.co",
+    token: Deno.env.get("HF_TOKEN") || undefined,
+    signal,
+    progress: meter(),
+  });
+  const total = record.files.reduce((sum, it) => sum + it.sizeBytes, 0);
+  const unchecked = record.files.filter((it) => !it.checksum).map((it) => it.name);
+  await print(
+    `${flags.out}: ${record.files.length} files, ${size(total)}, of ${source.repo} at ${
+      record.commit ?? source.revision
+    }; ` +
+      (unchecked.length ? `no checksum known of ${unchecked.join(", ")}\n` : "every checksum is right\n"),
+  );
+  const adapter = record.files.some((it) => it.name === "adapter_model.safetensors");
+  const what = adapter ? `BASE --adapter ${flags.out}` : flags.out;
+  await print(`next: deno task models convert ${what} --out ${flags.out}-int4\n`);
+}
+
+async function verifyModel(subject: string, _: Flags, print: Print, signal: AbortSignal): Promise<void> {
+  if (!subject) throw new UsageError("models verify: expected DIR, found none");
+  const files = directoryFiles(subject);
+  const record = await readRecord(subject);
+  const weightless = record && !record.files.some((it) => it.name === "config.json");
+  if (record) {
+    await verifyRecord(files, record, { progress: meter(), signal });
+    await print(
+      `ok  ${record.files.length} files are those of ${record.repo} at ${record.commit ?? record.revision}\n`,
+    );
+  }
+  if (weightless) return; // an adapter or an .npz, which convert reads
+  for (const line of await verify(files, { progress: meter(), signal })) await print(`ok  ${line}\n`);
+}
+
+async function synthModel(subject: string, flags: Flags, print: Print): Promise<void> {
+  if (!SHAPES.includes(subject) || !flags.out) {
+    throw new UsageError(`models synth: expected SHAPE --out DIR, SHAPE one of ${SHAPES.join(", ")}`);
+  }
+  const decoder = oneOf<"int4" | "int8">("decoder", flags.decoder, ["int4", "int8"]);
+  const sizeBytes = await synth(subject, flags.out, { decoder, progress: meter() });
+  await print(`${flags.out}: ${(sizeBytes / 1e9).toFixed(2)} GB of random weights\n`);
+}
+
+async function convertModel(subject: string, flags: Flags, _: Print, signal: AbortSignal): Promise<void> {
+  if (!subject || !flags.out) throw new UsageError("models convert: expected DIR or FILE.npz --out DIR");
   const alone = subject.endsWith(".npz");
   const files = directoryFiles(alone ? dirname(subject) : subject);
   await convert(files, flags.out, {
@@ -64,6 +169,7 @@ function parse(args: readonly string[]) {
         decoder: { type: "string", default: "int4" },
         group: { type: "string", default: "32" },
         adapter: { type: "string" },
+        json: { type: "boolean" },
       },
     });
   } catch (error) {
@@ -83,19 +189,57 @@ async function onlyNpz(files: ModelFiles): Promise<string | undefined> {
   return found.length === 1 && !names.some((it) => it.endsWith(".safetensors")) ? found[0] : undefined;
 }
 
-/** Share done, speed and remaining time on the terminal; silent where stderr is not one. */
-function meter(): ((done: number, total: number) => void) | undefined {
-  if (!Deno.stderr.isTerminal()) return undefined;
-  const start = performance.now();
-  let shown = -Infinity;
-  return (done, total) => {
-    const now = performance.now();
-    if (done < total && now - shown < 100) return;
-    shown = now;
-    const speed = done / Math.max(1, now - start) * 1000;
-    const left = Math.round((total - done) / speed);
-    const line = `\r${Math.floor(done / total * 100)} % of ${(total / 1e6).toFixed(0)} MB · ` +
-      `${(speed / 1e6).toFixed(0)} MB/s · ${left} s left\x1b[K${done === total ? "\n" : ""}`;
-    Deno.stderr.writeSync(new TextEncoder().encode(line));
-  };
+async function directoriesIn(root: string): Promise<string[]> {
+  try {
+    const entries = await Array.fromAsync(Deno.readDir(root));
+    return entries.filter((it) => it.isDirectory && !it.name.startsWith(".")).map((it) => it.name).sort();
+  } catch (cause) {
+    if (root === "models") return [];
+    throw new RequestError("parameter_invalid", `Cannot list ${root}: ${(cause as Error).message}`);
+  }
+}
+
+function manifestText({ id, source, licence, memory, streamedVisionBytes, doors }: Manifest): string {
+  return [
+    id,
+    `from      ${source.repo} at ${source.revision}${
+      source.others.length ? `, also ${source.others.join(", ")}` : ""
+    }`,
+    `files     ${source.files.join(", ")}`,
+    `download  about ${size(source.weightsBytes)}, ${source.dtype}`,
+    `checksums ${source.checksums}`,
+    ...source.note ? [`note      ${source.note}`] : [],
+    `licence   ${licence.name}, ${licence.url}`,
+    `gate      ${licence.gate}`,
+    ...Object.entries(memory).map(([format, { weightsBytes, peakBytes }]) =>
+      `${format.padEnd(9)} ${size(weightsBytes)} of weights, ${size(peakBytes)} at most during an answer`
+    ),
+    `streamed  ${size(streamedVisionBytes)} for SigLIP and the projector in int8, layer by layer`,
+    ...doorLines(doors),
+    "",
+  ].join("\n");
+}
+
+function descriptionText(it: Description): string {
+  const { vision, decoder, memory } = it;
+  return [
+    `model     ${it.family === "gemma" ? "PaliGemma" : "PaliGemma 2"}, ${
+      (it.parameters / 1e6).toFixed(1)
+    } M parameters`,
+    `picture   ${it.imageSize} × ${it.imageSize} pixels, ${it.imageTokens} tokens`,
+    `vision    width ${vision.width}, ${vision.layers} layers`,
+    `decoder   width ${decoder.width}, ${decoder.layers} layers, vocabulary of ${decoder.vocabulary}`,
+    `schemes   ${Object.entries(it.schemes).map(([part, scheme]) => `${part} ${scheme}`).join(", ")}`,
+    ...it.files.map((file, i) => `${i ? "         " : "files    "} ${file.name}  ${file.sizeBytes} bytes`),
+    `memory    ${size(memory.weightsBytes)} of weights, ${size(memory.peakBytes)} at most during an answer`,
+    `streamed  ${size(it.streamedVisionBytes)} for SigLIP and the projector, layer by layer`,
+    ...doorLines(it.doors),
+    "",
+  ].join("\n");
+}
+
+function doorLines(doors: readonly DoorFit[]): string[] {
+  return doors.map(({ door, part, formats }, i) =>
+    `${i ? "         " : "fits     "} ${door}, ${part}: ${formats.join(", ") || "no"}`
+  );
 }

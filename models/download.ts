@@ -81,12 +81,22 @@ export async function download(
   await writing(path, () => Deno.rename(part, path));
 }
 
-/** The checksum of a file on disk, of the kind that `file` has; undefined where it has none. */
-export async function checksumOf(path: string, file: RemoteFile): Promise<string | undefined> {
+/**
+ * The checksum of a file on disk, of the kind that `file` has; undefined where it has none. `onRead` is told the bytes
+ * of every piece.
+ */
+export async function checksumOf(
+  path: string,
+  file: Pick<RemoteFile, "checksum" | "sizeBytes">,
+  onRead: (bytes: number) => void = () => {},
+): Promise<string | undefined> {
   const digest = digestFor(file);
   if (!digest) return undefined;
   using opened = await Deno.open(path);
-  for await (const bytes of chunks(opened)) digest.update(bytes);
+  for await (const bytes of chunks(opened)) {
+    digest.update(bytes);
+    onRead(bytes.length);
+  }
   return described(file, digest);
 }
 
@@ -99,13 +109,13 @@ export async function writing<T>(path: string, action: () => Promise<T>): Promis
   }
 }
 
-function digestFor({ checksum, sizeBytes }: RemoteFile): Hash | undefined {
+function digestFor({ checksum, sizeBytes }: Pick<RemoteFile, "checksum" | "sizeBytes">): Hash | undefined {
   if (checksum === undefined) return undefined;
   if (checksum.startsWith("sha256:")) return createHash("sha256");
   return createHash("sha1").update(`blob ${sizeBytes}\0`); // as git names what it stores
 }
 
-function described({ checksum }: RemoteFile, digest: Hash | undefined): string | undefined {
+function described({ checksum }: Pick<RemoteFile, "checksum">, digest: Hash | undefined): string | undefined {
   return digest && `${checksum!.split(":")[0]}:${digest.copy().digest("hex")}`;
 }
 

@@ -118,26 +118,26 @@ export async function readRecord(directory: string): Promise<PullRecord | undefi
 /**
  * Holds a directory's files to its record: sizes, and checksums where the hub named them.
  *
- * @throws {RequestError} `model_invalid` naming the first file that differs.
+ * @throws {RequestError} `model_invalid` naming the first file that differs; `cancelled`.
  */
 export async function verifyRecord(
   files: ModelFiles,
   record: PullRecord,
-  progress: (file: string) => void = () => {},
+  { progress, signal }: Pick<PullOptions, "progress" | "signal"> = {},
 ): Promise<void> {
+  const total = record.files.reduce((sum, it) => sum + it.sizeBytes, 0);
+  let done = 0;
   for (const file of record.files) {
     const size = await files.size(file.name);
     if (size !== file.sizeBytes) {
-      invalid(
-        files.place,
-        file.name,
-        `${file.sizeBytes} bytes`,
-        size === undefined ? "no such file" : `${size}`,
-      );
+      const found = size === undefined ? "no such file" : `${size}`;
+      invalid(files.place, file.name, `${file.sizeBytes} bytes`, found);
     }
-    const found = await checksumOf(join(files.place, file.name), file);
+    const found = await checksumOf(join(files.place, file.name), file, (bytes) => {
+      if (signal?.aborted) throw new RequestError("cancelled", "Verification stopped");
+      progress?.(done += bytes, total);
+    });
     if (found !== file.checksum) invalid(files.place, file.name, file.checksum!, found!);
-    progress(file.name);
   }
 }
 

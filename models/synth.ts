@@ -23,6 +23,7 @@ export interface SynthOptions {
   readonly layers?: { readonly vision: number; readonly decoder: number };
   /** Rows of the embedding, to write less where only the vision tower counts; all by default. */
   readonly vocabulary?: number;
+  /** Called with bytes written and bytes in all. */
   readonly progress?: (done: number, total: number) => void;
 }
 
@@ -44,12 +45,14 @@ export async function synth(shape: string, out: string, options: SynthOptions): 
   await Deno.writeTextFile(join(out, "tokenizer.json"), JSON.stringify(byteTokenizer()));
   const blocks = { "int8-p8-s4": int8Block(), "int4-g32-p8": int4Block() };
   using file = await Deno.open(join(out, "model.safetensors"), { write: true, create: true, truncate: true });
+  const header = encodeHeader(entries, metadata);
+  const total = entries.reduce((sum, it) => sum + it.sizeBytes, header.length);
+  let written = 0;
   const write = async (bytes: Uint8Array) => {
     for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
+    options.progress?.(written += bytes.length, total);
   };
-  const header = encodeHeader(entries, metadata);
   await write(header);
-  let written = header.length;
   for (const [i, spec] of table.entries()) {
     const to = scheme(spec);
     const [n, k] = [spec.shape[0], width(spec)];
@@ -67,10 +70,8 @@ export async function synth(shape: string, out: string, options: SynthOptions): 
       const scale = new Float32Array(n).fill(1 / ((to === "int8-p8-s4" ? 18.5 : 4610) * Math.sqrt(k)));
       await write(new Uint8Array(scale.buffer));
     }
-    options.progress?.(i + 1, table.length);
   }
-  for (const { sizeBytes } of entries) written += sizeBytes;
-  return written;
+  return total;
 }
 
 /** Integers from -32 to 31: no eight of one sign sum beyond 258, the bound of `int8-p8-s4`. */

@@ -48,6 +48,13 @@ export interface Finish {
 /** Address of scratch that the next call may overwrite. */
 export type Scratch = (bytes: number) => number;
 
+/** Bytes of a matrix [N, K] and what the kernels read beside it. */
+export function matrixBytes(scheme: Scheme, n: number, k: number): number {
+  const rows = roundUp(n, PANEL);
+  const beside = scheme === "f32" ? 0 : rows * (scheme === "int8-p8-s4" ? 8 : 4);
+  return packedBytes(scheme, rows, k) + beside;
+}
+
 /** Takes a checked matrix into the arena. */
 export function takeMatrix(
   arena: Arena,
@@ -59,8 +66,7 @@ export function takeMatrix(
   const rows = roundUp(n, PANEL);
   const padded = paddedK(scheme, k);
   const bytes = packedBytes(scheme, rows, k);
-  const beside = scheme === "f32" ? 0 : rows * (scheme === "int8-p8-s4" ? 8 : 4);
-  const piece = arena.allocate(bytes + beside, `a matrix [${n}, ${k}] of scheme ${scheme}`);
+  const piece = arena.allocate(matrixBytes(scheme, n, k), `a matrix [${n}, ${k}] of scheme ${scheme}`);
   if (scheme === "f32") {
     packPanels(stored, new Float32Array(arena.memory.buffer, piece.start, rows * k));
     return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0);
@@ -96,8 +102,7 @@ export function multiply(
   x: WasmTensor,
   steps: readonly { readonly w: WasmMatrix; readonly finish: Finish }[],
 ): void {
-  const blocks = Math.ceil(x.rows / BLOCK_ROWS);
-  const most = roundUp(Math.ceil(x.rows / blocks), TILE);
+  const most = rowsAtOnce(x.rows);
   for (let row = 0; row < x.rows; row += most) {
     const rows = Math.min(most, x.rows - row);
     const [from, to] = [x.slice(row, rows), out.slice(row, rows)];
@@ -110,6 +115,30 @@ export function multiply(
       product(crew, packed, to, w, finish, added);
     }
   }
+}
+
+/** Bytes of scratch that a product with `rows` rows of K values takes. */
+export function productScratch(scheme: Scheme, rows: number, k: number, threads: number): number {
+  const sizes = packedSizes(scheme, Math.min(rows, rowsAtOnce(rows)), paddedK(scheme, k), threads);
+  return sizes.values + sizes.zeros + sizes.scales + sizes.rooms;
+}
+
+/** Rows in one block, the blocks being about equal. */
+function rowsAtOnce(rows: number): number {
+  return roundUp(Math.ceil(rows / Math.ceil(rows / BLOCK_ROWS)), TILE);
+}
+
+/** Bytes of activations as a kernel reads them, in this order; a single f32 row is read where it lies. */
+function packedSizes(scheme: Scheme, rows: number, padded: number, threads: number) {
+  const tiled = rows > 1 ? roundUp(rows, TILE) : 1;
+  if (scheme === "f32") return { values: rows > 1 ? tiled * padded * 4 : 0, zeros: 0, scales: 0, rooms: 0 };
+  const zeros = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
+  return {
+    values: roundUp(tiled * padded, 16),
+    zeros: roundUp(zeros, 16),
+    scales: roundUp(tiled * 4, 16),
+    rooms: scheme === "int4-g32-p8" && rows > 1 ? threads * padded * PAIR : 0,
+  };
 }
 
 /** Activations as a kernel reads them; addresses. */
@@ -129,18 +158,16 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packe
   const { rows, stride } = x;
   const tiled = rows > 1 ? roundUp(rows, TILE) : 1;
   const [tiles, cost] = [tiled / TILE, tiled * padded * PACK_NS];
+  const sizes = packedSizes(scheme, rows, padded, crew.threads);
   if (scheme === "f32") {
-    const values = rows > 1 ? scratch(tiled * padded * 4) : x.start;
+    const values = rows > 1 ? scratch(sizes.values) : x.start;
     if (rows > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
     return { scheme, rows, values, scales: 0, zeros: 0, room: 0 };
   }
-  const size = roundUp(tiled * padded, 16);
-  const zerosSize = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
-  const rooms = scheme === "int4-g32-p8" && rows > 1 ? crew.threads * padded * PAIR : 0;
-  const values = scratch(size + roundUp(zerosSize, 16) + roundUp(tiled * 4, 16) + rooms);
-  const zeros = values + size;
-  const scales = zeros + roundUp(zerosSize, 16);
-  const room = scales + roundUp(tiled * 4, 16);
+  const values = scratch(sizes.values + sizes.zeros + sizes.scales + sizes.rooms);
+  const zeros = values + sizes.values;
+  const scales = zeros + sizes.zeros;
+  const room = scales + sizes.scales;
   const part = scheme === "int8-p8-s4" ? "quantize7" : "quantize8";
   const lanes = rows > 1 ? TILE : 1;
   crew.run(
