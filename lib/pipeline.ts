@@ -12,7 +12,7 @@ import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Prepared, preprocess } from "./preprocess/preprocess.ts";
 import { createPause, Line } from "./schedule/line.ts";
 import { createGrammar } from "./text/grammar.ts";
-import { findLocations, type Locations } from "./text/locations.ts";
+import { findLocations, type Locations, nearby } from "./text/locations.ts";
 import { type BoxEvent, createBoxParser, withoutDuplicates } from "./text/parse.ts";
 import { prefixIds } from "./text/prompt.ts";
 import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
@@ -323,6 +323,7 @@ class Loaded implements LocalPipeline {
     const text = this.tokenizer.stream();
     const { locScale, nms } = question;
     const boxes = createBoxParser(this.tokenizer, { locScale, locations: this.#locations });
+    const near = (id: number) => nearby(this.#locations, id);
     let [whole, count, items] = ["", 0, 0];
     const held: BoxEvent[] = [];
     const complete = async (events: readonly BoxEvent[]): Promise<BoxEvent[]> => {
@@ -341,7 +342,8 @@ class Loaded implements LocalPipeline {
       cached = encoding.cached;
       const encoded = performance.now();
       timings.vision = encoded - start;
-      tokens = decode(this.decoder, this.config, { prefix, ids, known: encoding.known, ...options }, pause);
+      const { known } = encoding;
+      tokens = decode(this.decoder, this.config, { prefix, ids, known, near, ...options }, pause);
       let first = 0;
       for (let next = await tokens.next();; next = await tokens.next()) {
         const now = performance.now();
@@ -352,7 +354,7 @@ class Loaded implements LocalPipeline {
         }
         if (count > 0) timings.perToken = (now - first) / count;
         count++;
-        const { id, logprob, top } = next.value;
+        const { id, logprob, nearLogprob, top } = next.value;
         const piece = text.push(id);
         whole += piece;
         yield {
@@ -362,7 +364,7 @@ class Loaded implements LocalPipeline {
           logprob,
           ...options.topLogits && { top: top.map((it) => ({ ...it, text: this.#spelled(it.id) })) },
         } satisfies AnswerEvent;
-        yield* await complete(boxes.push(id, logprob));
+        yield* await complete(boxes.push(id, nearLogprob));
       }
     } catch (error) {
       if (!signal?.aborted) throw error;

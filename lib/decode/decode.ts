@@ -16,6 +16,8 @@ export interface DecodeWork extends PrefixWork {
   readonly forced?: readonly number[];
   /** Asked before every token that is not forced, told every token. */
   readonly constraint?: Constraint;
+  /** The ids that mean what an id means, itself among them, where there are such. */
+  readonly near?: (id: number) => readonly Span[] | undefined;
 }
 
 /**
@@ -41,7 +43,16 @@ export async function* decode(
         ? constraint?.allowed()
         : [[next, next + 1]];
       const { imageTokenId, eosIds } = config;
-      const choice = choose(logits, imageTokenId, never, work.sampling, random, work.topLogits, spans);
+      const choice = choose(
+        logits,
+        imageTokenId,
+        never,
+        work.sampling,
+        random,
+        work.topLogits,
+        spans,
+        work.near,
+      );
       constraint?.advance(choice.id);
       if (!work.ignoreEos && next === undefined && eosIds.includes(choice.id)) return "stop";
       yield choice;

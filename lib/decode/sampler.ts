@@ -8,6 +8,8 @@ export interface Choice {
   readonly id: number;
   /** Natural logarithm of its probability at temperature 1 among the ids that may be sampled. */
   readonly logprob: number;
+  /** The same of all ids together that mean what this one means; `logprob` where there are none. */
+  readonly nearLogprob: number;
   /** The best logits, best first; length as asked for. */
   readonly top: readonly Omit<Candidate, "text">[];
 }
@@ -45,6 +47,7 @@ export function randomFrom(seed: number): () => number {
  * @param random gives numbers in [0, 1); used only when the temperature is above 0.
  * @param topLogits how many candidates to report.
  * @param allowed the only ids that may be chosen. Probabilities and candidates stay those of the model's free choice.
+ * @param near the ids, itself among them, that mean what the chosen one means; by default it alone.
  */
 export function choose(
   logits: Float32Array,
@@ -54,14 +57,17 @@ export function choose(
   random: () => number,
   topLogits = 0,
   allowed?: readonly Span[],
+  near: (id: number) => readonly Span[] | undefined = () => undefined,
 ): Choice {
   const { scores, total } = scored(logits, limit, never);
   const open = allowed ? only(scores, allowed) : scores;
   const best = argmax(open);
   const id = sampling.temperature > 0 ? draw(open, best, sampling, random) : best;
+  const logprob = Math.min(0, scores[id] - total);
   return {
     id,
-    logprob: Math.min(0, scores[id] - total),
+    logprob,
+    nearLogprob: mass(near(id), scores, total) ?? logprob,
     top: topLogits
       ? largest(scores, topLogits).map((at) => ({ id: at, logit: scores[at], logprob: scores[at] - total }))
       : [],
@@ -79,6 +85,16 @@ export function scored(logits: Float32Array, limit: number, never: readonly numb
   let sum = 0;
   for (let id = 0; id < limit; id++) sum += Math.exp(scores[id] - most);
   return { scores, total: most + Math.log(sum) };
+}
+
+/** Logarithm of the probability of all ids in the spans together. */
+function mass(spans: readonly Span[] | undefined, scores: Float32Array, total: number): number | undefined {
+  if (!spans) return undefined;
+  let sum = 0;
+  for (const [first, end] of spans) {
+    for (let id = first; id < end; id++) sum += Math.exp(scores[id] - total);
+  }
+  return Math.min(0, Math.log(sum));
 }
 
 function argmax(scores: Float32Array): number {

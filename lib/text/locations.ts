@@ -1,11 +1,18 @@
 /** The pieces `<loc0000>` to `<loc1023>` and `<seg000>` to `<seg127>` of a vocabulary. */
 
+import type { Span } from "../types.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 export const LOCATIONS = 1024;
 export const MASK_CODES = 128;
 /** Codes of one mask, a grid of 4 × 4. */
 export const CODES_PER_MASK = 16;
+
+/**
+ * Bins by which two locations may differ and still mean one place: a thirty-second of the picture's side. A model spreads
+ * its probability over neighbouring bins, and a box that far off is still the same box.
+ */
+const NEAR = 32;
 
 /** The pieces by number and by id. Looked up once for a model: that takes milliseconds. */
 export interface Locations {
@@ -21,6 +28,14 @@ export interface Locations {
 export function findLocations(tokenizer: Tokenizer): Locations {
   const ids = numbered(tokenizer, "loc", LOCATIONS, 4), codeIds = numbered(tokenizer, "seg", MASK_CODES, 3);
   return { ids, codeIds, bins: inverse(ids), codes: inverse(codeIds) };
+}
+
+/** Ids of the locations within a thirty-second of the picture's side of this one; undefined for other tokens. */
+export function nearby({ ids, bins }: Locations, id: number): readonly Span[] | undefined {
+  const bin = bins.get(id);
+  if (bin === undefined) return undefined;
+  const near = ids.slice(Math.max(0, bin - NEAR), bin + NEAR + 1).filter((it) => it !== undefined);
+  return near.map((it) => [it, it + 1] as const);
 }
 
 function inverse(ids: readonly (number | undefined)[]): ReadonlyMap<number, number> {

@@ -20,7 +20,10 @@ export type BoxEvent = Extract<AnswerEvent, { type: "box" }>;
 
 /** Reads one answer. */
 export interface BoxParser {
-  /** Takes a token and the natural logarithm of its probability; returns the items that it completes. */
+  /**
+   * Takes a token and the natural logarithm of its probability, for a location of all that are near it
+   * (`nearby` of locations.ts); returns the items that it completes.
+   */
   push(id: number, logprob: number): readonly BoxEvent[];
   /**
    * Takes the end of the answer. `truncated` means that the token limit ended it: the last item may lack a part of
@@ -48,7 +51,9 @@ export interface BoxOptions {
  * A parser for one answer of a model with this tokenizer; it never finds anything where that has no location pieces.
  *
  * `confidence` is the geometric mean of the four locations' probabilities times that of the label's tokens, so that
- * a long label costs no more than a short one. It ranks the items of one model; it is not calibrated.
+ * a long label costs no more than a short one. A location counts with all that are near it: the probability of the very
+ * bin says how finely a model draws its boxes, not how likely they are right. How well that is calibrated depends on the
+ * model; `deno task eval` measures it.
  */
 export function createBoxParser(tokenizer: Tokenizer, options: BoxOptions = {}): BoxParser {
   const scale = options.locScale ?? 1024;

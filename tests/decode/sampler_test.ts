@@ -36,6 +36,19 @@ Deno.test("equal logits: the lower id, greedy and in the candidates", () => {
   assert.deepEqual(top.map((it) => it.id), [1, 2]);
 });
 
+Deno.test("a token's near ones count with it, whatever may be chosen", () => {
+  const shares = [0.5, 0.25, 0.15, 0.1];
+  const pick = (near?: (id: number) => [number, number][] | undefined) =>
+    choose(Float32Array.from(shares.map(Math.log)), 4, never, GREEDY, () => 0, 0, [[2, 3]], near);
+  const close = (found: number, wanted: number) => assert.ok(Math.abs(Math.exp(found) - wanted) < 1e-6);
+  const { id, logprob, nearLogprob } = pick((id) => [[id - 1, id], [id, id + 2]]);
+  assert.equal(id, 2);
+  close(logprob, 0.15);
+  close(nearLogprob, 0.5);
+  assert.equal(pick((id) => id === 0 ? [[0, 4]] : undefined).nearLogprob, logprob);
+  assert.equal(pick(() => [[0, 4]]).nearLogprob, 0);
+});
+
 Deno.test("temperature 1 draws from softmax", () => {
   const expected = [0.5, 0.25, 0.15, 0.1];
   const found = frequencies(expected.map(Math.log), { temperature: 1 });

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
+import { findLocations, nearby } from "../../lib/text/locations.ts";
 import { type BoxEvent, type BoxOptions, createBoxParser, withoutDuplicates } from "../../lib/text/parse.ts";
 import { fromModel } from "../../lib/text/tokenizer.ts";
 
@@ -146,4 +147,18 @@ Deno.test("confidence is the mean of the locations times the mean of the label, 
   const lost = createBoxParser(tokenizer);
   for (const id of locations) lost.push(id, -Infinity);
   assert.ok(lost.end()[0].confidence > 0);
+});
+
+Deno.test("near a location are those within a thirty-second of the side, near another token nothing is", () => {
+  const pieces = findLocations(tokenizer);
+  const bins = (bin: number) =>
+    nearby(pieces, pieces.ids[bin]!)!.flatMap(([first, end]) =>
+      end === first + 1 ? [pieces.bins.get(first)!] : []
+    );
+  const range = (first: number, last: number) =>
+    Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  assert.deepEqual(bins(500), range(468, 532));
+  assert.deepEqual(bins(3), range(0, 35));
+  assert.deepEqual(bins(1023), range(991, 1023));
+  assert.equal(nearby(pieces, tokenizer.idOf("cat") ?? tokenizer.idOf("c")!), undefined);
 });
