@@ -74,10 +74,12 @@ class Run:
             self.model.embedding[self.t.loc0:self.t.loc0 + 1024] = smooth_locations(self.model.c["width"])
         self.step, self.spent, self.pictures = 0, 0.0, 0
         whole = self.model if stage == "joint" else self.model.vision
-        matrices = [m for m in whole.modules() if isinstance(m, Linear)]
+        if args.frozen:
+            self.model.vision.requires_grad_(False)
+        matrices = [m for m in whole.modules() if isinstance(m, Linear) and m.weight.requires_grad]
         self.muon = Muon(matrices)
         mine = {id(p) for p in self.muon.params}
-        rest = [p for p in whole.parameters() if id(p) not in mine] + list(self.heads.parameters())
+        rest = [p for p in whole.parameters() if p.requires_grad and id(p) not in mine] + list(self.heads.parameters())
         if stage == "vision":
             rest.append(self.model.embedding)
         self.adam = torch.optim.AdamW(rest, lr=args.adam, betas=(0.9, 0.95), weight_decay=0.0)
@@ -147,8 +149,10 @@ def train(args):
             tokens = vision(pixels)
         table = run.model.table()
         sigma = 1.0 if args.start or run.progress() > 0.5 else 1.5
-        parts, stats = run.heads(tokens, dense, table, sigma)
-        loss = sum(VISION[k] * v for k, v in parts.items())
+        loss, stats = 0.0, {}
+        if not args.frozen:
+            parts, stats = run.heads(tokens, dense, table, sigma)
+            loss = sum(VISION[k] * v for k, v in parts.items())
         if stage == "joint":
             rows = torch.from_numpy(rows)
             show = torch.rand(rows.shape[1]) < 0.5
@@ -206,6 +210,7 @@ def main():
     parser.add_argument("--quantised", type=float, default=0.2, help="share of the time with rounded weights")
     parser.add_argument("--start", help="checkpoint to begin from, or a model directory, quantised or not")
     parser.add_argument("--masks", help="checkpoint of masks.py: ask for masks too")
+    parser.add_argument("--frozen", action="store_true", help="leave the vision half as it is")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
