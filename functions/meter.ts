@@ -7,6 +7,15 @@ const BAR = 24;
 /** Told bytes done and bytes in all. */
 export type Meter = (done: number, total: number) => void;
 
+/** Whether the cursor stands behind a bar. */
+let open = false;
+
+/** Ends the line of a bar that did not come to its end, so that what went wrong has a line of its own. */
+export function leaveMeter(): void {
+  if (open) Deno.stderr.writeSync(new TextEncoder().encode("\n"));
+  open = false;
+}
+
 /** A bar with share, speed and remaining time on stderr; undefined where that is no terminal. */
 export function meter(): Meter | undefined {
   if (!Deno.stderr.isTerminal()) return undefined;
@@ -17,7 +26,8 @@ export function meter(): Meter | undefined {
     const line = lines(done, total, now);
     if (done < total && now - shown < 100) return;
     shown = now;
-    Deno.stderr.writeSync(new TextEncoder().encode(`\r${line}\x1b[K${done >= total ? "\n" : ""}`));
+    open = done < total;
+    Deno.stderr.writeSync(new TextEncoder().encode(`\r${line}\x1b[K${open ? "" : "\n"}`));
   };
 }
 

@@ -9,7 +9,7 @@ import { type DoorFit, IDS, type Manifest, manifestOf } from "../models/manifest
 import { pull, readRecord, verifyRecord } from "../models/pull.ts";
 import { SHAPES } from "../models/published.ts";
 import { synth } from "../models/synth.ts";
-import { meter, size } from "./meter.ts";
+import { leaveMeter, meter, size } from "./meter.ts";
 import { directoryFiles } from "./model.ts";
 
 /** A command line that cannot be understood. */
@@ -50,7 +50,11 @@ export async function modelsCommand(
   if (more.length) {
     throw new UsageError(`models ${action}: expected nothing after ${subject}, found ${more[0]}`);
   }
-  await command(subject ?? "", flags, print, signal);
+  try {
+    await command(subject ?? "", flags, print, signal);
+  } finally {
+    leaveMeter();
+  }
 }
 
 async function list(place: string, _: Flags, print: Print): Promise<void> {
@@ -98,11 +102,11 @@ async function pullModel(subject: string, flags: Flags, print: Print, signal: Ab
     );
   }
   if (!flags.out) throw new UsageError("models pull: expected --out DIR, found none");
-  const known = IDS.includes(name) ? (await manifestOf(name)).source : { repo: name, revision: "main" };
-  const source = { repo: known.repo, revision: revision ?? known.revision };
+  const known = IDS.includes(name) ? await manifestOf(name) : undefined;
+  const source = { repo: known?.source.repo ?? name, revision: revision ?? known?.source.revision ?? "main" };
   const record = await pull(source, flags.out, {
     endpoint: Deno.env.get("HF_ENDPOINT") || "https://huggingface.co",
-    token: Deno.env.get("HF_TOKEN") || undefined,
+    token: Deno.env.get("HF_TOKEN")?.trim() || undefined,
     signal,
     progress: meter(),
   });
@@ -116,7 +120,14 @@ async function pullModel(subject: string, flags: Flags, print: Print, signal: Ab
   );
   const adapter = record.files.some((it) => it.name === "adapter_model.safetensors");
   const what = adapter ? `BASE --adapter ${flags.out}` : flags.out;
+  if (known) await print(`licence: ${known.licence.name}, ${known.licence.url}\n`);
   await print(`next: deno task models convert ${what} --out ${flags.out}-int4\n`);
+  if (known && !known.doors[0].formats.length) {
+    const needed = size(known.memory.int4.peakBytes);
+    await print(
+      `note: at ${needed} even int4 does not fit a Deno process, whose WASM memory ends at 4 GiB\n`,
+    );
+  }
 }
 
 async function verifyModel(subject: string, _: Flags, print: Print, signal: AbortSignal): Promise<void> {

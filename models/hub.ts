@@ -51,7 +51,7 @@ export interface Body {
 /** Requests that fail one after another without a byte of progress; after the last there is no hope. */
 const ATTEMPTS = 6;
 const MAX_REDIRECTS = 5;
-const MAX_WAIT_MS = 120_000;
+const MAX_WAIT_MS = 300_000;
 /** Statuses of trouble that may pass. */
 const PASSING = [408, 425, 429, 500, 502, 503, 504];
 
@@ -208,7 +208,7 @@ export class Hub {
         if (own) linked = response.headers;
         if (PASSING.includes(response.status)) {
           await response.body?.cancel();
-          const wait = retryAfterMs(response.headers.get("retry-after"));
+          const wait = retryAfterMs(response.headers);
           throw new Passing(`${url.origin} answered ${response.status}`, wait);
         }
         if (!isRedirect(response) || (method === "HEAD" && linked.has("x-linked-size"))) {
@@ -278,7 +278,9 @@ export class Hub {
       }
       if (status === 401) throw failed(source, `it is not there, or not without a token; ${carried} (401)`);
       if (code === "RepoNotFound") throw failed(source, "the hub has no such repository (404)");
-      if (code === "RevisionNotFound") throw failed(source, "the hub has no such revision of it (404)");
+      if (code === "RevisionNotFound") {
+        throw failed(source, `the hub has no revision "${source.revision}" of it (404)`);
+      }
     }
     throw failed(source, `expected status 200, found ${status} at ${origin}${pathname}`);
   }
@@ -294,8 +296,9 @@ export function cancelled(): RequestError {
   return new RequestError("cancelled", "Download stopped: the same command goes on from here");
 }
 
-function failed({ repo, revision }: Source, detail: string): RequestError {
-  return new RequestError("download_failed", `Cannot download ${repo} at ${revision}: ${detail}`);
+/** What the hub does not give, as a sentence. */
+export function failed({ repo }: Source, detail: string): RequestError {
+  return new RequestError("download_failed", `Cannot download ${repo}: ${detail}`);
 }
 
 function isRedirect({ status, headers }: Response): boolean {
@@ -334,9 +337,10 @@ function parseObject(text: string): Record<string, unknown> {
   }
 }
 
-/** Retry-After in seconds or as a date. */
-function retryAfterMs(value: string | null): number {
-  if (!value) return 0;
+/** Retry-After in seconds or as a date; without one, the seconds until the window of a `RateLimit` header ends. */
+function retryAfterMs(headers: Headers): number {
+  const window = /;\s*t=(\d+)/.exec(headers.get("ratelimit") ?? "")?.[1];
+  const value = headers.get("retry-after") ?? window ?? "0";
   const ms = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
   return Number.isFinite(ms) ? Math.max(0, ms) : 0;
 }

@@ -4,7 +4,7 @@ import { statfs } from "node:fs/promises";
 import { join } from "@std/path";
 import { type ModelFiles, RequestError } from "../lib/mod.ts";
 import { checksumOf, download, partPath, writing } from "./download.ts";
-import { cancelled, Hub, type HubOptions, type RemoteFile, type Source } from "./hub.ts";
+import { cancelled, failed, Hub, type HubOptions, type RemoteFile, type Source } from "./hub.ts";
 
 /** Where a directory came from: written when the first byte is, so that it can be resumed, and kept for `verify`. */
 export interface PullRecord {
@@ -67,10 +67,11 @@ export async function pull(source: Source, out: string, options: PullOptions): P
   const stop = new AbortController(); // one file that fails stops the others
   const signal = AbortSignal.any([stop.signal, ...options.signal ? [options.signal] : []]);
   const hub = new Hub({ ...options, signal });
-  const { files, pinned, commit } = await choose(hub, {
-    ...source,
-    ...earlier?.commit && { revision: earlier.commit },
-  }, out);
+  const at = { ...source, revision: earlier?.commit ?? source.revision };
+  const { files, pinned, commit } = await choose(hub, at, out).catch((error) => {
+    stop.abort(error);
+    throw error;
+  });
   const record: PullRecord = { ...source, commit, files: files.map(({ commit: _, ...it }) => it) };
   checkSame(earlier, record, out);
   await writeWhole(join(out, RECORD), JSON.stringify(record, undefined, 1));
@@ -83,9 +84,8 @@ export async function pull(source: Source, out: string, options: PullOptions): P
     options.progress?.(done, total);
   };
   for (const file of files) {
-    if (await isWhole(join(out, file.name), file)) advance(file.sizeBytes);
+    if (await isWhole(join(out, file.name), file, signal)) advance(file.sizeBytes);
     else missing.push(file);
-    if (signal.aborted) throw cancelled();
   }
   await checkSpace(out, missing);
   const queue = missing.toSorted((a, b) => b.sizeBytes - a.sizeBytes);
@@ -100,8 +100,8 @@ export async function pull(source: Source, out: string, options: PullOptions): P
     }));
   const settled = await Promise.allSettled(lanes);
   if (stop.signal.aborted) throw stop.signal.reason;
-  const failed = settled.find((it) => it.status === "rejected");
-  if (failed) throw failed.reason;
+  const broken = settled.find((it) => it.status === "rejected");
+  if (broken) throw broken.reason;
   return record;
 }
 
@@ -169,13 +169,13 @@ async function choose(hub: Hub, source: Source, out: string) {
     const shards = shardNames(await Deno.readTextFile(path));
     const found = await look(shards);
     const lost = shards.find((it) => !found.some(({ name }) => name === it));
-    if (lost) throw refused(source, `its index names ${lost}, which it does not have`);
+    if (lost) throw failed(source, `its index names ${lost}, which it does not have`);
     files.push(...found);
   }
   if (!weights && list) files.push(...await look(list.names.filter((it) => /^[^/]+\.npz$/.test(it))));
   if (!files.some((it) => /\.(safetensors|npz)$/.test(it.name))) {
     const found = list?.names.slice(0, 20).join(", ") ?? "none of them";
-    throw refused(source, `expected safetensors, an adapter or an .npz in it, found ${found || "nothing"}`);
+    throw failed(source, `expected safetensors, an adapter or an .npz in it, found ${found || "nothing"}`);
   }
   return { files, pinned, commit };
 
@@ -184,24 +184,20 @@ async function choose(hub: Hub, source: Source, out: string) {
     try {
       map = JSON.parse(text).weight_map;
     } catch {
-      // refused below
+      // told below
     }
     const names = [...new Set(Object.values(Object(map)))];
     // A name from outside becomes a path: nothing but a plain file name will do.
     if (
       !names.length || !names.every((it) => typeof it === "string" && /^[\w-][\w.-]*\.safetensors$/.test(it))
     ) {
-      throw refused(
+      throw failed(
         source,
         `expected a weight_map to names of safetensors in ${INDEX}, found ${text.slice(0, 80)}`,
       );
     }
     return names as string[];
   }
-}
-
-function refused({ repo, revision }: Source, detail: string): RequestError {
-  return new RequestError("download_failed", `Cannot download ${repo} at ${revision}: ${detail}`);
 }
 
 /** A model that came from elsewhere is not to be written over. */
@@ -227,10 +223,12 @@ function checkSame(earlier: PullRecord | undefined, record: PullRecord, out: str
   }
 }
 
-async function isWhole(path: string, file: RemoteFile): Promise<boolean> {
+async function isWhole(path: string, file: RemoteFile, signal?: AbortSignal): Promise<boolean> {
   const size = await Deno.stat(path).then((it) => it.size, () => undefined);
   // Without a checksum, a file of the right size has its name because it was whole.
-  return size === file.sizeBytes && await checksumOf(path, file) === file.checksum;
+  return size === file.sizeBytes && await checksumOf(path, file, () => {
+        if (signal?.aborted) throw cancelled();
+      }) === file.checksum;
 }
 
 /** @throws {RequestError} `storage_failed` before anything is downloaded, where the system tells what is free. */
@@ -251,7 +249,12 @@ async function checkSpace(out: string, missing: readonly RemoteFile[]): Promise<
 
 async function writeWhole(path: string, text: string): Promise<void> {
   await writing(path, async () => {
-    await Deno.writeTextFile(`${path}.part`, text);
+    {
+      using file = await Deno.open(`${path}.part`, { write: true, create: true, truncate: true });
+      const bytes = new TextEncoder().encode(text);
+      for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
+      await file.sync();
+    }
     await Deno.rename(`${path}.part`, path);
   });
 }

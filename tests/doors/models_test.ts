@@ -65,6 +65,16 @@ Deno.test("pull, verify, info, and the command that comes next", () =>
     assert.ok(hub.seen.length > 0);
   }));
 
+Deno.test("a known id goes to its repository; licence, and that it will not fit, are said", () =>
+  withHub({ repo: "google/paligemma2-10b-pt-224" }, async (hub, out, env) => {
+    const pulled = await models(["pull", "paligemma2-10b-pt-224@main", "--out", out], env);
+    assert.equal(pulled.code, 0, pulled.err);
+    assert.match(pulled.out, /of google\/paligemma2-10b-pt-224 at/);
+    assert.match(pulled.out, /^licence: Gemma Terms of Use, https:/m);
+    assert.match(pulled.out, /^note: at 6\.\d+ GB even int4 does not fit/m);
+    assert.ok(hub.seen.length > 0);
+  }));
+
 Deno.test("Ctrl-C in the middle of a pull: exit 130, a sentence, and the same command goes on", () =>
   withHub(
     { trouble: (file) => file.endsWith("1-of-00002.safetensors") ? "stall" : undefined },

@@ -22,6 +22,8 @@ export type Trouble =
 
 /** How a hub is to behave. */
 export interface HubSettings {
+  /** The one repository there is; `REPO` by default. */
+  readonly repo?: string;
   /** Who may read: everybody, who has a token, or nobody before the licence is accepted. */
   readonly gate?: "open" | "token" | "licence";
   /** Whether it has lists of files; true by default. */
@@ -139,13 +141,13 @@ export function startHub(files: Record<string, Uint8Array>, settings: HubSetting
     const { url, count } = see("hub", request);
     const trouble = hub.settings.hubTrouble?.(url.pathname, count);
     if (typeof trouble === "number") return failing(trouble);
-    const { gate = "open", lists = true } = hub.settings;
+    const { repo: only = REPO, gate = "open", lists = true } = hub.settings;
     const known = request.headers.get("authorization") === `Bearer ${TOKEN}`;
     const path = decodeURIComponent(url.pathname);
     const listed = /^\/api\/models\/([^/]+\/[^/]+)\/revision\/([^/]+)$/.exec(path);
     if (listed) {
       if (!lists) return new Response(null, { status: 404 });
-      if (listed[1] !== REPO) return known ? error(404, "RepoNotFound") : error(401, "RepoNotFound");
+      if (listed[1] !== only) return known ? error(404, "RepoNotFound") : error(401, "RepoNotFound");
       const [commit, there] = filesAt(listed[2]);
       if (!there) return error(404, "RevisionNotFound");
       return Response.json({
@@ -156,7 +158,7 @@ export function startHub(files: Record<string, Uint8Array>, settings: HubSetting
     }
     const [, repo, , revision, file] =
       /^\/(?:api\/resolve-cache\/)?(.+?)(\/resolve)?\/([^/]+)\/([^/]+)$/.exec(path) ?? [];
-    if (repo !== REPO) return error(known ? 404 : 401, "RepoNotFound");
+    if (repo !== only) return error(known ? 404 : 401, "RepoNotFound");
     if (gate === "licence" || gate === "token" && !known) return error(known ? 403 : 401, "GatedRepo");
     const [commit, there] = filesAt(revision);
     if (!there) return error(404, "RevisionNotFound");
@@ -172,7 +174,7 @@ export function startHub(files: Record<string, Uint8Array>, settings: HubSetting
       return new Response(null, { status: 302, headers: { ...about, ...linked, location } });
     }
     if (path.includes("/resolve/")) {
-      const location = `/api/resolve-cache/${REPO}/${commit}/${file}`;
+      const location = `/api/resolve-cache/${only}/${commit}/${file}`;
       return new Response(null, { status: 307, headers: { ...about, location } });
     }
     const blob = createHash("sha1").update(`blob ${bytes.length}\0`).update(bytes).digest("hex");

@@ -169,7 +169,7 @@ const refusals: [string, HubSettings, Partial<PullOptions>, { repo?: string; rev
       { gate: "token" },
       {},
       {},
-      /gated: accept its licence at http\S+\/somebody\/pali .*no token/,
+      /^Cannot download somebody\/pali: it is gated: accept its licence at http\S+\/somebody\/pali .*no token/,
     ],
     [
       "403 before the licence is accepted",
@@ -186,7 +186,7 @@ const refusals: [string, HubSettings, Partial<PullOptions>, { repo?: string; rev
       /not there, or not without a token/,
     ],
     ["an unknown repository", {}, { token: TOKEN }, { repo: "somebody/else" }, /no such repository/],
-    ["an unknown revision", {}, {}, { revision: "v9" }, /no such revision/],
+    ["an unknown revision", {}, {}, { revision: "v9" }, /no revision "v9" of it/],
   ];
 for (const [name, settings, options, source, message] of refusals) {
   Deno.test(`${name}: one sentence that says what to do, and no file`, () =>
