@@ -2,6 +2,8 @@
 
 import { join, relative, resolve } from "@std/path";
 import { type AppParts, createApp, type Sample } from "../lib/http/app.ts";
+import { hookRoutes } from "../lib/http/hooks.ts";
+import { itemWork, jobRoutes } from "../lib/http/jobs.ts";
 import { createLog } from "../lib/http/guard/log.ts";
 import { createOutbound } from "../lib/http/outbound.ts";
 import { createMetrics } from "../lib/metrics.ts";
@@ -9,6 +11,7 @@ import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
 import { loadModel, TINY } from "./model.ts";
 import { createNetwork } from "./network.ts";
+import { createWork, openStore } from "./store.ts";
 import { readSettings, type Settings } from "./settings.ts";
 
 /** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
@@ -31,6 +34,7 @@ function settingsOrFail(): Settings {
   try {
     return readSettings((name) => Deno.env.get(name));
   } catch (error) {
+    if (error instanceof RequestError) return fail(error.message);
     if (error instanceof RangeError) return fail(`Cannot serve: ${error.message}`);
     throw error;
   }
@@ -56,6 +60,17 @@ async function readSamples(): Promise<{ samples: Sample[]; directory: string }> 
   }
 }
 
+/** What is kept between runs. Without a place for it there are no jobs; but where one was named, it has to be there. */
+async function openStoreOrFail(directory?: string) {
+  try {
+    return await openStore(directory, (error) => log("error", "failure", { error }));
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error;
+    if (directory !== undefined) fail(`Cannot serve with DATA_DIR=${directory}: ${error.message}`);
+    warn(`No jobs and webhooks: ${error.message}. DATA_DIR chooses another directory.`);
+  }
+}
+
 function serve(app: ReturnType<typeof createApp>, port: number) {
   try {
     return Deno.serve({ port, onListen() {} }, (request) => app.fetch(request));
@@ -73,7 +88,11 @@ function serve(app: ReturnType<typeof createApp>, port: number) {
 }
 
 /** Ctrl-C and `kill`: no new request, running answers end as cancelled, exit code 0. A second one does not wait. */
-function stopOnSignal(server: Deno.HttpServer, stopping: AbortController): void {
+function stopOnSignal(
+  server: Deno.HttpServer,
+  stopping: AbortController,
+  idle: () => Promise<unknown>,
+): void {
   let since = 0;
   const stop = async () => {
     if (stopping.signal.aborted) {
@@ -84,7 +103,7 @@ function stopOnSignal(server: Deno.HttpServer, stopping: AbortController): void 
     since = performance.now();
     stopping.abort();
     setTimeout(() => Deno.exit(0), GRACE_MS);
-    await server.shutdown();
+    await Promise.all([server.shutdown(), idle()]);
     say("Stopped.");
     Deno.exit(0);
   };
@@ -99,27 +118,45 @@ function example(url: string, samples: readonly Sample[], directory: string): st
   return `curl -N ${url}/v1/generate -F image=@${picture} -F prompt='caption en' -F stream=true`;
 }
 
-const { port, model: directory = TINY, logLevel, allowPrivateUrls, ...guard } = settingsOrFail();
+const settings = settingsOrFail();
+const { port, model: directory = TINY, logLevel, allowPrivateUrls, dataDirectory, webhookSecrets, ...guard } =
+  settings;
 const stopping = new AbortController();
 const metrics = createMetrics();
 const { samples, directory: pictures } = await readSamples();
 let pipeline: LocalPipeline | undefined;
 
+const log = createLog(logLevel, warn);
+const outbound = createOutbound(createNetwork(), { allowPrivate: allowPrivateUrls });
+const onError = (error: unknown) => log("error", "failure", { error });
+const store = await openStoreOrFail(dataDirectory);
+const work = store && createWork(store, {
+  answer: itemWork(() => pipeline, outbound),
+  outbound,
+  secrets: webhookSecrets,
+  onError,
+});
+
 const parts: AppParts = {
   pipeline: () => pipeline,
   stopping: stopping.signal,
   samples,
-  outbound: createOutbound(createNetwork(), { allowPrivate: allowPrivateUrls }),
+  outbound,
   metrics,
-  log: createLog(logLevel, warn),
+  log,
+  rooms: work
+    ? [jobRoutes({ ...work, outbound, stopping: stopping.signal }), hookRoutes({ ...work, outbound })]
+    : [],
   ...guard,
 };
+let working: Promise<unknown> | undefined;
 const server = serve(createApp(parts), port);
-stopOnSignal(server, stopping);
+stopOnSignal(server, stopping, async () => await working);
 const url = `http://localhost:${server.addr.port}`;
 try {
   const since = performance.now();
-  pipeline = await loadModel(resolve(directory));
+  pipeline = await loadModel(resolve(directory), { blobs: store?.blobs, onError });
+  working = work?.run(stopping.signal);
   const seconds = ((performance.now() - since) / 1000).toFixed(1);
   say(
     `PaliGemma Edge answers at ${url} (model ${pipeline.model.name}, loaded in ${seconds} s). Ctrl-C stops it.\n` +

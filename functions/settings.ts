@@ -2,6 +2,7 @@
 
 import { type Level, LEVELS } from "../lib/http/guard/log.ts";
 import type { AppParts } from "../lib/http/app.ts";
+import { readSecrets } from "../lib/jobs/signature.ts";
 
 /** What the environment says; the README has the table. */
 export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins"> {
@@ -12,6 +13,10 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly logLevel: Level;
   /** Whether pictures and webhooks may be on private networks. */
   readonly allowPrivateUrls: boolean;
+  /** Where records, blobs and queues lie; undefined for the user's data directory, or the platform's own. */
+  readonly dataDirectory?: string;
+  /** Sign webhooks and verify incoming ones that have no secret of their own. */
+  readonly webhookSecrets: readonly string[];
 }
 
 /** Limits of one key where there are keys and nothing else is said. */
@@ -19,7 +24,7 @@ const KEY_LIMITS = { requestsPerMinute: 600, concurrent: 32 };
 
 /**
  * @param get gives a variable's value.
- * @throws {RangeError} naming the variable, what was expected and what was found.
+ * @throws {RangeError} naming the variable, what was expected and what was found; {RequestError} for a secret.
  */
 export function readSettings(get: (name: string) => string | undefined): Settings {
   const list = (name: string) => (get(name) ?? "").split(",").map((it) => it.trim()).filter(Boolean);
@@ -38,6 +43,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     );
   }
   const keys = list("API_KEYS");
+  const webhookSecret = get("WEBHOOK_SECRET");
   const { requestsPerMinute, concurrent } = keys.length
     ? KEY_LIMITS
     : { requestsPerMinute: Infinity, concurrent: Infinity };
@@ -51,6 +57,8 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     },
     origins: list("CORS_ORIGINS"),
     logLevel: logLevel as Level,
+    dataDirectory: get("DATA_DIR") || undefined,
+    webhookSecrets: webhookSecret ? readSecrets(webhookSecret, "WEBHOOK_SECRET") : [],
     allowPrivateUrls: /^(1|true)$/i.test(get("ALLOW_PRIVATE_URLS") ?? ""),
   };
 }

@@ -20,6 +20,8 @@ export type ErrorCode =
   | "url_refused" // a URL that this server does not reach out to
   | "url_failed" // what a URL leads to gave no whole answer
   | "download_failed" // a model hub does not give what was asked of it
+  | "signature_invalid" // a webhook that its sender did not sign
+  | "idempotency_mismatch" // a key that was used for another request
   | "storage_failed" // the disk is full, a file cannot be written, or the database not be reached
   | "record_corrupt" // what was stored is not what is read
   | "overloaded" // more requests waiting than the queue holds

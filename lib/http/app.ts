@@ -9,6 +9,7 @@ import { type Env, exchanges } from "./guard/exchange.ts";
 import { apiKeys } from "./guard/keys.ts";
 import { type CallerLimits, callerLimits } from "./guard/limits.ts";
 import type { Log } from "./guard/log.ts";
+import { isSigned } from "./hooks.ts";
 import { nativeRoutes } from "./native/routes.ts";
 import { openAiRoutes } from "./openai/routes.ts";
 import type { Outbound } from "./outbound.ts";
@@ -94,7 +95,8 @@ export function createApp(parts: AppParts): Hono<Env> {
     );
   }
   if (parts.apiKeys) {
-    const guard = apiKeys(parts.apiKeys);
+    const keys = apiKeys(parts.apiKeys);
+    const guard: typeof keys = (c, next) => isSigned(c.req.method, c.req.path) ? next() : keys(c, next);
     app.use("/v1/*", guard);
     app.use("/metrics", guard);
   }

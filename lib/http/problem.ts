@@ -28,6 +28,8 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   model_invalid: 500,
   model_too_large: 500,
   download_failed: 502,
+  signature_invalid: 401,
+  idempotency_mismatch: 422,
   storage_failed: 507,
   record_corrupt: 500,
   overloaded: 503,

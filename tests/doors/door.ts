@@ -12,12 +12,16 @@ export interface Door {
   readonly url: string;
   /** All it printed so far. */
   output(): { stdout: string; stderr: string };
-  kill(signal: "SIGTERM" | "SIGINT"): void;
+  kill(signal: "SIGTERM" | "SIGINT" | "SIGKILL"): void;
   readonly status: Promise<Deno.CommandStatus>;
 }
 
-/** Starts the door with these variables and waits until it says where it answers, or ends. */
+/**
+ * Starts the door with these variables and waits until it says where it answers, or ends. Without a `DATA_DIR` it has one
+ * of its own, until it ends.
+ */
 export async function startDoor(env: Record<string, string>): Promise<Door> {
+  const own = env.DATA_DIR === undefined ? await Deno.makeTempDir() : undefined;
   const child = new Deno.Command(Deno.execPath(), {
     args: [
       "run",
@@ -27,7 +31,7 @@ export async function startDoor(env: Record<string, string>): Promise<Door> {
     ],
     // Elsewhere than the repository: nothing may depend on where it is started.
     cwd: "/",
-    env: { PORT: "0", ...env },
+    env: { PORT: "0", ...own && { DATA_DIR: own }, ...env },
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
@@ -41,7 +45,9 @@ export async function startDoor(env: Record<string, string>): Promise<Door> {
     }
   }
   const gathered = Promise.all([gather("stdout"), gather("stderr")]);
-  const status = gathered.then(() => child.status);
+  const status = gathered.then(() => child.status).finally(() =>
+    own && Deno.removeSync(own, { recursive: true })
+  );
   await Promise.race([promise, status]);
   return {
     url: / answers at (http\S+)/.exec(output.stdout)?.[1] ?? "",

@@ -116,6 +116,8 @@ Deno.test("every code has its status, thrown before the answer or within it", as
     url_refused: 400,
     url_failed: 422,
     download_failed: 502,
+    signature_invalid: 401,
+    idempotency_mismatch: 422,
     storage_failed: 507,
     record_corrupt: 500,
     overloaded: 503,

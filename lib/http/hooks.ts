@@ -1,0 +1,104 @@
+/** Incoming webhooks over HTTP: `/v1/hooks`. A sender has no API key; its signature lets it in. */
+
+import { type Context, Hono } from "hono";
+import * as z from "zod/mini";
+import type { Hooks } from "../jobs/hooks.ts";
+import { readBytes, readJson } from "./body.ts";
+import type { Env } from "./guard/exchange.ts";
+import { checkItem, WEBHOOK } from "./jobs.ts";
+import type { Outbound } from "./outbound.ts";
+import { HttpError } from "./problem.ts";
+import { oneOf, optional, read, text } from "./schema.ts";
+
+/** The longest webhook that is taken: it names things, and carries at most a small picture. */
+const MAX_HOOK_BYTES = 4 * 1024 * 1024;
+
+const header = () =>
+  text("a header's name").check(z.regex(/^[a-z0-9-]{1,64}$/, "a header's name in lower case"));
+
+/** The body of `PUT /v1/hooks/:name`. */
+export const HOOK = z.strictObject({
+  item: z.record(z.string(), z.unknown(), {
+    error: "an object: fields of /v1/generate, and where they come from",
+  }).check(
+    z.describe(
+      "/a/b is a JSON pointer into the webhook, text{/a/b} has one within it, all else stands as it is.",
+    ),
+  ),
+  signature: optional(
+    z.union([
+      z.literal("standard"),
+      z.strictObject({
+        header: header(),
+        prefix: optional(text(), "What stands before the signature, such as sha256=."),
+        encoding: optional(oneOf("hex", "base64"), "hex by default."),
+        id: optional(header(), "A header that tells one webhook from another."),
+      }),
+    ], { error: "standard, or header, prefix, encoding and id" }),
+    "Standard Webhooks, the default, or HMAC-SHA256 of the body in a header.",
+  ),
+  secret: optional(
+    text("a secret").check(z.minLength(8, "at least 8 characters")),
+    "The server's own by default.",
+  ),
+  webhook: optional(WEBHOOK, "Who is told of the job's end."),
+});
+
+/** What the routes are made with. */
+export interface HookRouteParts {
+  readonly hooks: Hooks;
+  readonly outbound: Outbound;
+}
+
+/** Whether a request is one that its signature lets in, and no API key. */
+export function isSigned(method: string, path: string): boolean {
+  return method === "POST" && /^\/v1\/hooks\/[^/]+$/.test(path);
+}
+
+/** The routes. */
+export function hookRoutes({ hooks, outbound }: HookRouteParts): Hono<Env> {
+  const routes = new Hono<Env>();
+
+  routes.post("/v1/hooks/:name", async (c) => {
+    const body = new TextDecoder().decode(await readBytes(c.req.raw, MAX_HOOK_BYTES));
+    const { traceparent } = c.get("exchange");
+    const incoming = { headers: c.req.raw.headers, body, traceparent };
+    const job = await hooks.take(nameOf(c), incoming, (item) => checkItem(item, "the hook's item"));
+    if (!job) return unknown(c);
+    return c.json(job, 202, { location: `/v1/jobs/${job.id}`, ...UNCACHED });
+  });
+
+  routes.get("/v1/hooks", async (c) => c.json({ hooks: await hooks.list() }, 200, UNCACHED));
+
+  routes.get("/v1/hooks/:name", async (c) => {
+    return c.json(await hooks.get(nameOf(c)) ?? unknown(c), 200, UNCACHED);
+  });
+
+  routes.put("/v1/hooks/:name", async (c) => {
+    const { signature = "standard", ...rest } = read(HOOK, await readJson(c.req.raw, MAX_HOOK_BYTES));
+    if (rest.webhook) outbound.check(rest.webhook.url);
+    return c.json(await hooks.set({ name: nameOf(c), signature, ...rest }), 200, UNCACHED);
+  });
+
+  routes.delete("/v1/hooks/:name", async (c) => {
+    await hooks.delete(nameOf(c));
+    return c.body(null, 204);
+  });
+
+  return routes;
+}
+
+const UNCACHED = { "cache-control": "no-store" };
+
+function nameOf(c: Context): string {
+  const name = c.req.param("name") ?? "";
+  return /^[a-z0-9][a-z0-9_-]{0,63}$/.test(name) ? name : unknown(c);
+}
+
+function unknown(c: Context): never {
+  throw new HttpError({
+    code: "not_found",
+    message:
+      `Cannot ${c.req.method} ${c.req.path}: there is no such hook (names are a-z, 0-9, _ and -, 64 at most)`,
+  });
+}

@@ -1,0 +1,224 @@
+/** Jobs over HTTP: `/v1/jobs`, their events, and the webhooks that tell of their end (`/v1/letters`). */
+
+import { type Context, Hono } from "hono";
+import * as z from "zod/mini";
+import { RequestError } from "../errors.ts";
+import { type JobChange, type Jobs, MAX_ITEMS } from "../jobs/jobs.ts";
+import type { Letter } from "../jobs/webhooks.ts";
+import { collect, type LocalPipeline } from "../pipeline.ts";
+import { readJson } from "./body.ts";
+import type { Env } from "./guard/exchange.ts";
+import type { Outbound } from "./outbound.ts";
+import { loadPictures } from "./pictures.ts";
+import { HttpError } from "./problem.ts";
+import { readQuestion } from "./question.ts";
+import { optional, read, text } from "./schema.ts";
+import { encodeEvent, HEARTBEAT_MS, within } from "./sse.ts";
+
+/** What the routes are made with. */
+export interface JobRouteParts {
+  readonly jobs: Jobs;
+  /** Checks the addresses of webhooks. */
+  readonly outbound: Outbound;
+  readonly maxBodyBytes?: number;
+  readonly heartbeatMs?: number;
+  /** Aborted when the server stops: streams of events end. */
+  readonly stopping?: AbortSignal;
+}
+
+/** Room for a hundred photos, or a few large ones, in base64. */
+export const MAX_JOB_BYTES = 64 * 1024 * 1024;
+
+const MAX_URL = 2000;
+
+/** Where the end of a job is announced. */
+export const WEBHOOK = z.strictObject({
+  url: text("a URL").check(z.maxLength(MAX_URL, `at most ${MAX_URL} characters`)),
+  secret: optional(
+    text("a secret"),
+    "whsec_ and base64 of 24 to 64 bytes; several with spaces between all sign.",
+  ),
+}, { error: "url and secret" });
+
+/** The body of `POST /v1/jobs`. */
+export const JOB = z.strictObject({
+  items: z.array(z.record(z.string(), z.unknown(), { error: "an object, a body of /v1/generate" }), {
+    error: "an array of bodies of /v1/generate",
+  }).check(z.minLength(1, "at least one item"), z.maxLength(MAX_ITEMS, `at most ${MAX_ITEMS} items`)),
+  webhook: optional(WEBHOOK, "Who is told of the job's end, by Standard Webhooks."),
+});
+
+/**
+ * Checks the body of an item as far as that goes without its pictures.
+ *
+ * @throws {RequestError} naming the field; `place` stands before it.
+ */
+export function checkItem(item: Readonly<Record<string, unknown>>, place: string): void {
+  try {
+    const { stream } = readQuestion(fieldsOf(item));
+    if (!stream) return;
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error;
+    throw new RequestError(error.code, `${place}: ${error.message}`);
+  }
+  throw new RequestError("parameter_invalid", `Cannot read ${place}: expected no stream, found true`);
+}
+
+/** How an item of a job is answered: as `/v1/generate` would. */
+export function itemWork(pipelineOf: () => LocalPipeline | undefined, outbound: Outbound) {
+  return async (item: unknown, signal: AbortSignal): Promise<unknown> => {
+    const pipeline = pipelineOf();
+    if (!pipeline) throw new RequestError("overloaded", "Cannot answer now: the model is still loading");
+    const { question, pictures } = readQuestion(fieldsOf(item as Record<string, unknown>));
+    const images = await loadPictures(pictures, outbound, { signal });
+    const answer = await collect(pipeline.answer({ images, ...question }, signal));
+    if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The job was stopped");
+    return { model: pipeline.model.name, ...answer };
+  };
+}
+
+function fieldsOf(item: Readonly<Record<string, unknown>>) {
+  return { kind: "json", values: new Map(Object.entries(item)) } as const;
+}
+
+/** The routes. */
+export function jobRoutes(parts: JobRouteParts): Hono<Env> {
+  const { jobs, outbound, maxBodyBytes = MAX_JOB_BYTES, heartbeatMs = HEARTBEAT_MS, stopping } = parts;
+  const routes = new Hono<Env>();
+
+  routes.post("/v1/jobs", async (c) => {
+    const body = await readJson(c.req.raw, maxBodyBytes);
+    const { items, webhook } = read(JOB, body);
+    for (const [i, item] of items.entries()) checkItem(item, `items[${i}]`);
+    if (webhook) outbound.check(webhook.url);
+    const { caller, traceparent } = c.get("exchange");
+    const key = idempotencyKey(c);
+    const job = await jobs.create({
+      items,
+      webhook,
+      traceparent,
+      ...key !== undefined && { idempotency: { key: `${caller} ${key}`, digest: await digestOf(body) } },
+    });
+    return c.json(job, 202, { location: `/v1/jobs/${job.id}`, ...UNCACHED });
+  });
+
+  routes.get("/v1/jobs/:id", async (c) => {
+    return c.json(await jobs.get(c.req.param("id")) ?? unknown(c, "job"), 200, UNCACHED);
+  });
+
+  routes.delete("/v1/jobs/:id", async (c) => {
+    return c.json(await jobs.cancel(c.req.param("id")) ?? unknown(c, "job"), 200, UNCACHED);
+  });
+
+  routes.get("/v1/jobs/:id/events", async (c) => {
+    const id = c.req.param("id");
+    const job = await jobs.get(id) ?? unknown(c, "job");
+    const gone = new AbortController();
+    const leave = () => gone.abort();
+    const signals = [c.req.raw.signal, ...stopping ? [stopping] : []];
+    for (const signal of signals) signal.addEventListener("abort", leave, { once: true });
+    const changes = jobs.watch(job.id, lastEventId(c), gone.signal);
+    const end = () => {
+      for (const signal of signals) signal.removeEventListener("abort", leave);
+      leave();
+      exchange.end();
+    };
+    const exchange = c.get("exchange");
+    const first = await within(heartbeatMs, changes.next());
+    // Nothing follows what the client has: it need not come back.
+    if (first !== "late" && first.done) {
+      end();
+      return c.body(null, 204);
+    }
+    exchange.streaming = true;
+    return c.body(changeStream(first === "late" ? undefined : first, changes, { heartbeatMs, end }), 200, {
+      "content-type": "text/event-stream; charset=utf-8",
+      "x-accel-buffering": "no",
+      ...UNCACHED,
+    });
+  });
+
+  routes.get("/v1/letters", async (c) => {
+    const status = c.req.query("status");
+    const known = ["pending", "delivered", "dead"] as const;
+    const wanted = known.find((it) => it === status);
+    if (status !== undefined && !wanted) {
+      throw new RequestError(
+        "parameter_invalid",
+        `Cannot read status: expected ${known.join(" or ")}, found another`,
+      );
+    }
+    const letters: Letter[] = await Array.fromAsync(jobs.webhooks.list(wanted));
+    return c.json({ letters: letters.sort((a, b) => a.createdAt - b.createdAt) }, 200, UNCACHED);
+  });
+
+  routes.post("/v1/letters/:id/send", async (c) => {
+    return c.json(await jobs.webhooks.sendAgain(c.req.param("id")) ?? unknown(c, "letter"), 202, UNCACHED);
+  });
+
+  return routes;
+}
+
+const UNCACHED = { "cache-control": "no-store" };
+
+function unknown(c: Context, what: string): never {
+  throw new HttpError({
+    code: "not_found",
+    message: `Cannot ${c.req.method} ${c.req.path}: there is no such ${what}`,
+  });
+}
+
+function idempotencyKey(c: Context): string | undefined {
+  const key = c.req.header("idempotency-key");
+  if (key === undefined || /^[\x21-\x7e]{1,255}$/.test(key)) return key;
+  throw new RequestError(
+    "parameter_invalid",
+    "Cannot read Idempotency-Key: expected 1 to 255 visible ASCII characters",
+  );
+}
+
+async function digestOf(value: unknown): Promise<string> {
+  const bytes = new TextEncoder().encode(JSON.stringify(value));
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+}
+
+/** The revision that a client has seen; below all where it has none. */
+function lastEventId(c: Context): number {
+  const header = c.req.header("last-event-id") ?? "";
+  if (header === "") return -1;
+  if (/^\d{1,9}$/.test(header)) return Number(header);
+  throw new RequestError(
+    "parameter_invalid",
+    "Cannot resume: expected a Last-Event-ID that this server gave",
+  );
+}
+
+/** A job's changes as SSE bytes; the id of each is its revision. */
+function changeStream(
+  first: IteratorResult<JobChange, void> | undefined,
+  changes: AsyncGenerator<JobChange, void>,
+  { heartbeatMs, end }: { heartbeatMs: number; end: () => void },
+): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder();
+  let pending: Promise<IteratorResult<JobChange, void>> | undefined = first && Promise.resolve(first);
+  return new ReadableStream<Uint8Array>({
+    start(controller) {
+      controller.enqueue(encoder.encode("retry: 1000\n\n"));
+    },
+    async pull(controller) {
+      pending ??= changes.next();
+      const next = await within(heartbeatMs, pending);
+      if (next === "late") return controller.enqueue(encoder.encode(": heartbeat\n\n"));
+      pending = undefined;
+      if (next.done) {
+        controller.close();
+        return end();
+      }
+      const { revision, event, data } = next.value;
+      controller.enqueue(
+        encoder.encode(encodeEvent({ id: String(revision), event, data: JSON.stringify(data) })),
+      );
+    },
+    cancel: end,
+  }, { highWaterMark: 64 * 1024, size: (chunk) => chunk.byteLength });
+}
