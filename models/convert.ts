@@ -8,9 +8,16 @@ import type { Scheme } from "../lib/backend/backend.ts";
 import { type ModelFiles, RequestError } from "../lib/mod.ts";
 import { readConfig } from "../lib/weights/config.ts";
 import { pack, schemeFor, weightPart, width } from "../lib/weights/load.ts";
-import { checkScheme, packedBytes } from "../lib/weights/quantize.ts";
+import {
+  checkScheme,
+  type Feedback,
+  feedbackFrom,
+  type InputMoments,
+  packedBytes,
+  quantizeInt4,
+} from "../lib/weights/quantize.ts";
 import { encodeHeader, type TensorEntry } from "../lib/weights/safetensors.ts";
-import { type TensorSpec, tensorTable } from "../lib/weights/table.ts";
+import { EMBEDDING, type TensorSpec, tensorTable } from "../lib/weights/table.ts";
 import { type Checkpoint, openSafetensors, type RowReader, rowsIn } from "./checkpoint.ts";
 import { withAdapter } from "./lora.ts";
 import { npzConfig, openNpz } from "./npz.ts";
@@ -34,15 +41,28 @@ export type Format = "f32" | "f16" | "int8" | "int4";
 export interface ConvertOptions {
   readonly vision: Format;
   readonly decoder: Format;
+  /** The token table, which is the output head too; by default as the decoder, but int8 where that is int4. */
+  readonly embedding?: Format;
   /** Values that share an int4 scale; 32 by default. */
   readonly group?: number;
   /** A big_vision checkpoint among the files, read instead of safetensors. */
   readonly npz?: string;
+  /** What the matrices' inputs look like, so that int4 is rounded with feedback; see `calibrate`. */
+  readonly calibration?: Calibration;
   /** A PEFT LoRA adapter to merge. */
   readonly adapter?: ModelFiles;
   readonly signal?: AbortSignal;
   /** Called with bytes written and bytes in all. */
   readonly progress?: (done: number, total: number) => void;
+}
+
+/** Moments of the inputs of matrices, by the name that `momentsOf` gives. */
+export type Calibration = ReadonlyMap<string, InputMoments>;
+
+/** The matrix under whose name the moments of a matrix's input stand: several share one input. */
+export function momentsOf(name: string): string {
+  return name.replace(/\.[kv]_proj\.weight$/, ".q_proj.weight")
+    .replace(/\.up_proj\.weight$/, ".gate_proj.weight");
 }
 
 /** How one tensor is written. */
@@ -104,7 +124,10 @@ export async function convert(files: ModelFiles, out: string, options: ConvertOp
         a < b ? -1 : a > b ? 1 : i - j
       );
       for (const { spec, reader } of jobs) {
-        await writeTensor(spec, reader, target(spec), offsets, write, options.signal);
+        const to = target(spec);
+        const moments = to === "int4-g32-p8" ? options.calibration?.get(momentsOf(spec.name)) : undefined;
+        const feedback = moments && feedbackFrom(moments);
+        await writeTensor(spec, reader, { to, feedback }, offsets, write, options.signal);
       }
       await writing(out, () => file.sync());
     }
@@ -137,7 +160,9 @@ async function open(
 }
 
 /** The target of each tensor; what is kept in f32 for the answer's sake stays so. */
-function targets({ vision, decoder, group = 32 }: ConvertOptions): (spec: TensorSpec) => Target {
+function targets(
+  { vision, decoder, embedding, group = 32 }: ConvertOptions,
+): (spec: TensorSpec) => Target {
   let int4: Scheme;
   try {
     int4 = checkScheme(`int4-g${group}-p8`);
@@ -148,9 +173,10 @@ function targets({ vision, decoder, group = 32 }: ConvertOptions): (spec: Tensor
     );
   }
   return (spec) => {
-    const format = spec.part === "vision" ? vision : decoder;
     if (spec.lowest === "f32") return "f32";
+    const format = { vision, decoder, embedding: embedding ?? decoder }[weightPart(spec)];
     if (format === "f16") return "f16";
+    if (spec.name === EMBEDDING && embedding === "int4") return int4;
     if (format === "int4" && (spec.part === "vision" || spec.lowest === "int4")) return int4;
     return schemeFor(spec, format);
   };
@@ -183,7 +209,7 @@ function layout(table: readonly TensorSpec[], target: (spec: TensorSpec) => Targ
 async function writeTensor(
   spec: TensorSpec,
   reader: RowReader,
-  to: Target,
+  { to, feedback }: { readonly to: Target; readonly feedback?: Feedback },
   offsets: ReadonlyMap<string, number>,
   write: (at: number, values: ArrayBufferView) => Promise<void>,
   signal?: AbortSignal,
@@ -211,7 +237,9 @@ async function writeTensor(
       if (to === "f32") await write(offsets.get(spec.name)! + row * k * 4, values);
       else if (to === "f16") await write(offsets.get(spec.name)! + row * k * 2, new Float16Array(values));
       else {
-        const { data, scale } = pack(to, values, last - row, k);
+        const { data, scale } = feedback
+          ? quantizeInt4(values, last - row, k, feedback)
+          : pack(to, values, last - row, k);
         await write(offsets.get(`${spec.name}.q`)! + packedBytes(to, row, k), data);
         await write(offsets.get(`${spec.name}.scale`)! + 4 * row, scale!);
       }

@@ -142,12 +142,81 @@ export function boundedSteps(stored: StoredMatrix): 8 | 4 | 1 {
   return eight ? 8 : 4;
 }
 
+/** Channels whose errors are weighed against one another when a matrix is rounded with feedback. */
+export const FEEDBACK_BLOCK = 256;
+
+/**
+ * Second moments Σ x·xᵀ of the rows x [K] that a matrix is multiplied with, in blocks along the diagonal: f32
+ * [⌈K/B⌉, B, B] with B = `FEEDBACK_BLOCK`, of each block the upper half.
+ */
+export interface InputMoments {
+  readonly k: number;
+  readonly values: Float32Array;
+}
+
+/** How the error of one weight is made up for by those after it; made once for all rows of a matrix. */
+export interface Feedback {
+  readonly k: number;
+  /** f32 [⌈K/B⌉, B, B]: an error e at i is met by adding e · factors[i, j] to the weight at j > i of its block. */
+  readonly factors: Float32Array;
+}
+
+/** Added to the diagonal of the moments, as a share of its mean, so that no channel is without weight. */
+const DAMPING = 0.01;
+
+/**
+ * The feedback of GPTQ (Frantar and others, arXiv:2210.17323) within each block: with U the upper Cholesky factor of
+ * the inverse moments, factors[i, j] = −U[i, j] / U[i, i].
+ */
+export function feedbackFrom({ k, values }: InputMoments): Feedback {
+  const b = FEEDBACK_BLOCK;
+  let mean = 0;
+  for (let i = 0; i < k; i++) mean += values[i * b + i % b] / k;
+  const damping = DAMPING * mean || 1;
+  const factors = new Float32Array(values.length);
+  const v = new Float64Array(b * b);
+  const column = new Float64Array(b);
+  for (let from = 0; from < k; from += b) {
+    const wide = Math.min(b, k - from);
+    for (let i = 0; i < wide; i++) {
+      for (let j = i; j < wide; j++) v[i * b + j] = values[(from + i) * b + j];
+      v[i * b + i] += damping;
+    }
+    // Moments = V·Vᵀ with V upper triangular, from the last column on; so their inverse is UᵀU with U = V⁻¹.
+    for (let j = wide - 1; j >= 0; j--) {
+      for (let c = j + 1; c < wide; c++) v[j * b + j] -= v[j * b + c] ** 2;
+      v[j * b + j] = Math.sqrt(v[j * b + j]);
+      for (let i = 0; i < j; i++) {
+        let sum = v[i * b + j];
+        for (let c = j + 1; c < wide; c++) sum -= v[i * b + c] * v[j * b + c];
+        v[i * b + j] = sum / v[j * b + j];
+      }
+    }
+    // Column j of U from V·U = 1, upwards; U[i, i] = 1 / V[i, i].
+    for (let j = 0; j < wide; j++) {
+      column[j] = 1 / v[j * b + j];
+      for (let i = j - 1; i >= 0; i--) {
+        let sum = 0;
+        for (let c = i + 1; c <= j; c++) sum += v[i * b + c] * column[c];
+        column[i] = -sum / v[i * b + i];
+        factors[(from + i) * b + j] = -column[i] * v[i * b + i];
+      }
+    }
+  }
+  return { k, factors };
+}
+
 /**
  * Packs W [N, K] f32 as `int4-g32-p8`. The scale of a group may be negative, so that its largest value, of whatever
  * sign, can take the extra level at -8; among a few candidates the one with the least squared error wins.
+ *
+ * With `feedback` the scales stay the same, but the error of each weight is met by the weights after it in its block.
  */
-export function quantizeInt4(w: Float32Array, n: number, k: number): StoredMatrix {
+export function quantizeInt4(w: Float32Array, n: number, k: number, feedback?: Feedback): StoredMatrix {
   checkValues(w, n, k);
+  if (feedback && feedback.k !== k) {
+    throw new RangeError(`Cannot pack [${n}, ${k}]: expected feedback for ${k} inputs, found ${feedback.k}`);
+  }
   const padded = paddedK("int4-g32-p8", k);
   const groups = padded / GROUP;
   const data = new Uint8Array(packedBytes("int4-g32-p8", n, k));
@@ -160,6 +229,7 @@ export function quantizeInt4(w: Float32Array, n: number, k: number): StoredMatri
     }
   }
   const steps = new Float64Array(groups);
+  const errors = new Float64Array(GROUP);
   for (let row = 0; row < n; row++) {
     let most = 0;
     for (let g = 0; g < groups; g++) {
@@ -168,21 +238,46 @@ export function quantizeInt4(w: Float32Array, n: number, k: number): StoredMatri
     }
     scale[row] = most / MAX_GROUP_SCALE;
     if (!(scale[row] > 0)) continue;
+    const values = feedback ? w.slice(row * k, (row + 1) * k) : w.subarray(row * k, (row + 1) * k);
     for (let g = 0; g < groups; g++) {
       const group = Math.max(-MAX_GROUP_SCALE, Math.min(MAX_GROUP_SCALE, Math.round(steps[g] / scale[row])));
       const at = groupAt(row, g * GROUP, padded);
       data[at + (row & 7) * 2] = group & 255;
       data[at + (row & 7) * 2 + 1] = group >> 8 & 255;
-      if (!group) continue;
       const step = group * scale[row];
       for (let i = g * GROUP; i < Math.min(k, (g + 1) * GROUP); i++) {
-        const nibble = level(w[row * k + i] / step) + NIBBLE_ZERO;
+        const q = group ? level(values[i] / step) : 0;
+        if (feedback) passWithin(feedback, values, i, errors[i % GROUP] = values[i] - q * step);
+        const nibble = q + NIBBLE_ZERO;
         const byte = at + nibbleAt(row, i);
         data[byte] = row & 4 ? data[byte] & 15 | nibble << 4 : data[byte] & 240 | nibble;
       }
+      if (feedback) passOn(feedback, values, g * GROUP, errors);
     }
   }
   return { scheme: "int4-g32-p8", n, k, data, scale };
+}
+
+/** Meets the error of the value at i with those after it in its group. */
+function passWithin({ factors }: Feedback, values: Float32Array, i: number, error: number): void {
+  const end = Math.min(values.length, i - i % GROUP + GROUP);
+  const row = i * FEEDBACK_BLOCK - i + i % FEEDBACK_BLOCK;
+  for (let j = i + 1; j < end; j++) values[j] += error * factors[row + j];
+}
+
+/** Meets the errors of a group that begins at `from` with the values after it in its block, four errors at a time. */
+function passOn({ factors }: Feedback, values: Float32Array, from: number, errors: Float64Array): void {
+  const block = from - from % FEEDBACK_BLOCK;
+  const end = Math.min(values.length, block + FEEDBACK_BLOCK);
+  for (let i = 0; i < GROUP; i += 4) {
+    const [e0, e1, e2, e3] = [errors[i], errors[i + 1], errors[i + 2], errors[i + 3]];
+    let at = (from + i) * FEEDBACK_BLOCK + from + GROUP - block;
+    for (let j = from + GROUP; j < end; j++, at++) {
+      values[j] += e0 * factors[at] + e1 * factors[at + FEEDBACK_BLOCK] +
+        e2 * factors[at + 2 * FEEDBACK_BLOCK] +
+        e3 * factors[at + 3 * FEEDBACK_BLOCK];
+    }
+  }
 }
 
 /** Where the largest value of a group is put, in levels: on the long side down to -8, on the short one up to 7. */

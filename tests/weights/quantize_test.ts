@@ -3,6 +3,8 @@ import {
   boundedSteps,
   checkScheme,
   dequantize,
+  FEEDBACK_BLOCK,
+  feedbackFrom,
   packedBytes,
   quantizeInt4,
   quantizeInt8,
@@ -127,6 +129,77 @@ Deno.test("bytes per matrix, padding counted", () => {
   assert.equal(packedBytes("f32", 3, 5), 60);
   assert.equal(packedBytes("int8-p8-s4", 9, 17), 16 * 32);
   assert.equal(packedBytes("int4-g32-p8", 9, 33), 2 * 2 * 144);
+});
+
+/** Moments of rows x [T, K], as a calibration gathers them. */
+function momentsOf(x: Float32Array, k: number) {
+  const b = FEEDBACK_BLOCK;
+  const values = new Float32Array(Math.ceil(k / b) * b * b);
+  for (let i = 0; i < k; i++) {
+    for (let j = i; j < Math.min(k, i - i % b + b); j++) {
+      for (let row = 0; row < x.length; row += k) values[i * b + j % b] += x[row + i] * x[row + j];
+    }
+  }
+  return { k, values };
+}
+
+/** Rows of K inputs that few sources drive, as inputs of real matrices are. */
+function correlated(rows: number, k: number): Float32Array {
+  const sources = 12;
+  const [mix, drive, noise] = [normal(sources * k, 3), normal(rows * sources, 4), normal(rows * k, 5)];
+  const x = noise.map((it) => it * 0.3);
+  for (let t = 0; t < rows; t++) {
+    for (let s = 0; s < sources; s++) {
+      for (let i = 0; i < k; i++) x[t * k + i] += drive[t * sources + s] * mix[s * k + i];
+    }
+  }
+  return x;
+}
+
+Deno.test("feedback: what is added to later weights is what least squares says, across blocks nothing", () => {
+  const k = FEEDBACK_BLOCK + 5;
+  const moments = momentsOf(correlated(300, k), k);
+  const { factors } = feedbackFrom(moments);
+  // The last block has five inputs; with weight 1 wrong by e, least squares gives weights 2…4 the change H₂₂⁻¹ h₂₁ e.
+  const b = FEEDBACK_BLOCK;
+  const at = (i: number, j: number) => moments.values[(b + Math.min(i, j)) * b + Math.max(i, j)];
+  let mean = 0;
+  for (let i = 0; i < k; i++) mean += moments.values[i * b + i % b] / k;
+  for (const j of [2, 3, 4]) {
+    let sum = 0;
+    for (const i of [2, 3, 4]) sum += (at(i, j) + (i === j ? 0.01 * mean : 0)) * factors[(b + 1) * b + i];
+    assert.ok(Math.abs(sum - at(1, j)) < 1e-3 * Math.abs(at(1, 1)), `${j}: ${sum} is not ${at(1, j)}`);
+  }
+  assert.ok(factors.subarray((b + 5) * b).every((it) => it === 0));
+});
+
+Deno.test("feedback: the products lose less than half of what plain rounding loses", () => {
+  const [n, k, t] = [24, 320, 400];
+  const [w, x] = [normal(n * k, 6), correlated(t, k)];
+  const products = (of: Float32Array) => {
+    const out = new Float32Array(t * n);
+    for (let row = 0; row < t; row++) {
+      for (let i = 0; i < n; i++) {
+        for (let j = 0; j < k; j++) out[row * n + i] += x[row * k + j] * of[i * k + j];
+      }
+    }
+    return out;
+  };
+  const truth = products(w);
+  const plain = relativeError(products(dequantize(quantizeInt4(w, n, k))), truth);
+  const fed = quantizeInt4(w, n, k, feedbackFrom(momentsOf(x, k)));
+  const error = relativeError(products(dequantize(fed)), truth);
+  assert.ok(error < 0.5 * plain, `${error} of ${plain}`);
+});
+
+Deno.test("feedback: inputs that have nothing to do with one another, or never come, change nothing", () => {
+  const [n, k] = [9, 70];
+  const w = normal(n * k, 7);
+  const values = new Float32Array(FEEDBACK_BLOCK ** 2);
+  assert.deepEqual(quantizeInt4(w, n, k, feedbackFrom({ k, values })), quantizeInt4(w, n, k));
+  for (let i = 0; i < k; i++) values[i * FEEDBACK_BLOCK + i] = i;
+  assert.deepEqual(quantizeInt4(w, n, k, feedbackFrom({ k, values })), quantizeInt4(w, n, k));
+  assert.throws(() => quantizeInt4(w, n, k, feedbackFrom({ k: 64, values })), /expected feedback for 70/);
 });
 
 Deno.test("unknown schemes and values that are no numbers are refused", () => {
