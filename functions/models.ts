@@ -2,13 +2,18 @@
 
 import { basename, dirname, join } from "@std/path";
 import { parseArgs } from "node:util";
-import { type ModelFiles, RequestError } from "../lib/mod.ts";
-import { convert, type Format } from "../models/convert.ts";
+import { createWasmBackend, type ModelFiles, RequestError } from "../lib/mod.ts";
+import { calibrate, calibrationSet } from "../models/calibrate.ts";
+import { convert, type ConvertOptions, type Format } from "../models/convert.ts";
+import { evalQuant, quantSchemes, quantTable } from "../models/eval_quant.ts";
 import { describe, type Description, verify } from "../models/inspect.ts";
 import { type DoorFit, IDS, type Manifest, manifestOf } from "../models/manifests.ts";
 import { pull, readRecord, verifyRecord } from "../models/pull.ts";
 import { SHAPES } from "../models/published.ts";
+import { randomCheckpoint } from "../models/random_checkpoint.ts";
+import { readShown } from "../models/stages.ts";
 import { synth } from "../models/synth.ts";
+import { relaxed, simd } from "../wasm/kernels.js";
 import { leaveMeter, meter, size } from "./meter.ts";
 import { directoryFiles } from "./model.ts";
 
@@ -30,6 +35,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   convert: convertModel,
   verify: verifyModel,
   synth: synthModel,
+  "eval-quant": evalQuantModel,
 };
 
 /**
@@ -158,15 +164,67 @@ async function convertModel(subject: string, flags: Flags, _: Print, signal: Abo
   if (!subject || !flags.out) throw new UsageError("models convert: expected DIR or FILE.npz --out DIR");
   const alone = subject.endsWith(".npz");
   const files = directoryFiles(alone ? dirname(subject) : subject);
-  await convert(files, flags.out, {
+  const options: ConvertOptions = {
     vision: oneOf("vision", flags.vision, FORMATS),
     decoder: oneOf("decoder", flags.decoder, FORMATS),
+    embedding: flags.embedding === undefined ? undefined : oneOf("embedding", flags.embedding, FORMATS),
     group: Number(oneOf("group", flags.group, ["32", "64", "128"])),
     npz: alone ? basename(subject) : await onlyNpz(files),
     adapter: flags.adapter === undefined ? undefined : directoryFiles(flags.adapter),
     signal,
-    progress: meter(),
-  });
+  };
+  const calibration = await calibrated(files, flags, options);
+  await convert(files, flags.out, { ...options, calibration, progress: meter() });
+}
+
+async function evalQuantModel(
+  subject: string,
+  flags: Flags,
+  print: Print,
+  signal: AbortSignal,
+): Promise<void> {
+  const { data, wider } = flags;
+  if (!subject || !data) throw new UsageError("models eval-quant: expected DIR --data FILE");
+  const questions = await readShown(data, whole("questions", flags.questions));
+  // Random weights are right about nothing: what they are asked does not matter, nor what they answer.
+  const random = wider === undefined ? undefined : await Deno.makeTempDir({ prefix: "random" });
+  try {
+    if (random) {
+      await randomCheckpoint(subject, random, { wider: whole("wider", wider!), layers: 2, seed: 1 });
+    }
+    const files = directoryFiles(random ?? subject);
+    const calibration = await calibrated(files, flags, { signal });
+    const results = await evalQuant(files, {
+      backend,
+      schemes: quantSchemes(calibration),
+      questions,
+      data: random ? undefined : data,
+      signal,
+      done: ({ scheme }) => note(`${scheme}\n`),
+    });
+    await print(flags.json ? `${JSON.stringify(results)}\n` : quantTable(results));
+  } finally {
+    if (random) await Deno.remove(random, { recursive: true });
+  }
+}
+
+const backend = () => createWasmBackend({ simd, relaxed });
+
+/** What the pictures of `--calibrate` show, where it is given. */
+async function calibrated(
+  files: ModelFiles,
+  { calibrate: directory }: Flags,
+  options: Pick<ConvertOptions, "npz" | "adapter" | "signal">,
+) {
+  if (directory === undefined) return undefined;
+  const progress = (done: number, total: number) =>
+    note(`\rcalibrating: picture ${done} of ${total}\x1b[K${done === total ? "\n" : ""}`);
+  return await calibrate(backend(), files, await calibrationSet(directory), { ...options, progress });
+}
+
+/** How far a long command is; silent where the output is not a terminal. */
+function note(text: string): void {
+  if (Deno.stderr.isTerminal()) Deno.stderr.writeSync(new TextEncoder().encode(text));
 }
 
 function parse(args: readonly string[]) {
@@ -180,6 +238,11 @@ function parse(args: readonly string[]) {
         decoder: { type: "string", default: "int4" },
         group: { type: "string", default: "32" },
         adapter: { type: "string" },
+        embedding: { type: "string" },
+        calibrate: { type: "string" },
+        data: { type: "string" },
+        questions: { type: "string", default: "100" },
+        wider: { type: "string" },
         json: { type: "boolean" },
       },
     });
@@ -191,6 +254,11 @@ function parse(args: readonly string[]) {
 function oneOf<T extends string>(flag: string, value: string, allowed: readonly T[]): T {
   if (allowed.includes(value as T)) return value as T;
   throw new UsageError(`--${flag}: expected ${allowed.join(" or ")}, found "${value}"`);
+}
+
+function whole(flag: string, value: string): number {
+  if (/^[1-9]\d*$/.test(value)) return Number(value);
+  throw new UsageError(`--${flag}: expected a whole number above 0, found "${value}"`);
 }
 
 /** The .npz of a directory that holds one and no safetensors. */
