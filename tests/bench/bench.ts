@@ -7,7 +7,7 @@
  *
  * Every work is first found right, then timed; figures are medians, each with its share of what this machine can do at
  * most. Works with a peer run before and after it. A peer that fails is absent and the reason is told; a work of ours
- * that fails makes the benchmark fail.
+ * that fails makes the benchmark fail. What quantised weights cost in accuracy stands beside it, under `quality`.
  */
 
 import { parseArgs } from "node:util";
@@ -16,6 +16,7 @@ import { KERNELS } from "./kernels.ts";
 import { type Limits, openYardstick, type Yardstick } from "./limits.ts";
 import { describeMachine, machineLines } from "./machine.ts";
 import { MODELS, withWeights } from "./models.ts";
+import { type Quality, quality, qualityLine } from "./quality.ts";
 import { median, type Patience, race } from "./statistics.ts";
 import { streamed } from "./streamed.ts";
 import { boundOf, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
@@ -105,6 +106,7 @@ export const WORKS: readonly string[] = [
   ...KERNELS.map((it) => it.name),
   "siglip-224-streamed",
   ...MODELS.map((it) => it.name),
+  "quality",
 ];
 
 if (import.meta.main) await main();
@@ -168,7 +170,16 @@ async function main(): Promise<void> {
     add(await streamedResult(settings.threads));
   }
   yardstick.close();
-  if (flags.json) await Deno.writeTextFile(flags.json, JSON.stringify({ machine, results }) + "\n");
+  const rows: Quality[] = [];
+  if (wanted("quality")) {
+    progress("quality …");
+    for await (const it of quality()) {
+      rows.push(it);
+      print(qualityLine(it));
+    }
+  }
+  const found = { machine, results, ...rows.length && { quality: rows } };
+  if (flags.json) await Deno.writeTextFile(flags.json, JSON.stringify(found) + "\n");
 }
 
 async function streamedResult(threads: number): Promise<Result> {
