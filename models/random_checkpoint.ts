@@ -11,7 +11,7 @@ import { randomFrom } from "../lib/decode/sampler.ts";
 import { parseConfig } from "../lib/weights/config.ts";
 import { width } from "../lib/weights/load.ts";
 import { encodeHeader } from "../lib/weights/safetensors.ts";
-import { type TensorSpec, tensorTable } from "../lib/weights/table.ts";
+import { EMBEDDING, type TensorSpec, tensorTable } from "../lib/weights/table.ts";
 
 /** Values made before they are written. */
 const BLOCK = 2 ** 20;
@@ -73,15 +73,15 @@ export async function randomCheckpoint(
 }
 
 /** What the values of a tensor are, by their column. */
-function kind({ name, shape, ...spec }: TensorSpec, normal: () => number): (column: number) => number {
-  if (/norm\d?\.weight$/.test(name)) {
-    const offset = name.startsWith("vision") ? 0 : 1; // Gemma's norms multiply by 1 + w
+function kind(spec: TensorSpec, normal: () => number): (column: number) => number {
+  if (/norm\d?\.weight$/.test(spec.name)) {
+    const offset = spec.part === "vision" ? 0 : 1; // Gemma's norms multiply by 1 + w
     return () => Math.exp(0.5 * normal()) - offset;
   }
-  if (shape.length === 1) return () => 0.02 * normal();
-  const k = shape.slice(1).reduce((product, it) => product * it, 1);
-  if (spec.lowest === "f32" || /embed_tokens/.test(name)) return () => normal() / Math.sqrt(k);
-  const columns = Float32Array.from({ length: k }, () => Math.exp(0.3 * normal()) / Math.sqrt(k));
+  if (spec.shape.length === 1) return () => 0.02 * normal();
+  const k = width(spec);
+  const spread = spec.lowest === "f32" || spec.name === EMBEDDING ? 0 : 0.3;
+  const columns = Float32Array.from({ length: k }, () => Math.exp(spread * normal()) / Math.sqrt(k));
   return (column) => columns[column] * normal();
 }
 

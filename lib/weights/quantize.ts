@@ -265,17 +265,20 @@ function passWithin({ factors }: Feedback, values: Float32Array, i: number, erro
   for (let j = i + 1; j < end; j++) values[j] += error * factors[row + j];
 }
 
-/** Meets the errors of a group that begins at `from` with the values after it in its block, four errors at a time. */
+/** Meets the errors of a group that begins at `from` with the values after it in its block, eight at a time. */
 function passOn({ factors }: Feedback, values: Float32Array, from: number, errors: Float64Array): void {
-  const block = from - from % FEEDBACK_BLOCK;
-  const end = Math.min(values.length, block + FEEDBACK_BLOCK);
-  for (let i = 0; i < GROUP; i += 4) {
+  const b = FEEDBACK_BLOCK;
+  const block = from - from % b;
+  const end = Math.min(values.length, block + b);
+  for (let i = 0; i < GROUP; i += 8) {
     const [e0, e1, e2, e3] = [errors[i], errors[i + 1], errors[i + 2], errors[i + 3]];
-    let at = (from + i) * FEEDBACK_BLOCK + from + GROUP - block;
+    const [e4, e5, e6, e7] = [errors[i + 4], errors[i + 5], errors[i + 6], errors[i + 7]];
+    let at = (from + i) * b + from + GROUP - block;
     for (let j = from + GROUP; j < end; j++, at++) {
-      values[j] += e0 * factors[at] + e1 * factors[at + FEEDBACK_BLOCK] +
-        e2 * factors[at + 2 * FEEDBACK_BLOCK] +
-        e3 * factors[at + 3 * FEEDBACK_BLOCK];
+      values[j] += e0 * factors[at] + e1 * factors[at + b] + e2 * factors[at + 2 * b] +
+        e3 * factors[at + 3 * b] +
+        e4 * factors[at + 4 * b] + e5 * factors[at + 5 * b] + e6 * factors[at + 6 * b] +
+        e7 * factors[at + 7 * b];
     }
   }
 }

@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
 import { createWasmBackend } from "../../lib/mod.ts";
 import { preprocess } from "../../lib/preprocess/preprocess.ts";
+import { readConfig } from "../../lib/weights/config.ts";
 import { directoryFiles, TINY } from "../../functions/model.ts";
 import { calibrate, calibrationSet } from "../../models/calibrate.ts";
 import { convert } from "../../models/convert.ts";
-import { ErrorSum, evalQuant, quantSchemes, quantTable } from "../../models/eval_quant.ts";
+import { ErrorSum, evalQuant, quantSchemes, quantTable, trace } from "../../models/eval_quant.ts";
+import { randomCheckpoint } from "../../models/random_checkpoint.ts";
 import { openStages, readShown } from "../../models/stages.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
@@ -93,5 +95,37 @@ Deno.test("a folder to calibrate on: its data set, or its pictures, or a clear r
     assert.deepEqual(two.map((it) => it.prompt), ["1", "3"]);
   } finally {
     await Deno.remove(directory, { recursive: true });
+  }
+});
+
+Deno.test("random weights: the same for the same seed, as wide as asked, and a model that runs", async () => {
+  const out = await Deno.makeTempDir();
+  const from = new URL("../golden/checkpoints/pg2", import.meta.url).pathname;
+  try {
+    const made = async (name: string, seed: number) => {
+      await randomCheckpoint(from, `${out}/${name}`, { wider: 2, layers: 1, seed });
+      return Deno.readFileSync(`${out}/${name}/model.safetensors`);
+    };
+    const first = await made("a", 1);
+    assert.deepEqual(await made("b", 1), first);
+    assert.notDeepEqual(await made("c", 2), first);
+    const [narrow, wide] = [
+      await readConfig(directoryFiles(from)),
+      await readConfig(directoryFiles(`${out}/a`)),
+    ];
+    assert.deepEqual(
+      [wide.decoder.width, wide.decoder.headDim, wide.decoder.heads, wide.decoder.layers, wide.vision.mlp],
+      [2 * narrow.decoder.width, narrow.decoder.headDim, 2 * narrow.decoder.heads, 1, 2 * narrow.vision.mlp],
+    );
+    const [shown] = await calibrationSet(PICTURES);
+    const [answer] = await trace(
+      { backend: backend(), files: directoryFiles(`${out}/a`), format: "f32" },
+      [shown],
+      2,
+    );
+    const logits = answer[0].logits;
+    assert.ok(logits.every(Number.isFinite) && new Set(logits).size > 100);
+  } finally {
+    await Deno.remove(out, { recursive: true });
   }
 });
