@@ -190,7 +190,11 @@ async function evalQuantModel(
   const random = wider === undefined ? undefined : await Deno.makeTempDir({ prefix: "random" });
   try {
     if (random) {
-      await randomCheckpoint(subject, random, { wider: whole("wider", wider!), layers: 2, seed: 1 });
+      await randomCheckpoint(subject, random, {
+        wider: whole("wider", wider!),
+        layers: whole("layers", flags.layers),
+        seed: 1,
+      });
     }
     const files = directoryFiles(random ?? subject);
     const calibration = await calibrated(files, flags, { signal });
@@ -243,6 +247,7 @@ function parse(args: readonly string[]) {
         data: { type: "string" },
         questions: { type: "string", default: "100" },
         wider: { type: "string" },
+        layers: { type: "string", default: "2" },
         json: { type: "boolean" },
       },
     });
