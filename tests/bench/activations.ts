@@ -10,16 +10,18 @@
 
 import { parseArgs } from "node:util";
 import type { LinearOptions, Matrix, StoredMatrix, Tensor } from "../../lib/backend/backend.ts";
+import { quantizeRow7 } from "../../lib/backend/layout.ts";
 import { alone } from "../../lib/backend/crew.ts";
 import { Wasm } from "../../lib/backend/wasm.ts";
 import { WasmTensor } from "../../lib/backend/wasm_arena.ts";
-import { dequantize } from "../../lib/weights/quantize.ts";
-import { createPipeline } from "../../lib/mod.ts";
+import { dequantize, quantizeInt8 } from "../../lib/weights/quantize.ts";
+import { createPipeline, createWasmBackend } from "../../lib/mod.ts";
 import { directoryFiles, TINY } from "../../functions/model.ts";
 import { logitError, type Trace, trace } from "../../models/eval_quant.ts";
 import { evaluate } from "../../models/evaluate.ts";
 import { readShown } from "../../models/stages.ts";
 import { simd } from "../../wasm/kernels.js";
+import { numbers } from "./random.ts";
 
 /** A way to round a row: into `levels` steps from 0, or as many on either side of 0. */
 interface Rounding {
@@ -28,10 +30,11 @@ interface Rounding {
   readonly zeroPoint: boolean;
 }
 
+const KERNELS: Rounding = { name: "7 bits, zero point (the kernels)", levels: 127, zeroPoint: true };
 const ROUNDINGS: readonly Rounding[] = [
   { name: "f32", levels: Infinity, zeroPoint: true },
   { name: "u8, zero point", levels: 255, zeroPoint: true },
-  { name: "7 bits, zero point (the kernels)", levels: 127, zeroPoint: true },
+  KERNELS,
   { name: "s8, symmetric", levels: 127, zeroPoint: false },
   { name: "7 bits, symmetric", levels: 63, zeroPoint: false },
 ];
@@ -81,6 +84,22 @@ class RoundingBackend extends Wasm {
   }
 }
 
+/** Fails unless rounding beside the kernels as they do it inside gives their products. */
+async function holdAgainstKernels(): Promise<void> {
+  const [t, n, k] = [5, 64, 256];
+  const stored = quantizeInt8(numbers(n * k, 2), n, k);
+  const [inside, beside] = await Promise.all(
+    [createWasmBackend({ simd }), new RoundingBackend(KERNELS)].map(async (backend) => {
+      const [x, out] = [backend.tensor(t, k), backend.tensor(t, n)];
+      backend.write(x, numbers(t * k, 3));
+      backend.linear(out, x, backend.matrix(stored));
+      return await backend.read(out);
+    }),
+  );
+  const wrong = inside.findIndex((it, i) => !(Math.abs(it - beside[i]) < 1e-4));
+  if (wrong >= 0) throw new RangeError(`Not the kernels' rounding: ${beside[wrong]} is not ${inside[wrong]}`);
+}
+
 /** The row as its integers say. */
 function rounded(x: Float32Array, { levels, zeroPoint }: Rounding): Float32Array {
   let [low, high] = [0, 0];
@@ -88,6 +107,10 @@ function rounded(x: Float32Array, { levels, zeroPoint }: Rounding): Float32Array
   const step = (zeroPoint ? high - low : Math.max(high, -low)) / levels;
   if (!step) return x;
   if (!zeroPoint) return x.map((v) => Math.round(v / step) * step);
+  if (levels === 127) {
+    const { q, zero, scale } = quantizeRow7(x);
+    return Float32Array.from(q, (it) => (it - zero) * scale);
+  }
   const zero = Math.round(-low / step);
   return x.map((v) => (Math.min(levels, Math.max(0, Math.round(v / step) + zero)) - zero) * step);
 }
@@ -105,6 +128,7 @@ async function main(): Promise<void> {
   if (!flags.data) throw new RangeError("expected --data FILE, as models/tiny/scenes.py writes it");
   const questions = await readShown(flags.data, Number(flags.questions));
   const files = directoryFiles(flags.model!);
+  await holdAgainstKernels();
   for (const format of ["as-stored", "int8"] as const) {
     let truth: Trace[] | undefined;
     for (const rounding of ROUNDINGS) {
