@@ -197,7 +197,8 @@ async function evalQuantModel(
       });
     }
     const files = directoryFiles(random ?? subject);
-    const calibration = await calibrated(files, flags, { signal });
+    const all = { vision: "int4", decoder: "int4", embedding: "int4" } as const;
+    const calibration = await calibrated(files, flags, { ...all, signal });
     const results = await evalQuant(files, {
       backend,
       schemes: quantSchemes(calibration),
@@ -218,7 +219,7 @@ const backend = () => createWasmBackend({ simd, relaxed });
 async function calibrated(
   files: ModelFiles,
   { calibrate: directory }: Flags,
-  options: Pick<ConvertOptions, "npz" | "adapter" | "signal">,
+  options: ConvertOptions,
 ) {
   if (directory === undefined) return undefined;
   const progress = (done: number, total: number) =>

@@ -66,7 +66,7 @@ export function momentsOf(name: string): string {
 }
 
 /** How one tensor is written. */
-type Target = Scheme | "f16";
+export type Target = Scheme | "f16";
 
 /**
  * Writes `config.json`, the tokenizer and `model.safetensors` to the directory `out`, all under other names until all
@@ -160,8 +160,11 @@ async function open(
 }
 
 /** The target of each tensor; what is kept in f32 for the answer's sake stays so. */
-function targets(
-  { vision, decoder, embedding, group = 32 }: ConvertOptions,
+export function targets(
+  { vision, decoder, embedding, group = 32 }: Pick<
+    ConvertOptions,
+    "vision" | "decoder" | "embedding" | "group"
+  >,
 ): (spec: TensorSpec) => Target {
   let int4: Scheme;
   try {

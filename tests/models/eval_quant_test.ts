@@ -4,7 +4,7 @@ import { preprocess } from "../../lib/preprocess/preprocess.ts";
 import { readConfig } from "../../lib/weights/config.ts";
 import { directoryFiles, TINY } from "../../functions/model.ts";
 import { calibrate, calibrationSet } from "../../models/calibrate.ts";
-import { convert } from "../../models/convert.ts";
+import { convert, type Format } from "../../models/convert.ts";
 import { ErrorSum, evalQuant, quantSchemes, quantTable, trace } from "../../models/eval_quant.ts";
 import { randomCheckpoint } from "../../models/random_checkpoint.ts";
 import { openStages, readShown } from "../../models/stages.ts";
@@ -63,13 +63,17 @@ async function imageTokens(directory: string, image: Uint8Array, format: "as-sto
 
 Deno.test("rounded by what three pictures show, SigLIP in int4 sees a fourth more nearly as in f32", async () => {
   const [unseen, ...seen] = await calibrationSet(PICTURES);
-  const calibration = await calibrate(backend(), directoryFiles(TINY), seen);
+  const int4 = { vision: "int4", decoder: "int4" } as const;
+  const calibration = await calibrate(backend(), directoryFiles(TINY), seen, int4);
+  const { vision, decoder } = await readConfig(directoryFiles(TINY));
+  // What q, k and v share, out, fc1 and fc2; the projector; what q, k and v share, o, what gate and up share, down.
+  assert.equal(calibration.size, 4 * vision.layers + 1 + 4 * decoder.layers);
   const truth = await imageTokens(TINY, unseen.image, "f32");
   const errors: number[] = [];
   for (const options of [{}, { calibration }]) {
     const out = await Deno.makeTempDir();
     try {
-      await convert(directoryFiles(TINY), out, { vision: "int4", decoder: "int4", ...options });
+      await convert(directoryFiles(TINY), out, { ...int4, ...options });
       const found = await imageTokens(out, unseen.image, "as-stored");
       errors.push(Math.sqrt(found.reduce((sum, it, i) => sum + (it - truth[i]) ** 2, 0)));
     } finally {
@@ -77,6 +81,16 @@ Deno.test("rounded by what three pictures show, SigLIP in int4 sees a fourth mor
     }
   }
   assert.ok(errors[1] < 0.9 * errors[0], `${errors}`);
+});
+
+Deno.test("only inputs of what is to be int4 are looked at", async () => {
+  const shown = (await calibrationSet(PICTURES)).slice(0, 1);
+  const names = async (
+    decoder: Format,
+  ) => [...(await calibrate(backend(), PG1, shown, { vision: "int8", decoder })).keys()];
+  assert.deepEqual(await names("int8"), []);
+  const found = await names("int4");
+  assert.ok(found.length && found.every((it) => /^language_model\.model\.layers\./.test(it)), `${found}`);
 });
 
 Deno.test("a folder to calibrate on: its data set, or its pictures, or a clear refusal", async () => {
