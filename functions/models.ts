@@ -6,8 +6,8 @@ import { createWasmBackend, type ModelFiles, RequestError } from "../lib/mod.ts"
 import { calibrate, calibrationSet } from "../models/calibrate.ts";
 import { convert, type ConvertOptions, type Format } from "../models/convert.ts";
 import { evalQuant, quantSchemes, quantTable } from "../models/eval_quant.ts";
-import { describe, type Description, verify } from "../models/inspect.ts";
-import { type DoorFit, IDS, type Manifest, manifestOf } from "../models/manifests.ts";
+import { describe, verify } from "../models/inspect.ts";
+import { IDS, manifestOf } from "../models/manifests.ts";
 import { pull, readRecord, verifyRecord } from "../models/pull.ts";
 import { SHAPES } from "../models/published.ts";
 import { randomCheckpoint } from "../models/random_checkpoint.ts";
@@ -16,6 +16,7 @@ import { synth } from "../models/synth.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import { leaveMeter, meter, size } from "./meter.ts";
 import { directoryFiles } from "./model.ts";
+import { descriptionText, manifestText } from "./model_text.ts";
 
 /** A command line that cannot be understood. */
 export class UsageError extends Error {}
@@ -282,49 +283,4 @@ async function directoriesIn(root: string): Promise<string[]> {
     if (root === "models") return [];
     throw new RequestError("parameter_invalid", `Cannot list ${root}: ${(cause as Error).message}`);
   }
-}
-
-function manifestText({ id, source, licence, memory, streamedVisionBytes, doors }: Manifest): string {
-  return [
-    id,
-    `from      ${source.repo} at ${source.revision}${
-      source.others.length ? `, also ${source.others.join(", ")}` : ""
-    }`,
-    `files     ${source.files.join(", ")}`,
-    `download  about ${size(source.weightsBytes)}, ${source.dtype}`,
-    `checksums ${source.checksums}`,
-    ...source.note ? [`note      ${source.note}`] : [],
-    `licence   ${licence.name}, ${licence.url}`,
-    `gate      ${licence.gate}`,
-    ...Object.entries(memory).map(([format, { weightsBytes, peakBytes }]) =>
-      `${format.padEnd(9)} ${size(weightsBytes)} of weights, ${size(peakBytes)} at most during an answer`
-    ),
-    `streamed  ${size(streamedVisionBytes)} for SigLIP and the projector in int8, layer by layer`,
-    ...doorLines(doors),
-    "",
-  ].join("\n");
-}
-
-function descriptionText(it: Description): string {
-  const { vision, decoder, memory } = it;
-  return [
-    `model     ${it.family === "gemma" ? "PaliGemma" : "PaliGemma 2"}, ${
-      (it.parameters / 1e6).toFixed(1)
-    } M parameters`,
-    `picture   ${it.imageSize} × ${it.imageSize} pixels, ${it.imageTokens} tokens`,
-    `vision    width ${vision.width}, ${vision.layers} layers`,
-    `decoder   width ${decoder.width}, ${decoder.layers} layers, vocabulary of ${decoder.vocabulary}`,
-    `schemes   ${Object.entries(it.schemes).map(([part, scheme]) => `${part} ${scheme}`).join(", ")}`,
-    ...it.files.map((file, i) => `${i ? "         " : "files    "} ${file.name}  ${file.sizeBytes} bytes`),
-    `memory    ${size(memory.weightsBytes)} of weights, ${size(memory.peakBytes)} at most during an answer`,
-    `streamed  ${size(it.streamedVisionBytes)} for SigLIP and the projector, layer by layer`,
-    ...doorLines(it.doors),
-    "",
-  ].join("\n");
-}
-
-function doorLines(doors: readonly DoorFit[]): string[] {
-  return doors.map(({ door, part, formats }, i) =>
-    `${i ? "         " : "fits     "} ${door}, ${part}: ${formats.join(", ") || "no"}`
-  );
 }
