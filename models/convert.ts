@@ -47,7 +47,10 @@ export interface ConvertOptions {
   readonly group?: number;
   /** A big_vision checkpoint among the files, read instead of safetensors. */
   readonly npz?: string;
-  /** What the matrices' inputs look like, so that int4 is rounded with feedback; see `calibrate`. */
+  /**
+   * What the matrices' inputs look like, so that int4 is rounded with feedback; see `calibrate`. What the source holds
+   * in int4 already is copied as it is.
+   */
   readonly calibration?: Calibration;
   /** A PEFT LoRA adapter to merge. */
   readonly adapter?: ModelFiles;

@@ -17,15 +17,25 @@ export interface Shown {
   readonly prompt: string;
 }
 
-/** Questions of a data set (`evaluate.ts` tells its form): all, or so many evenly spread over it. */
+/**
+ * Questions of a data set (`evaluate.ts` tells its form): all, or so many evenly spread over it.
+ *
+ * @throws {RequestError} `parameter_invalid` for a file or picture that is not there, and for one without questions.
+ */
 export async function readShown(data: string, count = Infinity): Promise<Shown[]> {
-  const lines = (await Deno.readTextFile(data)).split("\n").filter((it) => it.trim());
+  const fail = (cause: Error): never => {
+    throw new RequestError("parameter_invalid", `Cannot read questions from ${data}: ${cause.message}`, {
+      cause,
+    });
+  };
+  const lines = (await Deno.readTextFile(data).catch(fail)).split("\n").filter((it) => it.trim());
+  if (!lines.length) fail(new Error("expected one JSON object a line, found none"));
   const step = Math.max(1, lines.length / count);
   const picked = Array.from({ length: Math.min(count, lines.length) }, (_, i) => lines[Math.floor(i * step)]);
   return await Promise.all(picked.map(async (line) => {
     const { image, prompt } = JSON.parse(line) as Omit<Shown, "image"> & { image: string };
     return { image: await Deno.readFile(join(dirname(data), image)), prompt };
-  }));
+  })).catch(fail);
 }
 
 /** A model in a backend. */

@@ -107,6 +107,16 @@ Deno.test("a folder to calibrate on: its data set, or its pictures, or a clear r
     assert.deepEqual((await calibrationSet(directory)).map((it) => it.prompt), ["1", "2", "3", "4"]);
     const two = await readShown(`${directory}/data.jsonl`, 2);
     assert.deepEqual(two.map((it) => it.prompt), ["1", "3"]);
+    for (
+      const [text, found] of [["", /found none/], ["{", /JSON/], [
+        '{"image":"c.png"}',
+        /No such file/,
+      ]] as const
+    ) {
+      await Deno.writeTextFile(`${directory}/data.jsonl`, text);
+      await assert.rejects(calibrationSet(directory), { code: "parameter_invalid", message: found });
+    }
+    await assert.rejects(readShown(`${directory}/none.jsonl`), { code: "parameter_invalid" });
   } finally {
     await Deno.remove(directory, { recursive: true });
   }
