@@ -11,7 +11,7 @@ import { FEEDBACK_BLOCK, type InputMoments } from "../lib/weights/quantize.ts";
 import { type TensorSpec, tensorTable } from "../lib/weights/table.ts";
 import { directoryFiles } from "../functions/model.ts";
 import { type Calibration, convert, type ConvertOptions, momentsOf, targets } from "./convert.ts";
-import { openStages, readShown, run, type Shown } from "./stages.ts";
+import { argmax, openStages, readShown, run, type Shown } from "./stages.ts";
 
 /** Tokens of an answer that are looked at. */
 const ANSWER_TOKENS = 16;
@@ -30,16 +30,16 @@ export async function calibrate(
   backend: Backend,
   files: ModelFiles,
   shown: readonly Shown[],
-  options: Pick<ConvertOptions, "vision" | "decoder" | "embedding" | "npz" | "adapter" | "signal"> & {
+  options: Omit<ConvertOptions, "calibration" | "progress"> & {
     /** Called with pictures seen and pictures in all. */
     readonly progress?: (done: number, total: number) => void;
   },
 ): Promise<Calibration> {
   const { npz, adapter, signal, progress } = options;
+  const target = targets(options);
   const plain = await Deno.makeTempDir({ prefix: "calibrate" });
   try {
     await convert(files, plain, { vision: "int8", decoder: "int4", npz, adapter, signal });
-    const target = targets(options);
     const watch = new Watch(backend, (spec) => target(spec) === "int4-g32-p8");
     const stages = await openStages(
       watch.backend,
@@ -54,7 +54,7 @@ export async function calibrate(
     };
     for (const [i, it] of shown.entries()) {
       await run(stages, it, ANSWER_TOKENS, (logits) => {
-        const id = logits.indexOf(Math.max(...logits));
+        const id = argmax(logits);
         return eosIds.includes(id) ? undefined : id;
       }, pause);
       await watch.settle();

@@ -164,10 +164,7 @@ async function open(
 
 /** The target of each tensor; what is kept in f32 for the answer's sake stays so. */
 export function targets(
-  { vision, decoder, embedding, group = 32 }: Pick<
-    ConvertOptions,
-    "vision" | "decoder" | "embedding" | "group"
-  >,
+  { vision, decoder, embedding, group = 32 }: ConvertOptions,
 ): (spec: TensorSpec) => Target {
   let int4: Scheme;
   try {

@@ -11,7 +11,7 @@ import type { WeightFormat } from "../lib/types.ts";
 import { directoryFiles } from "../functions/model.ts";
 import { type Calibration, convert, type ConvertOptions } from "./convert.ts";
 import { evaluate, type TaskResult } from "./evaluate.ts";
-import { openStages, run, type Shown } from "./stages.ts";
+import { argmax, openStages, run, type Shown } from "./stages.ts";
 
 /** A way to store a model, by the name that tables give it. */
 export interface QuantScheme
@@ -211,12 +211,6 @@ function logSumExp(logits: Float32Array): number {
   let sum = 0;
   for (const it of logits) sum += Math.exp(it - most);
   return most + Math.log(sum);
-}
-
-function argmax(logits: Float32Array): number {
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
-  return best;
 }
 
 async function weightBytes(files: ModelFiles): Promise<number> {

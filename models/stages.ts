@@ -111,3 +111,10 @@ export async function run(
     backend.free(prefix);
   }
 }
+
+/** The likeliest token: the first of the largest logits. */
+export function argmax(logits: Float32Array): number {
+  let best = 0;
+  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
+  return best;
+}
