@@ -64,6 +64,9 @@ export interface AttentionOptions {
   readonly window?: number;
 }
 
+/** Every query sees every key; as many key-value heads as heads. */
+export type FullAttentionOptions = Pick<AttentionOptions, "heads" | "headDim" | "scale">;
+
 /** Broken shapes are `RangeError`s with the numbers in them. */
 export interface Backend {
   /** `reference`, `wasm`, `webgpu` … */
@@ -106,6 +109,13 @@ export interface Backend {
   rope(x: Tensor, headDim: number, position: number, theta: number): void;
   /** out [T, H·C] = softmax(mask(q · kᵀ · scale)) · v with q [T, H·C], k and v [S, Hkv·C]. */
   attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void;
+  /**
+   * The same where every query sees every key, in integers, as products with int8 weights are: per head, keys, less
+   * their mean, are rounded to 8 bits row by row, values to 8 bits column by column, queries to 7 bits row by row;
+   * the softmax is f32, its weights 0 to 16,383. q, k, v [T, H·C]; C a multiple of 4, at most 512. Smoothing the keys
+   * so is SageAttention's (arXiv 2410.02367, §4.2); it changes no softmax.
+   */
+  attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void;
   /** out [T, K]: row t is row ids[t] of the table [N, K], times `scale`. */
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void;
   /**

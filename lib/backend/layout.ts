@@ -168,6 +168,9 @@ export function quantizeRow8(x: Float32Array): { q: Int8Array; scale: number } {
   return { q, scale: Math.fround(most / 127) };
 }
 
+/** What a weight of 1 is in `attentionInt8`: the greatest number of 14 bits, two of seven. */
+export const WEIGHT_ONE = 2 ** 14 - 1;
+
 /** Rows that span less than this count as zero: 127 divided by it is still finite. */
 const TINY = Math.fround(1e-30);
 

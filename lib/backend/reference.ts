@@ -6,8 +6,16 @@
  * weights rounds the activations too, as `layout.ts` says, and from there on is exact.
  */
 
-import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
-import { checkStored, GROUP, quantizeRow7, quantizeRow8, unpack } from "./layout.ts";
+import type {
+  AttentionOptions,
+  Backend,
+  FullAttentionOptions,
+  LinearOptions,
+  Matrix,
+  StoredMatrix,
+  Tensor,
+} from "./backend.ts";
+import { checkStored, GROUP, quantizeRow7, quantizeRow8, unpack, WEIGHT_ONE } from "./layout.ts";
 import * as shapes from "./shapes.ts";
 
 class Plain implements Tensor {
@@ -231,6 +239,39 @@ class ReferenceBackend implements Backend {
     }
   }
 
+  attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {
+    shapes.checkFullAttention(out, q, k, v, options);
+    const { heads, headDim, scale } = options;
+    const keys = k.rows;
+    for (let h = 0; h < heads; h++) {
+      const [from, to] = [h * headDim, (h + 1) * headDim];
+      const head = (t: Tensor, row: number) => plain(t).row(row).subarray(from, to);
+      const mean = Float32Array.from({ length: headDim }, (_, c) => {
+        let sum = 0;
+        for (let s = 0; s < keys; s++) sum += head(k, s)[c];
+        return sum / keys;
+      });
+      const smooth = Array.from({ length: keys }, (_, s) => {
+        return quantizeRow8(head(k, s).map((it, c) => it - mean[c]));
+      });
+      const values = Array.from({ length: headDim }, (_, c) => {
+        return quantizeRow8(Float32Array.from({ length: keys }, (_, s) => head(v, s)[c]));
+      });
+      for (let t = 0; t < q.rows; t++) {
+        const query = quantizeRow7(head(q, t));
+        const centred = Int16Array.from(query.q, (it) => it - query.zero);
+        const step = Math.fround(query.scale * Math.fround(scale));
+        const scores = smooth.map((key) =>
+          Math.fround(Math.fround(whole(centred, key.q) * step) * key.scale)
+        );
+        const most = scores.reduce((a, b) => Math.max(a, b));
+        const weights = Int16Array.from(scores, (it) => Math.round(Math.exp(it - most) * WEIGHT_ONE));
+        const sum = weights.reduce((a, b) => a + b, 0);
+        values.forEach((it, c) => plain(out).set(t, from + c, whole(weights, it.q) / sum * it.scale));
+      }
+    }
+  }
+
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
     shapes.checkEmbed(out, ids, table);
     const matrix = table as PlainMatrix;
@@ -282,6 +323,12 @@ function product(x: Float32Array, w: PlainMatrix): Float64Array {
       return dots(q, w).map((it, n) => it * scale * w.scale![n]);
     }
   }
+}
+
+function whole(a: Int16Array, b: Int8Array): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
 }
 
 function dots(x: Float32Array | Float64Array | Int8Array, w: PlainMatrix): Float64Array {

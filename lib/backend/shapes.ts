@@ -3,7 +3,7 @@
  * with the numbers in it.
  */
 
-import type { AttentionOptions, LinearOptions, Matrix, Tensor } from "./backend.ts";
+import type { AttentionOptions, FullAttentionOptions, LinearOptions, Matrix, Tensor } from "./backend.ts";
 
 /** Fails unless `found` is `expected`. */
 export function same(what: string, found: number, expected: number): void {
@@ -88,6 +88,22 @@ export function checkAttention(
   if (window !== undefined && !(window >= 1)) {
     throw new RangeError(`Cannot attend: expected a window of at least 1, found ${window}`);
   }
+}
+
+export function checkFullAttention(
+  out: Tensor,
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  { heads, headDim, scale }: FullAttentionOptions,
+): void {
+  same("attention query rows", q.rows, k.rows);
+  if (headDim % 4 || headDim > 512) {
+    throw new RangeError(
+      `Cannot attend: expected a multiple of 4 columns a head, at most 512, found ${headDim}`,
+    );
+  }
+  checkAttention(out, q, k, v, { heads, kvHeads: heads, headDim, scale, start: 0, prefix: k.rows });
 }
 
 export function checkEmbed(out: Tensor, ids: Uint32Array, table: Matrix): void {

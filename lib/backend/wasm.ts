@@ -6,7 +6,15 @@
  * kernels read them as one stream; activations stay row-major, and a product packs the rows it needs as it goes.
  */
 
-import type { AttentionOptions, Backend, LinearOptions, Matrix, StoredMatrix, Tensor } from "./backend.ts";
+import type {
+  AttentionOptions,
+  Backend,
+  FullAttentionOptions,
+  LinearOptions,
+  Matrix,
+  StoredMatrix,
+  Tensor,
+} from "./backend.ts";
 import { alone, type Crew } from "./crew.ts";
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
@@ -21,7 +29,7 @@ import {
   probeMultiplier,
   STACK_BYTES,
 } from "./wasm_kernels.ts";
-import { attentionScratch, attentionUnits } from "./wasm_parts.ts";
+import { attentionInt8Scratch, attentionScratch, attentionUnits, TILE } from "./wasm_parts.ts";
 import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
@@ -215,6 +223,25 @@ export class Wasm implements WasmBackend {
     ];
     const units = attentionUnits(qs.rows, kvHeads, group);
     this.#crew.run("attention", args, units, qs.rows * ks.rows * heads * headDim * ATTEND_NS);
+  }
+
+  attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {
+    shapes.checkFullAttention(out, q, k, v, options);
+    const { heads, headDim, scale } = options;
+    const [o, qs, ks, vs] = [inside(out), inside(q), inside(k), inside(v)];
+    const rows = qs.rows;
+    const scratchBytes = attentionInt8Scratch(rows, headDim);
+    const scratch = this.#reserve(scratchBytes * this.#crew.threads);
+    const args = [
+      ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],
+      ...[rows, heads, headDim, scale, scratch, scratchBytes, this.#multiplier === "dot" ? 0 : 8],
+    ];
+    this.#crew.run(
+      "attention_int8",
+      args,
+      heads * Math.ceil(rows / TILE),
+      rows * rows * heads * headDim * ATTEND_NS,
+    );
   }
 
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {

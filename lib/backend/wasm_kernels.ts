@@ -28,7 +28,8 @@ export interface Kernels extends
     | "rope"
     | "patches"
     | "attention"
-    | "attention_row",
+    | "attention_row"
+    | "attention_int8",
     Kernel
   > {
   readonly __heap_base: WebAssembly.Global;

@@ -234,6 +234,36 @@ export const PARTS = {
       }
     }
   },
+
+  /** Tiles of queries, of one head, then of the next; scratch as above. */
+  attention_int8(kernels, args, from, end, thread) {
+    const [out, outStride, q, qStride, k, kStride, v, vStride, rows, heads, dim, scale] = args;
+    const [scratch, scratchBytes, kernel] = args.slice(12);
+    const tiles = Math.ceil(rows / TILE);
+    for (let unit = from; unit < Math.min(end, heads * tiles);) {
+      const head = Math.floor(unit / tiles);
+      const first = unit - head * tiles;
+      const last = Math.min(end - head * tiles, tiles);
+      unit = head * tiles + last;
+      const [row, col] = [first * TILE, head * dim * 4];
+      kernels.attention_int8(
+        out + row * outStride * 4 + col,
+        outStride,
+        q + row * qStride * 4 + col,
+        qStride,
+        k + col,
+        kStride,
+        v + col,
+        vStride,
+        Math.min(rows, last * TILE) - row,
+        rows,
+        dim,
+        scale,
+        scratch + thread * scratchBytes,
+        kernel,
+      );
+    }
+  },
 } satisfies Record<string, Part>;
 
 export type PartName = keyof typeof PARTS;
@@ -248,4 +278,11 @@ export function attentionScratch(rows: number, keys: number, dim: number): numbe
   if (rows === 1) return keys * 16;
   const [tiledKeys, tiledDim] = [roundUp(keys, TILE), roundUp(dim, TILE)];
   return 4 * (tiledKeys * dim + tiledDim * keys + 8 * (dim + tiledKeys + tiledDim));
+}
+
+/** The same for `attention_int8`, which divides it as `wasm/src/attention_int8.c` says. */
+export function attentionInt8Scratch(keys: number, dim: number): number {
+  const [all, wide] = [roundUp(keys, 16), roundUp(dim, PANEL)];
+  const tiles = 2 * TILE * all + roundUp(TILE * (dim + 12), 16);
+  return roundUp(all * (dim + wide) + tiles + 4 * (2 * all + wide + Math.max(TILE * all, dim)), 16);
 }

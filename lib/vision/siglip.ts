@@ -165,7 +165,9 @@ export async function loadVision(
       apply(q, y, layer["self_attn.q_proj"]);
       apply(k, y, layer["self_attn.k_proj"]);
       apply(v, y, layer["self_attn.v_proj"]);
-      backend.attention(y, q, k, v, attention);
+      if (layer["self_attn.q_proj"].weight.scheme === "f32" || headDim % 4) {
+        backend.attention(y, q, k, v, attention);
+      } else backend.attentionInt8(y, q, k, v, attention);
       apply(x, y, layer["self_attn.out_proj"], { residual: x });
       backend.layerNorm(y, x, layer.layer_norm2.weight, layer.layer_norm2.bias, eps);
       apply(hidden, y, layer["mlp.fc1"], { activation: "gelu" });

@@ -65,6 +65,8 @@ export function twin(first: Backend, second: Backend): Backend {
     rope: (x, ...how) => void each((b, i) => b.rope(of(x, i), ...how)),
     attention: (out, q, k, v, how) =>
       void each((b, i) => b.attention(of(out, i), of(q, i), of(k, i), of(v, i), how)),
+    attentionInt8: (out, q, k, v, how) =>
+      void each((b, i) => b.attentionInt8(of(out, i), of(q, i), of(k, i), of(v, i), how)),
     embed: (out, ids, table, scale) => void each((b, i) => b.embed(of(out, i), ids, matrix(table, i), scale)),
     patches: (out, pixels, size, patch) =>
       void each((b, i) => b.patches(of(out, i), of(pixels, i), size, patch)),

@@ -13,6 +13,9 @@
 // Which kernel computes a product. In the plain build there is one, and this is not looked at.
 enum { VNNI = 0 };  // dot-add; otherwise the number of steps summed in 16 bits: 1, 4 or 8
 
+// Two sums of pairs of k, columns 0, 1 and columns 2, 3, to columns 0 … 3.
+#define JOIN(x, y) wasm_i32x4_add(LANES(x, y, 0, 2, 4, 6), LANES(x, y, 1, 3, 5, 7))
+
 // Sums of bytes to floats: the activations' zero point is taken out by the sums of the columns.
 INLINE v128_t descale_int8(v128_t sum, v128_t zero, v128_t w_sums, v128_t scale, v128_t w_scale) {
   sum = wasm_i32x4_sub(sum, wasm_i32x4_mul(zero, w_sums));
@@ -149,9 +152,6 @@ INLINE void tile_words_int8(const int8_t *a, const int8_t *b, uint32_t steps, v1
 
 #else
 
-// Two sums of pairs of k, columns 0, 1 and columns 2, 3, to columns 0 … 3.
-#define JOIN(x, y) wasm_i32x4_add(LANES(x, y, 0, 2, 4, 6), LANES(x, y, 1, 3, 5, 7))
-
 // Half a panel of a tile, columns 0 … 3 of b, to y[2 * row].
 INLINE void half_plain(const int8_t *a, const int8_t *b, uint32_t steps, v128_t y[10]) {
   v128_t zero = wasm_i32x4_const_splat(0);
@@ -189,3 +189,24 @@ INLINE void tile_plain(const int8_t *a, const int8_t *b, uint32_t steps, v128_t 
   half_plain(a, b + 16, steps, y + 1);
 }
 #endif
+
+// Sums of a tile of bytes over the whole of k, a multiple of 4: y[2 * row + half].
+INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_t kernel, v128_t y[10]) {
+  uint32_t steps = padded / 4;
+#ifdef __wasm_relaxed_simd__
+  v128_t c[10] = {0};
+  if (kernel == VNNI) {
+    tile_vnni(a, b, steps, 0, c);
+  } else {
+    for (uint32_t done = 0; done < steps; done += kernel) {
+      v128_t s[10];
+      tile_words_int8(a + STEP_ROWS * done, b + STEP * done, steps - done < kernel ? steps - done : kernel, s);
+      for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_extadd_pairwise_i16x8(s[i]));
+    }
+  }
+  straighten(c, y);
+#else
+  (void)kernel;
+  tile_plain(a, b, steps, y);
+#endif
+}

@@ -51,27 +51,6 @@ uint32_t bound_int8(const int8_t *w, uint32_t padded, uint32_t panels) {
   return wasm_v128_any_true(over8) ? 4 : 8;
 }
 
-// Sums of a tile over the whole of k.
-INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_t kernel, v128_t y[10]) {
-  uint32_t steps = padded / 4;
-#ifdef __wasm_relaxed_simd__
-  v128_t c[10] = {0};
-  if (kernel == VNNI) {
-    tile_vnni(a, b, steps, 0, c);
-  } else {
-    for (uint32_t done = 0; done < steps; done += kernel) {
-      v128_t s[10];
-      tile_words_int8(a + STEP_ROWS * done, b + STEP * done, steps - done < kernel ? steps - done : kernel, s);
-      for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_extadd_pairwise_i16x8(s[i]));
-    }
-  }
-  straighten(c, y);
-#else
-  (void)kernel;
-  tile_plain(a, b, steps, y);
-#endif
-}
-
 // Sums of `count` rows and a panel, as integers, to floats, in place.
 INLINE void descale_block(float *y, uint32_t count, const int32_t *zeros, const float *scales, const float *w_scale,
                           const int32_t *w_sums) {

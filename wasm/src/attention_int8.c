@@ -1,0 +1,316 @@
+// softmax(q · kᵀ · scale) · v where every query sees every key, in integers: queries in 7 bits, keys and values in 8,
+// weights in 14, the softmax in f32. lib/backend/backend.ts tells what is rounded to what.
+//
+// Five queries at a time, as rows of a tile; keys are the columns of the first product, the head's columns those of
+// the second. With dot-add the 14 bits are two operands of seven, and the second adds to 128 times the sums of the
+// first. Without it they are 16-bit words as they are, which is as fast there and gives the same integers.
+#include "quantize.h"
+
+enum {
+  ONE = 16383,  // a weight of 1
+  KEYS = 1024,  // 1024 · 16,383 · 127 < 2³¹
+};
+
+// Where things lie; bytes of scratch as lib/backend/wasm_parts.ts counts them.
+typedef struct {
+  int8_t *keys, *values;            // panels [keys/8][steps][8][4], [dim/8][keys/4][8][4]
+  float *key_scale, *value_scale;   // [keys], [dim]
+  int32_t *key_sums;                // [keys]
+  float *scores;                    // [5][keys]
+  int8_t *queries;                  // a tile, [steps][5][4]
+  int8_t *weights;                  // a tile of words, or two of bytes, [keys/4][5][4] each
+  uint32_t all, dim, steps;         // keys padded to 16, columns of a head, ⌈dim / 4⌉
+} Head;
+
+// Whether 14 bits are two operands of seven.
+INLINE int split(uint32_t kernel) {
+#ifdef __wasm_relaxed_simd__
+  return kernel == VNNI;
+#else
+  return (void)kernel, 0;
+#endif
+}
+
+INLINE v128_t round_i32(v128_t x, v128_t large) { return wasm_i32x4_sub(wasm_f32x4_add(x, large), large); }
+
+// Bytes of four whole numbers of four rows, lane by lane: [lane][4 rows].
+INLINE v128_t weave(v128_t a, v128_t b, v128_t c, v128_t d) {
+  v128_t byte = wasm_i32x4_const_splat(255);
+  a = wasm_v128_or(wasm_v128_and(a, byte), wasm_i32x4_shl(wasm_v128_and(b, byte), 8));
+  c = wasm_v128_or(wasm_i32x4_shl(wasm_v128_and(c, byte), 16), wasm_i32x4_shl(d, 24));
+  return wasm_v128_or(a, c);
+}
+
+// Means of `cols` columns, at most 16, whole vectors of four.
+INLINE void means(float *mean, const float *x, uint32_t stride, uint32_t rows, uint32_t vectors) {
+  v128_t sums[8], n = wasm_f64x2_splat(rows);
+  for (uint32_t i = 0; i < 8; i++) sums[i] = wasm_f64x2_const_splat(0);
+  for (uint32_t s = rows; s; s--, x += stride) {
+    KEEP(x);
+    for (uint32_t i = 0; i < vectors; i++) {
+      v128_t v = wasm_v128_load(x + 4 * i);
+      sums[2 * i] = wasm_f64x2_add(sums[2 * i], wasm_f64x2_promote_low_f32x4(v));
+      sums[2 * i + 1] = wasm_f64x2_add(sums[2 * i + 1], high_f64(v));
+    }
+  }
+  for (uint32_t i = 0; i < vectors; i++) {
+    wasm_v128_store(mean + 4 * i, narrow_f64(wasm_f64x2_div(sums[2 * i], n), wasm_f64x2_div(sums[2 * i + 1], n)));
+  }
+}
+
+// Whole numbers of 4 · vectors columns of a key to its panel; returns their sums.
+INLINE v128_t place_key(int8_t *to, const float *row, v128_t inverse, v128_t large, uint32_t vectors) {
+  v128_t q[4], sums = wasm_i32x4_const_splat(0);
+  for (uint32_t i = 0; i < 4; i++) {
+    q[i] = i < vectors ? round_i32(wasm_f32x4_mul(wasm_v128_load(row + 4 * i), inverse), large) : sums;
+    if (i < vectors) sums = wasm_i32x4_add(sums, q[i]);
+  }
+  v128_t bytes = wasm_i8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(q[0], q[1]), wasm_i16x8_narrow_i32x4(q[2], q[3]));
+  wasm_v128_store32_lane(to, bytes, 0);
+  if (vectors > 1) wasm_v128_store32_lane(to + STEP, bytes, 1);
+  if (vectors > 2) wasm_v128_store32_lane(to + 2 * STEP, bytes, 2);
+  if (vectors > 3) wasm_v128_store32_lane(to + 3 * STEP, bytes, 3);
+  return sums;
+}
+
+// Keys less their mean, which no softmax notices and which takes out what they have in common.
+static void pack_keys(const Head *h, const float *k, uint32_t stride, uint32_t keys) {
+  float row[512];
+  v128_t large = wasm_v128_load(LARGE);
+  uint32_t fours = h->dim / 16 * 16;
+  for (uint32_t c = 0; c < fours; c += 16) means(h->scores + c, k + c, stride, keys, 4);
+  for (uint32_t c = fours; c < h->dim; c += 4) means(h->scores + c, k + c, stride, keys, 1);
+  for (uint32_t s = 0; s < h->all; s++) {
+    int8_t *to = h->keys + (uint64_t)(s / 8) * h->steps * STEP + s % 8 * 4;
+    if (s >= keys) {
+      for (uint32_t i = 0; i < h->steps; i++, to += STEP) *(uint32_t *)to = 0;
+      h->key_scale[s] = 0;
+      h->key_sums[s] = 0;
+      continue;
+    }
+    const float *from = k + (uint64_t)s * stride;
+    v128_t most4 = wasm_f32x4_const_splat(0);
+    for (uint32_t c = 0; c < h->dim; c += 4) {
+      v128_t v = wasm_f32x4_sub(wasm_v128_load(from + c), wasm_v128_load(h->scores + c));
+      most4 = wasm_f32x4_pmax(most4, wasm_f32x4_abs(v));
+      wasm_v128_store(row + c, v);
+    }
+    float most = -least(wasm_f32x4_neg(most4));
+    v128_t inverse = wasm_f32x4_splat(most >= 1e-30f ? 127 / most : 0), sums = wasm_i32x4_const_splat(0);
+    uint32_t c = 0;
+    for (; c < fours; c += 16, to += 4 * STEP) sums = wasm_i32x4_add(sums, place_key(to, row + c, inverse, large, 4));
+    for (; c < h->dim; c += 4, to += STEP) sums = wasm_i32x4_add(sums, place_key(to, row + c, inverse, large, 1));
+    h->key_scale[s] = most >= 1e-30f ? most / 127 : 0;
+    sums = wasm_i32x4_add(sums, LANES(sums, sums, 2, 3, 0, 1));
+    h->key_sums[s] = wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
+  }
+}
+
+// Values of 4 · vectors columns from c, a multiple of 8.
+INLINE void place_values(const Head *h, const float *v, uint32_t stride, uint32_t keys, uint32_t c, uint32_t vectors) {
+  v128_t large = wasm_v128_load(LARGE), zero = wasm_i32x4_const_splat(0), most[4], inverse[4];
+  const float *from = v + c;
+  for (uint32_t i = 0; i < 4; i++) most[i] = zero;
+  for (uint32_t s = keys; s; s--, from += stride) {
+    KEEP(from);
+    for (uint32_t i = 0; i < vectors; i++) {
+      most[i] = wasm_f32x4_pmax(most[i], wasm_f32x4_abs(wasm_v128_load(from + 4 * i)));
+    }
+  }
+  for (uint32_t i = 0; i < vectors; i++) {
+    v128_t some = wasm_f32x4_ge(most[i], wasm_f32x4_const_splat(1e-30f)), limit = wasm_f32x4_const_splat(127);
+    wasm_v128_store(h->value_scale + c + 4 * i, wasm_v128_and(wasm_f32x4_div(most[i], limit), some));
+    inverse[i] = wasm_v128_and(wasm_f32x4_div(limit, most[i]), some);
+  }
+  int8_t *to = h->values + (uint64_t)c * h->all;
+  from = v + c;
+  for (uint32_t s = 0; s < h->all; s += 4, to += STEP, from += 4 * stride) {
+    for (uint32_t i = 0; i < vectors; i++) {
+      v128_t q[4];
+      for (uint32_t j = 0; j < 4; j++) {
+        q[j] = zero;
+        if (s + j < keys) q[j] = round_i32(wasm_f32x4_mul(wasm_v128_load(from + j * stride + 4 * i), inverse[i]), large);
+      }
+      wasm_v128_store(to + i / 2 * 8 * (uint64_t)h->all + i % 2 * 16, weave(q[0], q[1], q[2], q[3]));
+    }
+    if (vectors == 1) wasm_v128_store(to + 16, zero);  // the last panel may be half a panel
+  }
+}
+
+static void pack_values(const Head *h, const float *v, uint32_t stride, uint32_t keys) {
+  uint32_t c = 0;
+  for (; c + 16 <= h->dim; c += 16) place_values(h, v, stride, keys, c, 4);
+  for (; c + 8 <= h->dim; c += 8) place_values(h, v, stride, keys, c, 2);
+  if (c < h->dim) place_values(h, v, stride, keys, c, 1);
+}
+
+// Weights of four keys and five queries, from 0 to 2¹⁴ - 1, to their places.
+INLINE void place_weights(const Head *h, uint32_t step, v128_t q[ROWS], uint32_t kernel) {
+  v128_t ab = wasm_i16x8_narrow_i32x4(q[0], q[1]), cd = wasm_i16x8_narrow_i32x4(q[2], q[3]);
+  v128_t e = wasm_i16x8_narrow_i32x4(q[4], q[4]);
+  if (!split(kernel)) {
+    int8_t *to = h->weights + 2 * STEP_ROWS * step;
+    wasm_v128_store(to, ab);
+    wasm_v128_store(to + 16, cd);
+    wasm_v128_store64_lane(to + 32, e, 0);
+    return;
+  }
+  v128_t low = wasm_u16x8_extend_low_u8x16(wasm_v128_load(SEVEN_BITS));
+  int8_t *to = h->weights + STEP_ROWS * step, *rest = to + STEP_ROWS * (h->all / 4);
+  wasm_v128_store(to, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(ab, 7), wasm_u16x8_shr(cd, 7)));
+  wasm_v128_store32_lane(to + 16, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(e, 7), e), 0);
+  wasm_v128_store(rest, wasm_u8x16_narrow_i16x8(wasm_v128_and(ab, low), wasm_v128_and(cd, low)));
+  wasm_v128_store32_lane(rest + 16, wasm_u8x16_narrow_i16x8(wasm_v128_and(e, low), e), 0);
+}
+
+// Five rows of words [step][5][4] by a panel of bytes [step][8][4]: y[2 * row + half].
+INLINE void tile_words(const int8_t *a, const int8_t *b, uint32_t steps, v128_t y[10]) {
+  for (uint32_t half = 0; half < 2; half++) {
+    v128_t c[10];
+    for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_const_splat(0);
+    const int8_t *rows = a, *panel = b + 16 * half;
+    for (uint32_t i = steps; i; i--, rows += 2 * STEP_ROWS, panel += STEP) {
+      KEEP(rows);
+      KEEP(panel);
+      v128_t b0 = wasm_i16x8_load8x8(panel), b1 = wasm_i16x8_load8x8(panel + 8);
+      for (uint32_t r = 0; r < ROWS; r++) {
+        v128_t four = wasm_v128_load64_splat(rows + 8 * r);
+        c[2 * r] = wasm_i32x4_add(c[2 * r], wasm_i32x4_dot_i16x8(b0, four));
+        c[2 * r + 1] = wasm_i32x4_add(c[2 * r + 1], wasm_i32x4_dot_i16x8(b1, four));
+      }
+    }
+    for (uint32_t r = 0; r < ROWS; r++) y[2 * r + half] = JOIN(c[2 * r], c[2 * r + 1]);
+  }
+}
+
+// Weights of keys [4 · from, 4 · (from + count)) by a panel of their values.
+INLINE void tile_weights(const Head *h, const int8_t *panel, uint32_t from, uint32_t count, uint32_t kernel,
+                         v128_t y[10]) {
+#ifdef __wasm_relaxed_simd__
+  if (split(kernel)) {
+    v128_t c[10];
+    for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_const_splat(0);
+    tile_vnni(h->weights + STEP_ROWS * from, panel + STEP * from, count, 0, c);
+    for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_shl(c[i], 7);
+    tile_vnni(h->weights + STEP_ROWS * (h->all / 4 + from), panel + STEP * from, count, 0, c);
+    straighten(c, y);
+    return;
+  }
+#endif
+  (void)kernel;
+  tile_words(h->weights + 2 * STEP_ROWS * from, panel + STEP * from, count, y);
+}
+
+// Queries to a tile; their zero points, and their scales times `scale`.
+INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_t count, float scale,
+                         int32_t zeros[ROWS], float scales[ROWS]) {
+  tile7((uint8_t *)h->queries, zeros, scales, q, stride, count, h->dim, ROWS);
+  for (uint32_t r = 0; r < ROWS; r++) {
+    if (r < count) scales[r] *= scale;
+    else zeros[r] = 0, scales[r] = 0;
+  }
+}
+
+// Scores of five queries; the greatest of each in the lanes of most[r].
+INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[ROWS], const float scales[ROWS], uint32_t kernel,
+                  v128_t most[ROWS]) {
+  const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
+  for (uint32_t r = 0; r < ROWS; r++) most[r] = unseen;
+  for (uint32_t s = 0; s < h->all; s += 8) {
+    v128_t y[10];
+    const int8_t *panel = h->keys + (uint64_t)s * h->dim;
+    if (split(kernel)) tile_int8(h->queries, panel, h->dim, VNNI, y);
+    else tile_int8(h->queries, panel, h->dim, 1, y);
+    for (uint32_t half = 0; half < 2; half++) {
+      uint32_t at = s + 4 * half;
+      v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);
+      v128_t seen = wasm_u32x4_lt(wasm_i32x4_add(wasm_i32x4_splat(at), wasm_i32x4_const(0, 1, 2, 3)),
+                                  wasm_i32x4_splat(keys));
+      for (uint32_t r = 0; r < ROWS; r++) {
+        v128_t v = y[2 * r + half];
+        v = descale_int8(v, wasm_i32x4_splat(zeros[r]), sums, wasm_f32x4_splat(scales[r]), scale);
+        if (s + 8 > keys) v = wasm_v128_bitselect(v, unseen, seen);
+        most[r] = wasm_f32x4_pmax(most[r], v);
+        wasm_v128_store(h->scores + (uint64_t)r * h->all + at, v);
+      }
+    }
+  }
+}
+
+// Scores to weights, as a tile; sums of the weights.
+INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[ROWS], v128_t sums[ROWS]) {
+  v128_t large = wasm_v128_load(LARGE), one = wasm_f32x4_const_splat(ONE), top[ROWS];
+  for (uint32_t r = 0; r < ROWS; r++) {
+    v128_t m = wasm_f32x4_pmax(most[r], LANES(most[r], most[r], 2, 3, 0, 1));
+    top[r] = wasm_f32x4_pmax(m, LANES(m, m, 1, 0, 3, 2));
+    sums[r] = wasm_i32x4_const_splat(0);
+  }
+  uint32_t steps = h->all / 4;
+  for (uint32_t i = 0; i < steps; i++) {
+    v128_t x[ROWS];
+    for (uint32_t r = 0; r < ROWS; r++) {
+      v128_t e = exp_f32(wasm_f32x4_sub(wasm_v128_load(h->scores + (uint64_t)r * h->all + 4 * i), top[r]));
+      x[r] = round_i32(wasm_f32x4_mul(e, one), large);
+      sums[r] = wasm_i32x4_add(sums[r], x[r]);
+    }
+    place_weights(h, i, x, kernel);
+  }
+}
+
+INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint32_t kernel, const v128_t sums[ROWS]) {
+  v128_t shares[ROWS];
+  for (uint32_t r = 0; r < ROWS; r++) {
+    v128_t sum = wasm_i32x4_add(sums[r], LANES(sums[r], sums[r], 2, 3, 0, 1));
+    sum = wasm_i32x4_add(sum, LANES(sum, sum, 1, 0, 3, 2));
+    shares[r] = wasm_f32x4_div(wasm_f32x4_const_splat(1), wasm_f32x4_convert_i32x4(sum));
+  }
+  uint32_t steps = h->all / 4;
+  for (uint32_t c = 0; c < h->dim; c += 8) {
+    v128_t total[10];
+    for (uint32_t i = 0; i < 10; i++) total[i] = wasm_f32x4_const_splat(0);
+    for (uint32_t from = 0; from < steps; from += KEYS / 4) {
+      v128_t y[10];
+      uint32_t now = steps - from < KEYS / 4 ? steps - from : KEYS / 4;
+      tile_weights(h, h->values + (uint64_t)c * h->all, from, now, kernel, y);
+      for (uint32_t i = 0; i < 10; i++) total[i] = wasm_f32x4_add(total[i], wasm_f32x4_convert_i32x4(y[i]));
+    }
+    for (uint32_t r = 0; r < count; r++) {
+      float *to = out + (uint64_t)r * stride + c;
+      v128_t low = wasm_f32x4_mul(wasm_f32x4_mul(total[2 * r], shares[r]), wasm_v128_load(h->value_scale + c));
+      wasm_v128_store(to, low);
+      if (h->dim - c < 8) continue;
+      v128_t high = wasm_f32x4_mul(wasm_f32x4_mul(total[2 * r + 1], shares[r]), wasm_v128_load(h->value_scale + c + 4));
+      wasm_v128_store(to + 4, high);
+    }
+  }
+}
+
+// One head: out and q point at `rows` of its queries, k and v at its keys and values. dim is a multiple of 4, at most
+// 512. scratch as attentionInt8Scratch in lib/backend/wasm_parts.ts counts it.
+EXPORT(attention_int8)
+void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k,
+                    uint32_t k_stride, const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t dim,
+                    float scale, int8_t *scratch, uint32_t kernel) {
+  Head h = {.all = (keys + 15) / 16 * 16, .dim = dim, .steps = dim / 4};
+  uint32_t wide = (dim + 7) / 8 * 8;
+  h.keys = scratch;
+  h.values = h.keys + h.all * dim;
+  h.weights = h.values + h.all * wide;
+  h.queries = h.weights + 2 * ROWS * h.all;
+  h.key_scale = (float *)(h.queries + (ROWS * (dim + 12) + 15) / 16 * 16);
+  h.key_sums = (int32_t *)(h.key_scale + h.all);
+  h.value_scale = (float *)(h.key_sums + h.all);
+  h.scores = h.value_scale + wide;
+  pack_keys(&h, k, k_stride, keys);
+  pack_values(&h, v, v_stride, keys);
+  for (uint32_t row = 0; row < rows; row += ROWS) {
+    int32_t zeros[ROWS];
+    float scales[ROWS];
+    v128_t most[ROWS], sums[ROWS];
+    uint32_t count = rows - row < ROWS ? rows - row : ROWS;
+    pack_queries(&h, q + (uint64_t)row * q_stride, q_stride, count, scale, zeros, scales);
+    score(&h, keys, zeros, scales, kernel, most);
+    weigh(&h, kernel, most, sums);
+    mix(&h, out + (uint64_t)row * out_stride, out_stride, count, kernel, sums);
+  }
+}
