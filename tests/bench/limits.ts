@@ -25,6 +25,7 @@ interface Loops extends Record<`words_${(typeof STEPS)[number]}`, (turns: number
   dot_add(turns: number, seed: number): number;
   multiply_add(turns: number, seed: number): number;
   read(from: number, bytes: number): number;
+  read_streams(from: number, bytes: number): number;
   readonly __heap_base: WebAssembly.Global;
 }
 
@@ -56,7 +57,12 @@ export function openLimits(): (name: LimitName, budgetMs: number) => number {
       // Pages never written are all one page of zeros, which no cache would miss.
       new Uint8Array(memory.buffer, start).fill(1);
     }
-    return best(size, budgetMs, () => loops.read(start, size));
+    // In one stream and in four: what is best differs between processors.
+    const half = budgetMs / 2;
+    return Math.max(
+      best(size, half, () => loops.read(start, size)),
+      best(size, half, () => loops.read_streams(start, size)),
+    );
   };
   return (name, budgetMs) => {
     const turns = 100_000;

@@ -190,9 +190,9 @@ INLINE void tile_weights(const Head *h, const int8_t *panel, uint32_t from, uint
   if (split(kernel)) {
     v128_t c[10];
     for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_const_splat(0);
-    tile_vnni(h->weights + STEP_ROWS * from, panel + STEP * from, count, 0, c);
+    tile_vnni(h->weights + STEP_ROWS * from, panel + STEP * from, count, c);
     for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_shl(c[i], 7);
-    tile_vnni(h->weights + STEP_ROWS * (h->all / 4 + from), panel + STEP * from, count, 0, c);
+    tile_vnni(h->weights + STEP_ROWS * (h->all / 4 + from), panel + STEP * from, count, c);
     straighten(c, y);
     return;
   }

@@ -44,59 +44,25 @@ INLINE void gather(v128_t sums[], v128_t c[], uint32_t count) {
 #define DOT16(eight, seven) wasm_i16x8_relaxed_dot_i8x16_i7x16(eight, seven)
 #define DOT32(eight, seven, sum) wasm_i32x4_relaxed_dot_i8x16_i7x16_add(eight, seven, sum)
 
-// The operands come as (weights, rows); `nibbles` tells which of them is `seven`.
-INLINE v128_t dot16(v128_t w, v128_t x, int nibbles) { return nibbles ? DOT16(x, w) : DOT16(w, x); }
-INLINE v128_t dot32(v128_t w, v128_t x, v128_t sum, int nibbles) {
-  return nibbles ? DOT32(x, w, sum) : DOT32(w, x, sum);
-}
-
-// Adds `steps` steps to the sums c, 32 bits, ordered as `straighten` takes them.
-INLINE void tile_vnni(const int8_t *a, const int8_t *b, uint32_t steps, int nibbles, v128_t c[10]) {
+// Adds `steps` steps of int8 weights to the sums c, 32 bits, ordered as `straighten` takes them.
+INLINE void tile_vnni(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
   v128_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7], c8 = c[8], c9 = c[9];
   do {
     v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
-    c0 = dot32(b0, va, c0, nibbles);
-    c4 = dot32(b1, va, c4, nibbles);
+    c0 = DOT32(b0, va, c0);
+    c4 = DOT32(b1, va, c4);
     va = ROTATE(va, 1);
-    c1 = dot32(b0, va, c1, nibbles);
-    c5 = dot32(b1, va, c5, nibbles);
+    c1 = DOT32(b0, va, c1);
+    c5 = DOT32(b1, va, c5);
     va = ROTATE(va, 1);
-    c2 = dot32(b0, va, c2, nibbles);
-    c6 = dot32(b1, va, c6, nibbles);
+    c2 = DOT32(b0, va, c2);
+    c6 = DOT32(b1, va, c6);
     va = ROTATE(va, 1);
-    c3 = dot32(b0, va, c3, nibbles);
-    c7 = dot32(b1, va, c7, nibbles);
+    c3 = DOT32(b0, va, c3);
+    c7 = DOT32(b1, va, c7);
     va = wasm_v128_load32_splat(a + 16);
-    c8 = dot32(b0, va, c8, nibbles);
-    c9 = dot32(b1, va, c9, nibbles);
-    a += STEP_ROWS;
-    b += STEP;
-    KEEP(a);
-    KEEP(b);
-    KEEP(steps);
-  } while (--steps);
-  c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
-}
-
-// Adds steps of int4 weights to the sums c in 16 bits; wraps, so only the final sums need to fit.
-INLINE void tile_words_int4(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
-  v128_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7], c8 = c[8], c9 = c[9];
-  do {
-    v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
-    c0 = wasm_i16x8_add(c0, dot16(b0, va, 1));
-    c4 = wasm_i16x8_add(c4, dot16(b1, va, 1));
-    va = ROTATE(va, 1);
-    c1 = wasm_i16x8_add(c1, dot16(b0, va, 1));
-    c5 = wasm_i16x8_add(c5, dot16(b1, va, 1));
-    va = ROTATE(va, 1);
-    c2 = wasm_i16x8_add(c2, dot16(b0, va, 1));
-    c6 = wasm_i16x8_add(c6, dot16(b1, va, 1));
-    va = ROTATE(va, 1);
-    c3 = wasm_i16x8_add(c3, dot16(b0, va, 1));
-    c7 = wasm_i16x8_add(c7, dot16(b1, va, 1));
-    va = wasm_v128_load32_splat(a + 16);
-    c8 = wasm_i16x8_add(c8, dot16(b0, va, 1));
-    c9 = wasm_i16x8_add(c9, dot16(b1, va, 1));
+    c8 = DOT32(b0, va, c8);
+    c9 = DOT32(b1, va, c9);
     a += STEP_ROWS;
     b += STEP;
     KEEP(a);
@@ -109,20 +75,20 @@ INLINE void tile_words_int4(const int8_t *a, const int8_t *b, uint32_t steps, v1
 // Sums in 16 bits of `steps` steps of int8 weights, at least one; the first needs no addition.
 INLINE void tile_words_int8(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
   v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
-  v128_t c0 = dot16(b0, va, 0);
-  v128_t c4 = dot16(b1, va, 0);
+  v128_t c0 = DOT16(b0, va);
+  v128_t c4 = DOT16(b1, va);
   va = ROTATE(va, 1);
-  v128_t c1 = dot16(b0, va, 0);
-  v128_t c5 = dot16(b1, va, 0);
+  v128_t c1 = DOT16(b0, va);
+  v128_t c5 = DOT16(b1, va);
   va = ROTATE(va, 1);
-  v128_t c2 = dot16(b0, va, 0);
-  v128_t c6 = dot16(b1, va, 0);
+  v128_t c2 = DOT16(b0, va);
+  v128_t c6 = DOT16(b1, va);
   va = ROTATE(va, 1);
-  v128_t c3 = dot16(b0, va, 0);
-  v128_t c7 = dot16(b1, va, 0);
+  v128_t c3 = DOT16(b0, va);
+  v128_t c7 = DOT16(b1, va);
   va = wasm_v128_load32_splat(a + 16);
-  v128_t c8 = dot16(b0, va, 0);
-  v128_t c9 = dot16(b1, va, 0);
+  v128_t c8 = DOT16(b0, va);
+  v128_t c9 = DOT16(b1, va);
   while (--steps) {
     a += STEP_ROWS;
     b += STEP;
@@ -132,20 +98,20 @@ INLINE void tile_words_int8(const int8_t *a, const int8_t *b, uint32_t steps, v1
     b0 = wasm_v128_load(b);
     b1 = wasm_v128_load(b + 16);
     va = wasm_v128_load(a);
-    c0 = wasm_i16x8_add(c0, dot16(b0, va, 0));
-    c4 = wasm_i16x8_add(c4, dot16(b1, va, 0));
+    c0 = wasm_i16x8_add(c0, DOT16(b0, va));
+    c4 = wasm_i16x8_add(c4, DOT16(b1, va));
     va = ROTATE(va, 1);
-    c1 = wasm_i16x8_add(c1, dot16(b0, va, 0));
-    c5 = wasm_i16x8_add(c5, dot16(b1, va, 0));
+    c1 = wasm_i16x8_add(c1, DOT16(b0, va));
+    c5 = wasm_i16x8_add(c5, DOT16(b1, va));
     va = ROTATE(va, 1);
-    c2 = wasm_i16x8_add(c2, dot16(b0, va, 0));
-    c6 = wasm_i16x8_add(c6, dot16(b1, va, 0));
+    c2 = wasm_i16x8_add(c2, DOT16(b0, va));
+    c6 = wasm_i16x8_add(c6, DOT16(b1, va));
     va = ROTATE(va, 1);
-    c3 = wasm_i16x8_add(c3, dot16(b0, va, 0));
-    c7 = wasm_i16x8_add(c7, dot16(b1, va, 0));
+    c3 = wasm_i16x8_add(c3, DOT16(b0, va));
+    c7 = wasm_i16x8_add(c7, DOT16(b1, va));
     va = wasm_v128_load32_splat(a + 16);
-    c8 = wasm_i16x8_add(c8, dot16(b0, va, 0));
-    c9 = wasm_i16x8_add(c9, dot16(b1, va, 0));
+    c8 = wasm_i16x8_add(c8, DOT16(b0, va));
+    c9 = wasm_i16x8_add(c9, DOT16(b1, va));
   }
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
 }
@@ -196,7 +162,7 @@ INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_
 #ifdef __wasm_relaxed_simd__
   v128_t c[10] = {0};
   if (kernel == VNNI) {
-    tile_vnni(a, b, steps, 0, c);
+    tile_vnni(a, b, steps, c);
   } else {
     for (uint32_t done = 0; done < steps; done += kernel) {
       v128_t s[10];

@@ -5,6 +5,32 @@
 // instead, and 16-bit addition wraps, so only the end must fit. Times the group's scale the sums go to 32 bits.
 #include "dots.h"
 
+#ifdef __wasm_relaxed_simd__
+#define ADD_DOT(w, x, sum) \
+  (kernel == VNNI ? DOT32(x, w, sum) : wasm_i16x8_add(sum, DOT16(x, w)))
+
+// Adds a group's eight steps, written out: a loop of eight ends before the processor has seen it begin. Sums in 16
+// bits wrap, so only the final ones need to fit.
+INLINE void steps_int4(const int8_t *a, const int8_t *b, uint32_t kernel, v128_t c[10]) {
+#pragma clang loop unroll(full)
+  for (uint32_t i = 0; i < 8; i++) {
+    v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
+    for (uint32_t r = 0; r < 4; r++) {
+      if (r) va = ROTATE(va, 1);
+      c[r] = ADD_DOT(b0, va, c[r]);
+      c[r + 4] = ADD_DOT(b1, va, c[r + 4]);
+    }
+    va = wasm_v128_load32_splat(a + 16);
+    c[8] = ADD_DOT(b0, va, c[8]);
+    c[9] = ADD_DOT(b1, va, c[9]);
+    a += STEP_ROWS;
+    b += STEP;
+    KEEP(a);
+    KEEP(b);
+  }
+}
+#endif
+
 // One group of a tile: c += sums · scales, both as `straighten` takes them; in the plain build, as it leaves them.
 INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, const int8_t *w, uint32_t kernel,
                        v128_t c[10]) {
@@ -16,8 +42,8 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
   }
   v128_t p1 = ROTATE(p, 1), p2 = ROTATE(p, 2), p3 = ROTATE(p, 3);
   v128_t s[10] = {p, p1, p2, p3, p, p1, p2, p3, fifth, fifth};
-  if (kernel == VNNI) tile_vnni(a, b, 8, 1, s);
-  else tile_words_int4(a, b, 8, s);
+  if (kernel == VNNI) steps_int4(a, b, VNNI, s);
+  else steps_int4(a, b, 8, s);
   KEEP(w);  // loaded before the loop, the scales would cost it a register
   v128_t scales = wasm_v128_load(w);
   if (kernel == VNNI) {
@@ -50,11 +76,15 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
 INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *panel, const int8_t *w, uint32_t groups,
                       uint32_t kernel, v128_t y[10]) {
   v128_t sums[20] = {0}, c[10] = {0};
-  for (uint32_t g = 0; g < groups; g++) {
-    group_int4(a + 8 * STEP_ROWS * g, presets + 2 * ROWS * g, panel + 8 * STEP * g, w + GROUP_BYTES * g, kernel, c);
-    if (g % GROUPS == GROUPS - 1) gather(sums, c, 10);
+  // Two loops, so that the inner one does not carry the sums.
+  while (groups) {
+    uint32_t now = groups < GROUPS ? groups : GROUPS;
+    groups -= now;
+    for (; now; now--, a += 8 * STEP_ROWS, presets += 2 * ROWS, panel += 8 * STEP, w += GROUP_BYTES) {
+      group_int4(a, presets, panel, w, kernel, c);
+    }
+    gather(sums, c, 10);
   }
-  gather(sums, c, 10);
   for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
 #ifdef __wasm_relaxed_simd__
   straighten(c, y);
