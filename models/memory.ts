@@ -12,7 +12,7 @@ import type {
   Tensor,
 } from "../lib/backend/backend.ts";
 import { roundUp } from "../lib/backend/layout.ts";
-import { attentionScratch } from "../lib/backend/wasm_parts.ts";
+import { attentionInt8Scratch, attentionScratch } from "../lib/backend/wasm_parts.ts";
 import { matrixBytes, productScratch } from "../lib/backend/wasm_product.ts";
 import { loadDecoder } from "../lib/decode/gemma.ts";
 import { loadVision } from "../lib/vision/siglip.ts";
@@ -147,6 +147,10 @@ class Counting implements Backend {
 
   attention(_: Tensor, q: Tensor, k: Tensor, __: Tensor, { headDim }: AttentionOptions): void {
     this.#reserve(attentionScratch(q.rows, k.rows, headDim));
+  }
+
+  attentionInt8(_: Tensor, q: Tensor, __: Tensor, ___: Tensor, { headDim }: FullAttentionOptions): void {
+    this.#reserve(attentionInt8Scratch(q.rows, headDim));
   }
 
   rope(x: Tensor, headDim: number): void {
