@@ -6,6 +6,7 @@
 import type {
   AttentionOptions,
   Backend,
+  FullAttentionOptions,
   Matrix,
   Scheme,
   StoredMatrix,
