@@ -155,7 +155,9 @@ stopOnSignal(server, stopping, async () => await working);
 const url = `http://localhost:${server.addr.port}`;
 try {
   const since = performance.now();
-  pipeline = await loadModel(resolve(directory), { blobs: store?.blobs, onError });
+  // As many as a machine may be asked at once; each holds its pixels, less than a megabyte.
+  const serving = { metrics, maxWaiting: 256 };
+  pipeline = await loadModel(resolve(directory), { ...serving, blobs: store?.blobs, onError });
   working = work?.run(stopping.signal);
   const seconds = ((performance.now() - since) / 1000).toFixed(1);
   say(

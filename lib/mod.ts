@@ -18,7 +18,6 @@ export {
   collect,
   createPipeline,
   type LocalPipeline,
-  type ModelInfo,
   type Pipeline,
   type PipelineParts,
 } from "./pipeline.ts";

@@ -10,11 +10,12 @@ import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Prepared, preprocess } from "./preprocess/preprocess.ts";
+import type { Metrics } from "./metrics.ts";
 import { createPause, Line } from "./schedule/line.ts";
 import { createGrammar } from "./text/grammar.ts";
 import { findLocations, type Locations, nearby } from "./text/locations.ts";
 import { type BoxEvent, createBoxParser, withoutDuplicates } from "./text/parse.ts";
-import { prefixIds } from "./text/prompt.ts";
+import { defaultMaxTokens, prefixIds } from "./text/prompt.ts";
 import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
 import type {
   Answer,
@@ -23,9 +24,12 @@ import type {
   Classification,
   ClassifyQuestion,
   Constraint,
+  Embedding,
+  EmbedQuestion,
   FinishReason,
   Item,
   ModelFiles,
+  ModelInfo,
   Pause,
   Question,
   ResizeMethod,
@@ -39,22 +43,10 @@ import {
   visionRevision,
 } from "./vision/feature_cache.ts";
 import { loadMasks, type Masks } from "./vision/mask.ts";
-import { loadVision } from "./vision/siglip.ts";
+import { embedded, loadVision, type SiglipVision } from "./vision/siglip.ts";
 import { type ModelConfig, readConfig } from "./weights/config.ts";
 import { openWeights } from "./weights/load.ts";
-
-/** What a client may know about the model being served. */
-export interface ModelInfo {
-  /** Directory name or published id. */
-  readonly name: string;
-  readonly family: "paligemma" | "paligemma2";
-  /** Side of the model's square input, pixels. */
-  readonly imageSize: number;
-  readonly imageTokensPerImage: number;
-  /** Positions for image tokens, prefix and suffix together. */
-  readonly context: number;
-  readonly vocabulary: number;
-}
+import { revisionOf } from "./weights/revision.ts";
 
 /** A loaded model that answers questions, one at a time, in the order they came. */
 export interface Pipeline {
@@ -77,6 +69,12 @@ export interface LocalPipeline extends Pipeline {
    * @throws {RequestError} as `answer`, and `cancelled` whenever the signal aborts.
    */
   classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification>;
+  /**
+   * Encodes pictures.
+   *
+   * @throws {RequestError} as `classify`.
+   */
+  embed(question: EmbedQuestion, signal?: AbortSignal): Promise<Embedding>;
 }
 
 /** What a pipeline is made of. */
@@ -96,6 +94,8 @@ export interface PipelineParts extends FeatureCacheOptions {
   readonly maxWaiting?: number;
   /** Bytes of keys and values kept for questions asked again word for word; 64 MiB by default, 0 for none. */
   readonly prefixCacheBytes?: number;
+  /** Counts the questions that wait. */
+  readonly metrics?: Metrics;
 }
 
 /**
@@ -118,10 +118,12 @@ export async function createPipeline(parts: PipelineParts): Promise<LocalPipelin
   }
   // What does not outlive this model needs no name that tells it from others.
   const revision = parts.blobs ? await visionRevision(weights, backend) : "";
-  const vision = remembering(await loadVision(backend, weights), backend, parts, revision);
+  const siglip = await loadVision(backend, weights);
+  const vision = remembering(siglip, backend, parts, revision);
   const decoder = await loadDecoder(backend, weights, parts.slidingWindow);
   const masks = await loadMasks(backend, files);
-  return new Loaded(parts, config, tokenizer, vision, decoder, masks);
+  const name = { name: parts.name, revision: await revisionOf(files) };
+  return new Loaded(parts, config, name, tokenizer, siglip, vision, decoder, masks);
 }
 
 function gigabytes(bytes: number): string {
@@ -151,16 +153,18 @@ class Loaded implements LocalPipeline {
   constructor(
     private readonly parts: PipelineParts,
     private readonly config: ModelConfig,
+    name: Pick<ModelInfo, "name" | "revision">,
     private readonly tokenizer: Tokenizer,
+    private readonly siglip: SiglipVision,
     private readonly vision: RememberingVision,
     private readonly decoder: Decoder,
     private readonly masks: Masks | undefined,
   ) {
-    this.#line = new Line(parts.maxWaiting ?? 64);
+    this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
     this.#locations = findLocations(tokenizer);
     this.#prefixes = new PrefixCache(parts.prefixCacheBytes ?? 64 * 2 ** 20);
     this.model = {
-      name: parts.name,
+      ...name,
       family: config.decoder.family === "gemma" ? "paligemma" : "paligemma2",
       imageSize: config.vision.imageSize,
       imageTokensPerImage: vision.imageTokens,
@@ -184,25 +188,23 @@ class Loaded implements LocalPipeline {
     }
   }
 
-  async classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
-    const leave = this.#line.enter();
-    try {
-      const { labels } = question;
+  classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
+    const { labels } = question;
+    const prepare = async () => {
       checkLabels(labels);
       const answers = labels.map((it) => this.tokenizer.encode(it, { tokens: question.tokens }));
-      const shown = await this.#show(question, Math.max(...answers.map((it) => it.length)));
-      const release = await this.#line.turn(signal);
-      try {
-        return await this.#score(shown, labels, answers, createPause(signal));
-      } catch (error) {
-        if (!signal?.aborted) throw error;
-        throw new RequestError("cancelled", "Cannot classify: the caller went away", { cause: error });
-      } finally {
-        release();
-      }
-    } finally {
-      leave();
-    }
+      return { answers, shown: await this.#show(question, Math.max(...answers.map((it) => it.length))) };
+    };
+    return this.#line.take("classify", signal, prepare, ({ shown, answers }, pause) => {
+      return this.#score(shown, labels, answers, pause);
+    });
+  }
+
+  embed({ stage = "projected", ...question }: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
+    const prepare = () => this.#show({ ...question, prompt: "" }, 0);
+    return this.#line.take("embed", signal, prepare, ({ pictures }, pause) => {
+      return embedded(this.siglip, this.parts.backend, pictures, stage, pause);
+    });
   }
 
   async #check(question: Question): Promise<Checked> {
@@ -456,12 +458,6 @@ class Loaded implements LocalPipeline {
       backend.free(prefix);
     }
   }
-}
-
-/** Tokens that the task of a prompt needs at most: a located thing takes 8 to 23 (spec of the suffix grammar). */
-function defaultMaxTokens(prompt: string): number {
-  if (/^(detect|segment)\b/.test(prompt)) return 256;
-  return /^(answer|question)\b/.test(prompt) ? 64 : 128;
 }
 
 /** Gathers a stream of events into one answer. */

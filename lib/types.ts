@@ -252,6 +252,20 @@ export interface ClassifyQuestion extends Pick<Question, "images" | "resize" | "
   readonly labels: readonly string[];
 }
 
+/** Pictures of which the numbers are wanted that the decoder would see. */
+export interface EmbedQuestion extends Pick<Question, "images" | "resize" | "alpha"> {
+  /** `projected`, the default: image tokens, in the decoder's width. `features`: what the projector takes. */
+  readonly stage?: "projected" | "features";
+}
+
+/** What pictures come to before any prompt. */
+export interface Embedding {
+  /** [N, P, W]: pictures, image tokens of each, width. */
+  readonly shape: readonly [number, number, number];
+  /** Row-major. Image tokens are as the projector gives them, not divided by anything. */
+  readonly values: Float32Array;
+}
+
 /** Likelihoods of labels. */
 export interface Classification {
   /** Likeliest first, the order asked among equals. */
@@ -267,6 +281,21 @@ export interface Classification {
   readonly timings: Omit<Timings, "perToken"> & { readonly labels: number };
   /** Absent where everything was computed. */
   readonly cached?: Cached;
+}
+
+/** What a client may know about the model being served. */
+export interface ModelInfo {
+  /** Directory name or published id. */
+  readonly name: string;
+  /** A fingerprint of the weights. */
+  readonly revision: string;
+  readonly family: "paligemma" | "paligemma2";
+  /** Side of the model's square input, pixels. */
+  readonly imageSize: number;
+  readonly imageTokensPerImage: number;
+  /** Positions for image tokens, prefix and suffix together. */
+  readonly context: number;
+  readonly vocabulary: number;
 }
 
 /** Lets other work run and throws when the request was cancelled. Called between pieces of computation. */

@@ -4,8 +4,8 @@ import { SpanStatusCode, trace } from "@opentelemetry/api";
 import type { Context } from "hono";
 import { RequestError } from "../errors.ts";
 import type { Metrics } from "../metrics.ts";
-import { collect, type LocalPipeline, type ModelInfo } from "../pipeline.ts";
-import type { Answer, AnswerEvent, Question } from "../types.ts";
+import { collect, type LocalPipeline } from "../pipeline.ts";
+import type { Answer, AnswerEvent, ModelInfo, Question } from "../types.ts";
 import type { Env } from "./guard/exchange.ts";
 import { HttpError, type Problem, problemOf } from "./problem.ts";
 import { Recording, Recordings } from "./recording.ts";
@@ -168,6 +168,9 @@ export class Answering {
           if (last === undefined) span.addEvent("first_token");
           last = now;
         } else if (event.type === "usage") {
+          const known = event.cached?.images ?? 0;
+          metrics.features.add(known, "hit");
+          metrics.features.add(event.imageTokens / model.imageTokensPerImage - known, "miss");
           metrics.tokens.add(event.imageTokens, "image");
           metrics.tokens.add(event.promptTokenIds.length, "prompt");
           metrics.tokens.add(event.completionTokens, "completion");

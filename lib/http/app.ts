@@ -10,9 +10,13 @@ import { apiKeys } from "./guard/keys.ts";
 import { type CallerLimits, callerLimits } from "./guard/limits.ts";
 import type { Log } from "./guard/log.ts";
 import { isSigned } from "./hooks.ts";
+import { embeddingRoutes } from "./native/embeddings.ts";
 import { nativeRoutes } from "./native/routes.ts";
 import { openAiRoutes } from "./openai/routes.ts";
+import type { Operation } from "./openapi/document.ts";
+import { openApiRoutes } from "./openapi/routes.ts";
 import type { Outbound } from "./outbound.ts";
+import { servePage } from "./page.ts";
 import page from "./playground.html" with { type: "text" };
 import { type Problem, problemOf, problemResponse } from "./problem.ts";
 import { HEARTBEAT_MS } from "./sse.ts";
@@ -42,6 +46,8 @@ export interface AppParts {
   readonly outbound?: Outbound;
   /** Other rooms' routes, behind the same guard. What they throw is answered as everything else is. */
   readonly rooms?: readonly Hono<Env>[];
+  /** What those routes do, for the API's document. */
+  readonly operations?: readonly Operation[];
   /** Keys that open `/v1` and `/metrics`, as `apiKeys` takes them; none, the default, leaves them open. */
   readonly apiKeys?: readonly string[];
   readonly limits?: Partial<CallerLimits>;
@@ -110,7 +116,13 @@ export function createApp(parts: AppParts): Hono<Env> {
   });
 
   const rooms = { answering, maxBodyBytes, outbound };
-  for (const room of [nativeRoutes(rooms), openAiRoutes(rooms), ...parts.rooms ?? []]) app.route("/", room);
+  const own = [
+    nativeRoutes(rooms),
+    embeddingRoutes(rooms),
+    openAiRoutes(rooms),
+    openApiRoutes(parts.operations),
+  ];
+  for (const room of [...own, ...parts.rooms ?? []]) app.route("/", room);
 
   app.get("/health", (c) => c.json({ status: "ok", model: answering.pipeline().model }));
   app.get(
@@ -128,12 +140,7 @@ export function createApp(parts: AppParts): Hono<Env> {
     const sample = samples.find((it) => it.name === c.req.param("name"));
     return sample ? c.body(sample.bytes, 200, { "content-type": sample.type }) : c.notFound();
   });
-  app.get("/", (c) => {
-    const nonce = crypto.randomUUID();
-    c.header("content-security-policy", policy(nonce));
-    c.header("cache-control", "no-cache");
-    return c.html(page.replaceAll("{nonce}", nonce));
-  });
+  app.get("/", (c) => servePage(c, page));
 
   // Whatever method is left on a route that exists.
   const methods = Map.groupBy(app.routes.filter((it) => it.method !== "ALL"), (it) => it.path);
@@ -146,10 +153,4 @@ export function createApp(parts: AppParts): Hono<Env> {
     });
   }
   return app;
-}
-
-/** Only what the page itself needs: its own script and style, pictures it made or was given, its own server. */
-function policy(nonce: string): string {
-  return `default-src 'none'; script-src 'nonce-${nonce}'; style-src 'nonce-${nonce}'; img-src 'self' blob: data:; ` +
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 }

@@ -6,17 +6,13 @@ import { promptOf } from "../text/prompt.ts";
 import type { ClassifyQuestion, Question, Sampling, Task } from "../types.ts";
 import { describe, type Fields } from "./body.ts";
 import { type PictureSource, pictureSource } from "./pictures.ts";
-import { between, flag, oneOf, optional, read, text, valuesOf, whole } from "./schema.ts";
+import { between, flag, oneOf, optional, read, share, text, valuesOf, whole } from "./schema.ts";
 
-const PICTURES = {
+/** The fields that pictures come in. */
+export const PICTURES = {
   image: optional(pictureSource, "The picture; several file parts of a form are several pictures."),
   images: optional(
-    z.array(
-      z.custom<PictureSource>((it) => pictureSource.safeParse(it).success, {
-        error: "a base64 string, a data: URL or an https: URL",
-      }),
-      { error: "an array of base64 strings or URLs" },
-    ),
+    z.array(pictureSource, { error: "an array of base64 strings or URLs" }),
     "Several pictures, in the order the model sees them; instead of image.",
   ),
 };
@@ -38,14 +34,14 @@ const ANSWERING = {
   maxTokens: optional(whole(1), "Tokens at most; by default what the task needs."),
   temperature: optional(between(0, 2), "0, the default, is greedy."),
   topK: optional(whole(0), "Sample among so many; 0 means all."),
-  topP: optional(between(0, 1), "Sample among the likeliest of this mass, above 0."),
+  topP: optional(share(), "Sample among the likeliest of this mass."),
   seed: optional(whole(0, 2 ** 32 - 1), "The same seed gives the same answer."),
   stream: optional(flag(), "Server-sent events instead of one object."),
   ignoreEos: optional(flag(), "Go on after the end of the answer, until maxTokens."),
   constrained: optional(flag(), "Hold an answer to detect or segment to its grammar."),
   answerStart: optional(text(), "Text the answer starts with."),
   locScale: optional(z.literal([1023, 1024], { error: "1023 or 1024" }), "What 1 is in location bins."),
-  nms: optional(between(0, 1), "Of boxes of one label that overlap more than this, only the surest."),
+  nms: optional(share(), "Of boxes of one label that overlap more than this, only the surest."),
   masks: optional(oneOf("rle", "polygon", "png"), "Form of masks; COCO run lengths by default."),
 };
 
@@ -55,7 +51,7 @@ const LABELS = z.union(
     text(),
   ],
   { error: "an array of strings, or one string with semicolons between" },
-);
+).check(z.describe("Names, or one string with semicolons between them."));
 
 const SIDE = between(0, 1);
 
@@ -149,12 +145,7 @@ export function readClassifyQuestion(fields: Fields): Asked<ClassifyQuestion> {
 
 function bodyOf<R extends keyof typeof BODIES>(fields: Fields, route: R): z.infer<(typeof BODIES)[R]> {
   const schema: z.ZodMiniObject = BODIES[route];
-  const values = valuesOf(fields, schema);
-  // Several file parts of one name are several pictures.
-  if (fields.kind === "form" && Array.isArray(values.image) && values.images === undefined) {
-    [values.images, values.image] = [values.image, undefined];
-  }
-  return read(schema, values) as z.infer<(typeof BODIES)[R]>;
+  return read(schema, valuesOf(fields, schema)) as z.infer<(typeof BODIES)[R]>;
 }
 
 // deno-lint-ignore no-explicit-any -- each branch knows which schema has been passed
@@ -191,7 +182,8 @@ function defined<T>(all: { [name in keyof T]?: T[name] | undefined }): Partial<T
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as Partial<T>;
 }
 
-function picturesOf(
+/** The pictures of a body that has {@link PICTURES}. */
+export function picturesOf(
   { kind }: Fields,
   { image, images }: { readonly image?: PictureSource; readonly images?: readonly PictureSource[] },
 ): readonly PictureSource[] {

@@ -39,6 +39,8 @@ export function valuesOf(fields: Fields, schema: z.ZodMiniObject): Record<string
   const values: [string, unknown][] = [...fields.values];
   if (fields.kind === "json") return Object.fromEntries(values);
   return Object.fromEntries(values.map(([name, value]) => {
+    // Several file parts of one name are several pictures.
+    if (name === "image" && Array.isArray(value) && !fields.values.has("images")) return ["images", value];
     const kind = Object.hasOwn(schema.shape, name) ? kindOf(schema.shape[name]) : undefined;
     if (kind === "number" && /^-?\d+(\.\d+)?([eE][-+]?\d+)?$/.test(String(value))) {
       return [name, Number(value)];
@@ -95,6 +97,12 @@ export function whole(low: number, high = Number.MAX_SAFE_INTEGER) {
 export function between(low: number, high: number) {
   const error = `a number from ${low} to ${high}`;
   return z.number({ error }).check(z.gte(low, { error }), z.lte(high, { error }));
+}
+
+/** A number above 0, up to 1. */
+export function share() {
+  const error = "a number above 0, up to 1";
+  return z.number({ error }).check(z.gt(0, { error }), z.lte(1, { error }));
 }
 
 /** One of several names. */

@@ -28,7 +28,11 @@ export class Line {
   #busy = false;
   readonly #waiting: (() => void)[] = [];
 
-  constructor(private readonly maxWaiting: number) {}
+  /** @param onChange told by how much the number of questions inside changed. */
+  constructor(
+    private readonly maxWaiting: number,
+    private readonly onChange: (by: 1 | -1) => void = () => {},
+  ) {}
 
   /** Counts a question in, before anything is decoded for it; call what it returns when the question is over. */
   enter(): () => void {
@@ -39,7 +43,40 @@ export class Line {
       );
     }
     this.#inside++;
-    return () => this.#inside--;
+    this.onChange(1);
+    return () => {
+      this.#inside--;
+      this.onChange(-1);
+    };
+  }
+
+  /**
+   * Counts a question in while it is prepared, waits for its turn and does its work.
+   *
+   * @param what the work, for messages.
+   * @throws {RequestError} `cancelled` when the caller goes away; and what `prepare` and `work` throw.
+   */
+  async take<S, T>(
+    what: string,
+    signal: AbortSignal | undefined,
+    prepare: () => Promise<S>,
+    work: (prepared: S, pause: Pause) => Promise<T>,
+  ): Promise<T> {
+    const leave = this.enter();
+    try {
+      const prepared = await prepare();
+      const release = await this.turn(signal);
+      try {
+        return await work(prepared, createPause(signal));
+      } finally {
+        release();
+      }
+    } catch (error) {
+      if (!signal?.aborted || error instanceof RequestError) throw error;
+      throw new RequestError("cancelled", `Cannot ${what}: the caller went away`, { cause: error });
+    } finally {
+      leave();
+    }
   }
 
   /** Waits for the turn; call what it returns to pass it on. A caller that went away gives up its place at once. */

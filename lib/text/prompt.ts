@@ -71,6 +71,12 @@ export function promptOf(task: Task): Required<Pick<Question, "prompt" | "tokens
   }
 }
 
+/** Tokens that the task of a prompt needs at most: a located thing takes 8 to 23 (spec of the suffix grammar). */
+export function defaultMaxTokens(prompt: string): number {
+  if (/^(detect|segment)\b/.test(prompt)) return 256;
+  return /^(answer|question)\b/.test(prompt) ? 64 : 128;
+}
+
 function language({ language = "en" }: { readonly language?: string }): string {
   checkThat(/^[a-z]{2,3}$/.test(language), "language", "to be a code of two or three letters", language);
   return language;

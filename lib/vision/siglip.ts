@@ -8,7 +8,7 @@
  */
 
 import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
-import type { Pause, Pixels } from "../types.ts";
+import type { Embedding, Pause, Pixels } from "../types.ts";
 import type { Weights } from "../weights/load.ts";
 import type { Room } from "../weights/safetensors.ts";
 import { VISION_LAYER } from "../weights/table.ts";
@@ -19,6 +19,16 @@ export interface Vision {
   readonly imageTokens: number;
   /** Writes the image tokens of one picture to out [P, D]. */
   encode(out: Tensor, pixels: Pixels, pause: Pause): Promise<void>;
+}
+
+/** An encoder that also gives what the projector takes. */
+export interface SiglipVision extends Vision {
+  /** W. */
+  readonly featureWidth: number;
+  /** D. */
+  readonly width: number;
+  /** Writes SigLIP's features of one picture, after its last norm and before the projector, to out [P, W]. */
+  features(out: Tensor, pixels: Pixels, pause: Pause): Promise<void>;
 }
 
 /**
@@ -64,7 +74,7 @@ export async function loadVision(
   backend: Backend,
   weights: Weights,
   residence: Residence = "resident",
-): Promise<Vision> {
+): Promise<SiglipVision> {
   const { imageSize, patch, width, layers: depth, heads, mlp, eps } = weights.config.vision;
   const imageTokens = (imageSize / patch) ** 2;
   const tower = "vision_tower.vision_model.";
@@ -138,12 +148,12 @@ export async function loadVision(
   const apply = (out: Tensor, x: Tensor, { weight, bias }: Linear, more = {}) =>
     backend.linear(out, x, weight, { bias, ...more });
 
-  async function encode(
-    out: Tensor,
+  /** SigLIP's features [P, W], in working memory. */
+  async function features(
     pixels: Pixels,
     work: (rows: number, cols: number) => Tensor,
     pause: Pause,
-  ): Promise<void> {
+  ): Promise<Tensor> {
     if (pixels.size !== imageSize) {
       throw new RangeError(
         `Cannot encode pixels: expected ${imageSize} × ${imageSize}, found ${pixels.size}`,
@@ -174,23 +184,58 @@ export async function loadVision(
       apply(x, hidden, layer["mlp.fc2"], { residual: x });
     }
     backend.layerNorm(x, x, last.weight, last.bias, eps);
-    apply(out, x, projector);
+    return x;
+  }
+
+  /** Hands the features of a picture to `use` and gives the working memory back. */
+  async function withFeatures(
+    pixels: Pixels,
+    pause: Pause,
+    use: (features: Tensor) => unknown,
+  ): Promise<void> {
+    const held: Tensor[] = [];
+    const work = (rows: number, cols: number) => {
+      const tensor = backend.tensor(rows, cols);
+      held.push(tensor);
+      return tensor;
+    };
+    try {
+      await use(await features(pixels, work, pause));
+    } finally {
+      backend.free(...held);
+    }
   }
 
   return {
     imageTokens,
-    async encode(out, pixels, pause) {
-      const held: Tensor[] = [];
-      const work = (rows: number, cols: number) => {
-        const tensor = backend.tensor(rows, cols);
-        held.push(tensor);
-        return tensor;
-      };
-      try {
-        await encode(out, pixels, work, pause);
-      } finally {
-        backend.free(...held);
-      }
-    },
+    featureWidth: width,
+    width: weights.config.decoder.width,
+    encode: (out, pixels, pause) => withFeatures(pixels, pause, (x) => apply(out, x, projector)),
+    features: (out, pixels, pause) =>
+      withFeatures(pixels, pause, async (x) => backend.write(out, await backend.read(x))),
   };
+}
+
+/** Image tokens, or the features before the projector, of several pictures. */
+export async function embedded(
+  vision: SiglipVision,
+  backend: Backend,
+  pictures: readonly Pixels[],
+  stage: "projected" | "features",
+  pause: Pause,
+): Promise<Embedding> {
+  const [write, width] = stage === "projected"
+    ? [vision.encode, vision.width]
+    : [vision.features, vision.featureWidth];
+  const values = new Float32Array(pictures.length * vision.imageTokens * width);
+  const out = backend.tensor(vision.imageTokens, width);
+  try {
+    for (const [i, picture] of pictures.entries()) {
+      await write(out, picture, pause);
+      values.set(await backend.read(out), i * vision.imageTokens * width);
+    }
+  } finally {
+    backend.free(out);
+  }
+  return { shape: [pictures.length, vision.imageTokens, width], values };
 }

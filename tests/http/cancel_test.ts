@@ -14,6 +14,7 @@ async function serve() {
   const pipeline: LocalPipeline = {
     model: model.model,
     classify: (question, signal) => model.classify(question, signal),
+    embed: (question, signal) => model.embed(question, signal),
     async *answer(question, signal) {
       const mine = { tokens: 0, ended: false };
       seen.push(mine);

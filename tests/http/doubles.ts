@@ -10,6 +10,7 @@ export function scripted(
   return {
     model: {
       name: "scripted",
+      revision: "0123456789abcdef",
       family: "paligemma",
       imageSize: 56,
       imageTokensPerImage: 16,
@@ -17,6 +18,7 @@ export function scripted(
       vocabulary: 2092,
     },
     answer: play,
+    embed: () => Promise.reject(new TypeError("Nobody embeds here")),
     classify: () => Promise.reject(new TypeError("Nobody classifies here")),
   };
 }

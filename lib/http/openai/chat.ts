@@ -7,7 +7,7 @@
 import * as z from "zod/mini";
 import type { Question, Sampling } from "../../types.ts";
 import { HttpError } from "../problem.ts";
-import { between, flag, optional, read, text, whole } from "../schema.ts";
+import { between, flag, optional, read, share, text, whole } from "../schema.ts";
 
 const PART = z.discriminatedUnion("type", [
   z.object({ type: z.literal("text"), text: text("text") }),
@@ -47,7 +47,7 @@ export const CHAT = z.looseObject({
   max_tokens: orNull(whole(1), "Tokens at most; by default what the task needs."),
   max_completion_tokens: orNull(whole(1), "The same, by its newer name."),
   temperature: orNull(between(0, 2), "0, the default here, is greedy."),
-  top_p: orNull(between(0, 1), "Sample among the likeliest of this mass, above 0."),
+  top_p: orNull(share(), "Sample among the likeliest of this mass."),
   seed: orNull(
     z.number({ error: "a whole number" }).check(z.int("a whole number")),
     "Modulo 2³²; 0 by default.",

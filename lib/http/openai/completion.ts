@@ -1,6 +1,6 @@
 /** Answers -> OpenAI's objects: `chat.completion`, and the `chat.completion.chunk`s of a stream. */
 
-import type { Answer, AnswerEvent, Candidate, FinishReason } from "../../types.ts";
+import type { Answer, AnswerEvent, Candidate, FinishReason, ModelInfo } from "../../types.ts";
 import type { Wire } from "../answering.ts";
 import { openAiError } from "../problem.ts";
 import type { ServerEvent } from "../sse.ts";
@@ -10,19 +10,19 @@ import { untilStop } from "./stop.ts";
 type Token = Extract<AnswerEvent, { type: "token" }>;
 
 /** What the objects of one completion have in common. */
-function envelope(object: "chat.completion" | "chat.completion.chunk", model: string, { dropped }: Chat) {
+function envelope(object: "chat.completion" | "chat.completion.chunk", model: ModelInfo, { dropped }: Chat) {
   return {
     id: `chatcmpl-${crypto.randomUUID().replaceAll("-", "")}`,
     object,
     created: Math.floor(Date.now() / 1000),
-    model,
+    model: model.name,
     // Not OpenAI's: messages that did not take part.
     ...dropped.length && { dropped },
   };
 }
 
 /** A whole completion; `items` of its message are the boxes, where there are any. */
-export function completion(answer: Answer, tokens: readonly Token[], model: string, chat: Chat) {
+export function completion(answer: Answer, tokens: readonly Token[], model: ModelInfo, chat: Chat) {
   return {
     ...envelope("chat.completion", model, chat),
     choices: [{
@@ -36,7 +36,7 @@ export function completion(answer: Answer, tokens: readonly Token[], model: stri
       logprobs: chat.logprobs ? { content: tokens.map(logprobOf), refusal: null } : null,
       finish_reason: finishReasonOf(answer.finishReason),
     }],
-    usage: usageOf(answer.imageTokens, answer.promptTokenIds.length, answer.tokenIds.length),
+    usage: usageOf(answer, answer.tokenIds.length, model),
   };
 }
 
@@ -46,7 +46,7 @@ export function chunks(chat: Chat): Wire {
     key: JSON.stringify([chat.stop, chat.logprobs, chat.includeUsage]),
     until: (events, enough) => untilStop(events, chat.stop, enough),
     async *write(answer, { model }): AsyncGenerator<ServerEvent> {
-      const common = envelope("chat.completion.chunk", model.name, chat);
+      const common = envelope("chat.completion.chunk", model, chat);
       const usage = chat.includeUsage ? { usage: null as unknown } : {};
       const chunk = (delta: unknown, token?: Token, finish: string | null = null): ServerEvent => {
         const logprobs = token && chat.logprobs ? { content: [logprobOf(token)], refusal: null } : null;
@@ -63,7 +63,7 @@ export function chunks(chat: Chat): Wire {
           const { type: _, ...item } = event;
           yield chunk({ items: [item] });
         } else if (event.type === "usage") {
-          used = usageOf(event.imageTokens, event.promptTokenIds.length, event.completionTokens);
+          used = usageOf(event, event.completionTokens, model);
         } else yield chunk({}, undefined, finishReasonOf(event.finishReason));
       }
       if (chat.includeUsage) yield { data: JSON.stringify({ ...common, choices: [], usage: used }) };
@@ -78,12 +78,18 @@ function finishReasonOf(reason: FinishReason): "stop" | "length" {
   return reason === "stop" ? "stop" : "length";
 }
 
-function usageOf(imageTokens: number, promptTokens: number, completionTokens: number) {
+function usageOf(
+  { imageTokens, promptTokenIds, cached }: Pick<Answer, "imageTokens" | "promptTokenIds" | "cached">,
+  completionTokens: number,
+  { imageTokensPerImage }: ModelInfo,
+) {
+  const promptTokens = imageTokens + promptTokenIds.length;
+  const known = cached?.prefix ? promptTokens : (cached?.images ?? 0) * imageTokensPerImage;
   return {
-    prompt_tokens: imageTokens + promptTokens,
+    prompt_tokens: promptTokens,
     completion_tokens: completionTokens,
-    total_tokens: imageTokens + promptTokens + completionTokens,
-    prompt_tokens_details: { image_tokens: imageTokens, cached_tokens: 0 },
+    total_tokens: promptTokens + completionTokens,
+    prompt_tokens_details: { image_tokens: imageTokens, cached_tokens: known },
   };
 }
 

@@ -1,8 +1,7 @@
 /** The routes that OpenAI's clients call: `POST /v1/chat/completions` and `GET /v1/models`. */
 
 import { Hono } from "hono";
-import type { AnswerEvent } from "../../types.ts";
-import type { ModelInfo } from "../../pipeline.ts";
+import type { AnswerEvent, ModelInfo } from "../../types.ts";
 import { readJson } from "../body.ts";
 import type { Env } from "../guard/exchange.ts";
 import type { RouteParts } from "../native/routes.ts";
@@ -35,7 +34,7 @@ export function openAiRoutes({ answering, maxBodyBytes, outbound }: RouteParts):
         yield event;
       }
     });
-    return c.json(completion(answer, tokens, model.name, chat), 200, { "cache-control": "no-store" });
+    return c.json(completion(answer, tokens, model, chat), 200, { "cache-control": "no-store" });
   });
 
   routes.get("/v1/models", (c) => c.json({ object: "list", data: answering.models().map(modelObject) }));

@@ -1,0 +1,152 @@
+/** What the routes answer with, as schemas: for the documentation, and for tests that hold the routes to it. */
+
+import * as z from "zod/mini";
+
+const side = z.number().check(z.gte(0), z.lte(1));
+const whole = z.int().check(z.gte(0));
+const size = z.tuple([whole, whole]).check(z.describe("Height and width of the picture."));
+
+const MASK = z.union([
+  z.strictObject({ size, counts: z.string().check(z.describe("COCO's compressed run lengths.")) }),
+  z.strictObject({ size, polygons: z.array(z.array(z.number())) }),
+  z.strictObject({ size, png: z.string().check(z.describe("A grey PNG in base64.")) }),
+]);
+
+/** One thing the model located. */
+export const ITEM = z.strictObject({
+  label: z.string(),
+  box: z.strictObject({ yMin: side, xMin: side, yMax: side, xMax: side }).check(
+    z.describe("In fractions of the upright picture."),
+  ),
+  boxPixels: z.optional(z.strictObject({ yMin: whole, xMin: whole, yMax: whole, xMax: whole })),
+  confidence: z.number().check(z.gt(0), z.lte(1)),
+  maskCodes: z.optional(z.array(whole)),
+  mask: z.optional(MASK),
+  flags: z.optional(z.array(z.enum(["cut-off", "empty", "mask"]))),
+});
+
+const CACHED = z.optional(z.strictObject({ images: whole, prefix: z.boolean() })).check(
+  z.describe("Pictures whose image tokens were known, and whether all that comes before the answer was."),
+);
+
+const ms = z.number().check(z.gte(0));
+
+/** What `/v1/generate` and the tasks but `classify` answer. */
+export const ANSWER = z.strictObject({
+  model: z.string(),
+  text: z.string(),
+  tokenIds: z.array(whole),
+  items: z.array(ITEM),
+  plainText: z.optional(z.string()).check(z.describe("The text that belongs to no item.")),
+  brokenItems: z.optional(whole),
+  finishReason: z.enum(["stop", "length"]),
+  promptTokenIds: z.array(whole),
+  imageTokens: whole,
+  cached: CACHED,
+  timings: z.strictObject({ preprocess: ms, vision: ms, prefill: ms, perToken: ms }).check(
+    z.describe("Milliseconds."),
+  ),
+});
+
+/** What `/v1/classify` answers. */
+export const CLASSIFICATION = z.strictObject({
+  model: z.string(),
+  labels: z.array(
+    z.strictObject({ label: z.string(), probability: side, logprob: z.number().check(z.lte(0)) }),
+  ),
+  promptTokenIds: z.array(whole),
+  imageTokens: whole,
+  cached: CACHED,
+  timings: z.strictObject({ preprocess: ms, vision: ms, prefill: ms, labels: ms }),
+});
+
+/** What `/v1/embeddings/image` answers. */
+export const EMBEDDED = z.strictObject({
+  object: z.literal("image_embeddings"),
+  model: z.string(),
+  revision: z.string().check(
+    z.describe("A fingerprint of the weights: embeddings of two revisions do not mix."),
+  ),
+  stage: z.enum(["projected", "features"]),
+  scale: z.literal("unscaled").check(
+    z.describe("As the projector gives them, not divided by the root of the width."),
+  ),
+  shape: z.tuple([whole, whole, whole]).check(z.describe("Pictures, image tokens of each, width.")),
+  dtype: z.enum(["f16", "int8"]),
+  data: z.string().check(z.describe("Little-endian, row-major, in base64.")),
+  scales: z.optional(z.string()).check(
+    z.describe("For int8: an f32 for each row, in base64; value = byte · scale."),
+  ),
+});
+
+const LOGPROB = { token: z.string(), logprob: z.number().check(z.lte(0)), bytes: z.array(whole) };
+
+/** What `/v1/chat/completions` answers. */
+export const COMPLETION = z.strictObject({
+  id: z.string(),
+  object: z.literal("chat.completion"),
+  created: whole,
+  model: z.string(),
+  dropped: z.optional(z.array(z.strictObject({ index: whole, role: z.string() }))).check(
+    z.describe("Messages that took no part: system, earlier turns. Not OpenAI's."),
+  ),
+  choices: z.array(z.strictObject({
+    index: z.literal(0),
+    message: z.strictObject({
+      role: z.literal("assistant"),
+      content: z.string(),
+      refusal: z.null(),
+      items: z.optional(z.array(ITEM)).check(z.describe("Boxes and masks. Not OpenAI's.")),
+    }),
+    logprobs: z.nullable(z.strictObject({
+      content: z.array(z.strictObject({ ...LOGPROB, top_logprobs: z.array(z.strictObject(LOGPROB)) })),
+      refusal: z.null(),
+    })),
+    finish_reason: z.enum(["stop", "length"]),
+  })),
+  usage: z.strictObject({
+    prompt_tokens: whole,
+    completion_tokens: whole,
+    total_tokens: whole,
+    prompt_tokens_details: z.strictObject({ image_tokens: whole, cached_tokens: whole }),
+  }),
+});
+
+/** A model. */
+export const MODEL = z.strictObject({
+  id: z.string(),
+  object: z.literal("model"),
+  created: whole,
+  owned_by: z.string(),
+  name: z.string(),
+  revision: z.string(),
+  family: z.enum(["paligemma", "paligemma2"]),
+  imageSize: whole,
+  imageTokensPerImage: whole,
+  context: whole,
+  vocabulary: whole,
+});
+
+/** What `GET /v1/models` answers. */
+export const MODELS = z.strictObject({ object: z.literal("list"), data: z.array(MODEL) });
+
+/** An error on a native route, RFC 9457. */
+export const PROBLEM = z.strictObject({
+  type: z.literal("about:blank"),
+  title: z.string(),
+  status: whole,
+  detail: z.string(),
+  code: z.string().check(z.describe("Which problem it is.")),
+  field: z.optional(z.string()),
+  instance: z.optional(z.string()),
+});
+
+/** An error on OpenAI's routes. */
+export const OPENAI_ERROR = z.strictObject({
+  error: z.strictObject({
+    message: z.string(),
+    type: z.string(),
+    param: z.nullable(z.string()),
+    code: z.string(),
+  }),
+});

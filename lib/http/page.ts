@@ -1,0 +1,17 @@
+/** Pages of this server's own: nothing from elsewhere, no script but the one in them. */
+
+import type { Context } from "hono";
+
+/** Serves a page in which `{nonce}` stands where its script and style say who they are. */
+export function servePage(c: Context, page: string): Response | Promise<Response> {
+  const nonce = crypto.randomUUID();
+  c.header("content-security-policy", policy(nonce));
+  c.header("cache-control", "no-cache");
+  return c.html(page.replaceAll("{nonce}", nonce));
+}
+
+/** Only what a page itself needs: its own script and style, pictures it made or was given, its own server. */
+function policy(nonce: string): string {
+  return `default-src 'none'; script-src 'nonce-${nonce}'; style-src 'nonce-${nonce}'; img-src 'self' blob: data:; ` +
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+}
