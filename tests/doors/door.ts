@@ -12,6 +12,7 @@ export interface Door {
   readonly url: string;
   /** All it printed so far. */
   output(): { stdout: string; stderr: string };
+  readonly pid: number;
   kill(signal: "SIGTERM" | "SIGINT" | "SIGKILL"): void;
   readonly status: Promise<Deno.CommandStatus>;
 }
@@ -52,6 +53,7 @@ export async function startDoor(env: Record<string, string>): Promise<Door> {
   return {
     url: / answers at (http\S+)/.exec(output.stdout)?.[1] ?? "",
     output: () => output,
+    pid: child.pid,
     kill: (signal) => child.kill(signal),
     status,
   };
