@@ -1,39 +1,58 @@
-// Operations on rows of activations: norms, addition, rotary positions, patches. Sums of a norm run in f64.
+// Operations on rows of activations: norms, addition, rotary positions, patches.
 #include "simd.h"
+
+enum { CHUNK = 256 };  // values summed in f32 before the sum moves on in f64
+
+INLINE double sum_f32(const v128_t s[4]) {
+  v128_t v = wasm_f32x4_add(wasm_f32x4_add(s[0], s[1]), wasm_f32x4_add(s[2], s[3]));
+  v = wasm_f64x2_add(wasm_f64x2_promote_low_f32x4(v), high_f64(v));
+  return wasm_f64x2_extract_lane(v, 0) + wasm_f64x2_extract_lane(v, 1);
+}
+
+// Sums over k values of x - pivot and of its square. The difference is rounded as itself, however large the pivot is.
+INLINE void moments(const float *x, uint32_t k, float pivot, double *sum, double *squares) {
+  v128_t from = wasm_f32x4_splat(pivot);
+  *sum = *squares = 0;
+  uint32_t i = 0;
+  while (i + 16 <= k) {
+    v128_t ones[4], twos[4];
+    for (uint32_t j = 0; j < 4; j++) ones[j] = twos[j] = wasm_f32x4_const_splat(0);
+    for (uint32_t end = k - i < CHUNK ? k : i + CHUNK; i + 16 <= end; i += 16) {
+      for (uint32_t j = 0; j < 4; j++) {
+        v128_t d = wasm_f32x4_sub(wasm_v128_load(x + i + 4 * j), from);
+        ones[j] = wasm_f32x4_add(ones[j], d);
+        twos[j] = madd(d, d, twos[j]);
+      }
+    }
+    *sum += sum_f32(ones);
+    *squares += sum_f32(twos);
+  }
+  for (; i < k; i++) {
+    float d = x[i] - pivot;
+    *sum += d;
+    *squares += (double)d * d;
+  }
+}
 
 // out = (x - mean) / √(variance + eps) · weight + bias per row; out may be x.
 EXPORT(layer_norm)
 void layer_norm(float *out, uint32_t out_stride, const float *x, uint32_t stride, uint32_t rows, uint32_t k,
                 const float *weight, const float *bias, double eps) {
   for (uint32_t t = 0; t < rows; t++, out += out_stride, x += stride) {
-    v128_t s = wasm_f64x2_const_splat(0);
+    double sum, squares;
+    moments(x, k, 0, &sum, &squares);
+    // About a pivot near the mean nothing cancels, and what is left of the mean is small.
+    float pivot = (float)(sum / k);
+    moments(x, k, pivot, &sum, &squares);
+    double rest = sum / k, variance = squares / k - rest * rest;
+    float scale = (float)(1 / __builtin_sqrt((variance > 0 ? variance : 0) + eps)), shift = (float)rest;
+    v128_t p = wasm_f32x4_splat(pivot), d = wasm_f32x4_splat(shift), r = wasm_f32x4_splat(scale);
     uint32_t i = 0;
-    double sum = 0, squares = 0;
     for (; i + 4 <= k; i += 4) {
-      v128_t v = wasm_v128_load(x + i);
-      s = wasm_f64x2_add(s, wasm_f64x2_add(wasm_f64x2_promote_low_f32x4(v), high_f64(v)));
+      v128_t v = wasm_f32x4_sub(wasm_f32x4_sub(wasm_v128_load(x + i), p), d);
+      wasm_v128_store(out + i, madd(wasm_f32x4_mul(v, r), wasm_v128_load(weight + i), wasm_v128_load(bias + i)));
     }
-    for (; i < k; i++) sum += x[i];
-    double mean = (sum + wasm_f64x2_extract_lane(s, 0) + wasm_f64x2_extract_lane(s, 1)) / k;
-    v128_t m = wasm_f64x2_splat(mean);
-    s = wasm_f64x2_const_splat(0);
-    for (i = 0; i + 4 <= k; i += 4) {
-      v128_t v = wasm_v128_load(x + i);
-      v128_t low = wasm_f64x2_sub(wasm_f64x2_promote_low_f32x4(v), m), high = wasm_f64x2_sub(high_f64(v), m);
-      s = wasm_f64x2_add(s, wasm_f64x2_add(wasm_f64x2_mul(low, low), wasm_f64x2_mul(high, high)));
-    }
-    for (; i < k; i++) squares += (x[i] - mean) * (x[i] - mean);
-    squares += wasm_f64x2_extract_lane(s, 0) + wasm_f64x2_extract_lane(s, 1);
-    double scale = 1 / __builtin_sqrt(squares / k + eps);
-    // x - mean is taken in f64: where the mean is large beside the deviation, f32 would lose the difference.
-    v128_t r = wasm_f64x2_splat(scale);
-    for (i = 0; i + 4 <= k; i += 4) {
-      v128_t v = wasm_v128_load(x + i);
-      v128_t low = wasm_f64x2_mul(wasm_f64x2_sub(wasm_f64x2_promote_low_f32x4(v), m), r);
-      v128_t high = wasm_f64x2_mul(wasm_f64x2_sub(high_f64(v), m), r);
-      wasm_v128_store(out + i, madd(narrow_f64(low, high), wasm_v128_load(weight + i), wasm_v128_load(bias + i)));
-    }
-    for (; i < k; i++) out[i] = (float)((x[i] - mean) * scale) * weight[i] + bias[i];
+    for (; i < k; i++) out[i] = (x[i] - pivot - shift) * scale * weight[i] + bias[i];
   }
 }
 
@@ -42,19 +61,12 @@ EXPORT(rms_norm)
 void rms_norm(float *out, uint32_t out_stride, const float *x, uint32_t stride, uint32_t rows, uint32_t k,
               const float *weight, double eps) {
   for (uint32_t t = 0; t < rows; t++, out += out_stride, x += stride) {
-    v128_t s = wasm_f64x2_const_splat(0);
-    uint32_t i = 0;
-    double squares = 0;
-    for (; i + 4 <= k; i += 4) {
-      v128_t v = wasm_v128_load(x + i);
-      v128_t low = wasm_f64x2_promote_low_f32x4(v), high = high_f64(v);
-      s = wasm_f64x2_add(s, wasm_f64x2_add(wasm_f64x2_mul(low, low), wasm_f64x2_mul(high, high)));
-    }
-    for (; i < k; i++) squares += (double)x[i] * x[i];
-    squares += wasm_f64x2_extract_lane(s, 0) + wasm_f64x2_extract_lane(s, 1);
+    double sum, squares;
+    moments(x, k, 0, &sum, &squares);
     float scale = (float)(1 / __builtin_sqrt(squares / k + eps));
     v128_t r = wasm_f32x4_splat(scale);
-    for (i = 0; i + 4 <= k; i += 4) {
+    uint32_t i = 0;
+    for (; i + 4 <= k; i += 4) {
       v128_t g = wasm_f32x4_add(wasm_v128_load(weight + i), wasm_f32x4_const_splat(1));
       wasm_v128_store(out + i, wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(x + i), r), g));
     }

@@ -130,7 +130,7 @@ INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float
 
 // Rows are finished in blocks of so many, two panels at once, so that whole lines of the cache are written: the sums
 // of a block wait in an array of the stack, [BLOCK_ROWS][PAIR].
-enum { BLOCK_ROWS = 16 * ROWS, PAIR = 16 };
+enum { BLOCK_ROWS = 4 * ROWS, PAIR = 16 };
 
 // Finishes and stores columns [col, col + cols) of rows [row, row + rows); cols at most PAIR, y [rows][PAIR].
 void finish(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols, const float *y);
