@@ -131,7 +131,7 @@ const outbound = createOutbound(createNetwork(), { allowPrivate: allowPrivateUrl
 const onError = (error: unknown) => log("error", "failure", { error });
 const store = await openStoreOrFail(dataDirectory);
 const work = store && createWork(store, {
-  answer: itemWork(() => pipeline, outbound),
+  work: itemWork(() => pipeline, outbound),
   outbound,
   secrets: webhookSecrets,
   onError,

@@ -4,7 +4,10 @@ import { join, resolve } from "@std/path";
 import type { Outbound } from "../lib/http/outbound.ts";
 import { consume } from "../lib/jobs/consume.ts";
 import { Hooks } from "../lib/jobs/hooks.ts";
-import { Jobs, type JobsParts } from "../lib/jobs/jobs.ts";
+import { Jobs } from "../lib/jobs/jobs.ts";
+import { JobStore } from "../lib/jobs/job_store.ts";
+import { Runner, type RunnerParts } from "../lib/jobs/runner.ts";
+import { SCHEDULE, Webhooks } from "../lib/jobs/webhooks.ts";
 import { RequestError } from "../lib/mod.ts";
 import { openKvStore } from "../lib/store/deno_kv.ts";
 import { createFileBlobs } from "../lib/store/files.ts";
@@ -16,6 +19,9 @@ const WEBHOOKS_AT_ONCE = 8;
 
 /** From the look-up to the answer's status; Standard Webhooks recommends 15 to 30 s. */
 const WEBHOOK_TIMEOUT_MS = 20_000;
+
+/** How long a job can be asked for after its end: a week. */
+const KEEP_MS = 7 * 24 * 3_600_000;
 
 /**
  * Opens the store: records and queues in `kv.sqlite`, blobs in `blobs/` of the directory. On Deno Deploy, whose disks do
@@ -53,35 +59,38 @@ function userData(): string {
 }
 
 /** What a server's jobs and hooks are made with. */
-export interface WorkParts extends Pick<JobsParts, "secrets" | "onError"> {
-  readonly answer: JobsParts["work"];
+export interface WorkParts extends Pick<RunnerParts, "work" | "onError"> {
   readonly outbound: Outbound;
+  /** Of this server, for webhooks that have no secret of their own. */
+  readonly secrets: readonly string[];
 }
 
 /** The jobs and hooks of a store, and what works them off once there is a model. */
-export function createWork(store: Store<PullQueue>, { answer, outbound, secrets, onError }: WorkParts) {
-  const jobs = new Jobs({
-    store,
-    work: answer,
+export function createWork(store: Store<PullQueue>, { work, outbound, secrets, onError }: WorkParts) {
+  const now = Date.now;
+  const webhooks = new Webhooks({
+    records: store.records,
+    queue: store.queue("webhooks"),
     post: (url, request) =>
       outbound.fetch(url, { method: "POST", maxBytes: 0, timeoutMs: WEBHOOK_TIMEOUT_MS, ...request }),
     secrets,
-    onError,
+    now,
+    schedule: SCHEDULE,
   });
+  const stored = new JobStore(store);
+  const runner = new Runner({ jobs: stored, webhooks, work, onError, now, keepMs: KEEP_MS });
+  const jobs = new Jobs(stored, now, secrets.length > 0);
   return {
     jobs,
+    webhooks,
     hooks: new Hooks(store.records, jobs, secrets),
     /** Works until the signal aborts, and ends when what was begun is put down. */
     async run(signal: AbortSignal): Promise<void> {
-      const { handlers } = jobs;
+      const options = { signal, onError };
       await Promise.all([
-        jobs.recover().catch(onError),
-        consume(store.queue("jobs"), handlers.jobs, { concurrency: JOBS_AT_ONCE, signal, onError }),
-        consume(store.queue("webhooks"), handlers.webhooks, {
-          concurrency: WEBHOOKS_AT_ONCE,
-          signal,
-          onError,
-        }),
+        runner.recover().catch(onError),
+        consume(store.queue("jobs"), runner.handle, { concurrency: JOBS_AT_ONCE, ...options }),
+        consume(store.queue("webhooks"), webhooks.handle, { concurrency: WEBHOOKS_AT_ONCE, ...options }),
       ]);
     },
   };

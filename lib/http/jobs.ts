@@ -4,13 +4,13 @@ import { type Context, Hono } from "hono";
 import * as z from "zod/mini";
 import { RequestError } from "../errors.ts";
 import { type JobChange, type Jobs, MAX_ITEMS } from "../jobs/jobs.ts";
-import type { Letter } from "../jobs/webhooks.ts";
+import type { Letter, Webhooks } from "../jobs/webhooks.ts";
 import { collect, type LocalPipeline } from "../pipeline.ts";
 import { readJson } from "./body.ts";
 import type { Env } from "./guard/exchange.ts";
 import type { Outbound } from "./outbound.ts";
 import { loadPictures } from "./pictures.ts";
-import { HttpError } from "./problem.ts";
+import { HttpError, problemOf } from "./problem.ts";
 import { readQuestion } from "./question.ts";
 import { optional, read, text } from "./schema.ts";
 import { encodeEvent, HEARTBEAT_MS, within } from "./sse.ts";
@@ -18,6 +18,7 @@ import { encodeEvent, HEARTBEAT_MS, within } from "./sse.ts";
 /** What the routes are made with. */
 export interface JobRouteParts {
   readonly jobs: Jobs;
+  readonly webhooks: Webhooks;
   /** Checks the addresses of webhooks. */
   readonly outbound: Outbound;
   readonly maxBodyBytes?: number;
@@ -58,8 +59,9 @@ export function checkItem(item: Readonly<Record<string, unknown>>, place: string
     const { stream } = readQuestion(fieldsOf(item));
     if (!stream) return;
   } catch (error) {
-    if (!(error instanceof RequestError)) throw error;
-    throw new RequestError(error.code, `${place}: ${error.message}`);
+    const { code, message, field } = problemOf(error);
+    if (code === "internal") throw error;
+    throw new HttpError({ code, message: `${place}: ${message}`, field: field && `${place}.${field}` });
   }
   throw new RequestError("parameter_invalid", `Cannot read ${place}: expected no stream, found true`);
 }
@@ -69,12 +71,24 @@ export function itemWork(pipelineOf: () => LocalPipeline | undefined, outbound: 
   return async (item: unknown, signal: AbortSignal): Promise<unknown> => {
     const pipeline = pipelineOf();
     if (!pipeline) throw new RequestError("overloaded", "Cannot answer now: the model is still loading");
-    const { question, pictures } = readQuestion(fieldsOf(item as Record<string, unknown>));
+    const { question, pictures } = readAgain(item as Record<string, unknown>);
     const images = await loadPictures(pictures, outbound, { signal });
     const answer = await collect(pipeline.answer({ images, ...question }, signal));
     if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The job was stopped");
     return { model: pipeline.model.name, ...answer };
   };
+}
+
+/** Reads what was checked when it came, perhaps by an older server with other rules. */
+function readAgain(item: Readonly<Record<string, unknown>>) {
+  try {
+    return readQuestion(fieldsOf(item));
+  } catch (error) {
+    if (error instanceof HttpError) {
+      throw new RequestError("parameter_invalid", error.message, { cause: error });
+    }
+    throw error;
+  }
 }
 
 function fieldsOf(item: Readonly<Record<string, unknown>>) {
@@ -83,7 +97,8 @@ function fieldsOf(item: Readonly<Record<string, unknown>>) {
 
 /** The routes. */
 export function jobRoutes(parts: JobRouteParts): Hono<Env> {
-  const { jobs, outbound, maxBodyBytes = MAX_JOB_BYTES, heartbeatMs = HEARTBEAT_MS, stopping } = parts;
+  const { jobs, webhooks, outbound, maxBodyBytes = MAX_JOB_BYTES, heartbeatMs = HEARTBEAT_MS, stopping } =
+    parts;
   const routes = new Hono<Env>();
 
   routes.post("/v1/jobs", async (c) => {
@@ -148,12 +163,12 @@ export function jobRoutes(parts: JobRouteParts): Hono<Env> {
         `Cannot read status: expected ${known.join(" or ")}, found another`,
       );
     }
-    const letters: Letter[] = await Array.fromAsync(jobs.webhooks.list(wanted));
+    const letters: Letter[] = await Array.fromAsync(webhooks.list(wanted));
     return c.json({ letters: letters.sort((a, b) => a.createdAt - b.createdAt) }, 200, UNCACHED);
   });
 
   routes.post("/v1/letters/:id/send", async (c) => {
-    return c.json(await jobs.webhooks.sendAgain(c.req.param("id")) ?? unknown(c, "letter"), 202, UNCACHED);
+    return c.json(await webhooks.sendAgain(c.req.param("id")) ?? unknown(c, "letter"), 202, UNCACHED);
   });
 
   return routes;

@@ -5,14 +5,15 @@
 import { RequestError } from "../errors.ts";
 import { type Records, type Versioned } from "../store/store.ts";
 import type { WebhookTarget } from "./job.ts";
-import type { Jobs, JobView } from "./jobs.ts";
+import type { JobView } from "./job_store.ts";
+import type { Jobs } from "./jobs.ts";
 import { readSecrets, type SignatureScheme, verify } from "./signature.ts";
 
 /** What becomes of the webhooks of one name. */
 export interface Hook {
   readonly name: string;
   readonly signature: SignatureScheme;
-  /** One or several, with spaces between; without it the server's own. */
+  /** Without it the server's own. Of `whsec_` ones several, with spaces between, for the standard scheme. */
   readonly secret?: string;
   /**
    * The item's fields. Text that begins with `/` is a JSON pointer (RFC 6901) into what came; other text stands as it is,
@@ -102,8 +103,9 @@ export class Hooks {
   ): Promise<JobView | undefined> {
     const hook = await this.#read(name);
     if (!hook) return undefined;
-    const secrets = hook.secret?.split(/\s+/).filter(Boolean) ?? this.secrets;
-    const id = await verify(hook.signature, secrets, headers, body);
+    const { secret, signature } = hook;
+    const own = secret === undefined || signature !== "standard" ? secret && [secret] : readSecrets(secret);
+    const id = await verify(signature, own || this.secrets, headers, body);
     const item = mapped(hook.item, parse(headers, body));
     check(item);
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(body));

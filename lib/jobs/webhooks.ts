@@ -4,7 +4,8 @@
  */
 
 import { RequestError } from "../errors.ts";
-import { type Delivery, type Queue, type Records, update, type Versioned } from "../store/store.ts";
+import { type Queue, type Records, update, type Versioned } from "../store/store.ts";
+import type { Handler } from "./consume.ts";
 import { sign } from "./signature.ts";
 
 /** An answer to a webhook. Redirects are answers too, and nobody follows them. */
@@ -122,6 +123,7 @@ export class Webhooks {
 
   /** Sends a letter again that is dead or was delivered, from the beginning of the schedule. Undefined if unknown. */
   async sendAgain(id: string): Promise<Letter | undefined> {
+    if (!/^msg_\w+$/.test(id)) return undefined;
     const letter = await update<StoredLetter>(this.parts.records, letterKey(id), (it) => {
       if (it.status === "pending") return undefined;
       const { reason: _, ...rest } = it;
@@ -138,7 +140,7 @@ export class Webhooks {
   }
 
   /** Makes one attempt, when it is time. */
-  async handle(delivery: Delivery, signal: AbortSignal): Promise<void> {
+  readonly handle: Handler = async (delivery, signal) => {
     const { now, records } = this.parts;
     const { letter: id } = delivery.body as { letter: string };
     const letter = await this.#read(id);
@@ -167,7 +169,7 @@ export class Webhooks {
     await this.#note(id, { ...outcome, tries: letter.tries + 1 }, { at: now(), ...facts });
     if (outcome.dueAt === undefined) await delivery.ack();
     else await delivery.retry(outcome.dueAt - now());
-  }
+  };
 
   async #attempt(letter: StoredLetter, signal: AbortSignal) {
     const { id, url, body, traceparent, secrets = this.parts.secrets } = letter;

@@ -20,6 +20,30 @@ export function createFileBlobs(directory: string): Blobs {
     return join(directory, ...words.slice(0, -1).map((it) => `${it}.d`), `${words.at(-1)}.blob`);
   }
 
+  /** Removes directories that are left empty, from `at` upwards. */
+  async function prune(at: string): Promise<void> {
+    for (let it = at; it.length > directory.length; it = dirname(it)) {
+      if (!await Deno.remove(it).then(() => true, () => false)) return;
+    }
+  }
+
+  async function write(place: string, bytes: Uint8Array): Promise<void> {
+    const unfinished = `${place}.${crypto.randomUUID()}${UNFINISHED}`;
+    await Deno.mkdir(dirname(place), { recursive: true });
+    try {
+      {
+        using file = await Deno.open(unfinished, { write: true, createNew: true });
+        for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
+        await file.sync();
+      }
+      await Deno.rename(unfinished, place);
+    } catch (error) {
+      await Deno.remove(unfinished).catch(() => {});
+      await prune(dirname(place));
+      throw error;
+    }
+  }
+
   async function* walk(at: string): AsyncGenerator<BlobInfo> {
     for await (const { name, isDirectory } of Deno.readDir(at)) {
       const full = join(at, name);
@@ -41,17 +65,10 @@ export function createFileBlobs(directory: string): Blobs {
     },
     async put(key, bytes) {
       const place = path(key);
-      const unfinished = `${place}.${crypto.randomUUID()}${UNFINISHED}`;
       try {
-        await Deno.mkdir(dirname(place), { recursive: true });
-        {
-          using file = await Deno.open(unfinished, { write: true, createNew: true });
-          for (let at = 0; at < bytes.length;) at += await file.write(bytes.subarray(at));
-          await file.sync();
-        }
-        await Deno.rename(unfinished, place);
+        // Between making a directory and writing into it, somebody may find it empty and remove it.
+        await write(place, bytes).catch((error) => missing(error) ?? write(place, bytes));
       } catch (cause) {
-        await Deno.remove(unfinished).catch(() => {});
         throw new RequestError(
           "storage_failed",
           `Cannot store ${bytes.length} bytes in ${directory}: ${(cause as Error).message}`,
@@ -60,7 +77,9 @@ export function createFileBlobs(directory: string): Blobs {
       }
     },
     async delete(key) {
-      await Deno.remove(path(key)).catch(missing);
+      const place = path(key);
+      await Deno.remove(place).catch(missing);
+      await prune(dirname(place));
     },
     async *list(prefix) {
       // A prefix may end within a word: only the words before it name a directory.

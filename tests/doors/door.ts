@@ -19,17 +19,24 @@ export interface Door {
 
 /**
  * Starts the door with these variables and waits until it says where it answers, or ends. Without a `DATA_DIR` it has one
- * of its own, until it ends.
+ * of its own, until it ends. A write that would make a file longer than `maxFileBytes` fails, as on a full disk.
  */
-export async function startDoor(env: Record<string, string>): Promise<Door> {
+export async function startDoor(
+  env: Record<string, string>,
+  { maxFileBytes }: { maxFileBytes?: number } = {},
+): Promise<Door> {
   const own = env.DATA_DIR === undefined ? await Deno.makeTempDir() : undefined;
-  const child = new Deno.Command(Deno.execPath(), {
-    args: [
-      "run",
-      "-A",
-      "--no-check",
-      join(ROOT, "functions/deno.ts"),
-    ],
+  const command = [Deno.execPath(), "run", "-A", "--no-check", join(ROOT, "functions/deno.ts")];
+  const limited = [
+    "bash",
+    "-c",
+    `trap '' XFSZ; ulimit -f ${(maxFileBytes ?? 0) / 1024}; exec "$@"`,
+    "bash",
+    ...command,
+  ];
+  const [program, ...args] = maxFileBytes === undefined ? command : limited;
+  const child = new Deno.Command(program, {
+    args,
     // Elsewhere than the repository: nothing may depend on where it is started.
     cwd: "/",
     env: { PORT: "0", ...own && { DATA_DIR: own }, ...env },

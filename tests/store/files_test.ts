@@ -28,6 +28,18 @@ Deno.test("file blobs: what a killed process was writing is no blob, and is swep
     assert.deepEqual([...Deno.readDirSync(path)].map((it) => it.name).sort(), ["a.blob", "b.blob.new~"]);
   }));
 
+Deno.test("file blobs: directories go with their last blob, also while others are put there", () =>
+  directory(async (path) => {
+    const blobs = createFileBlobs(path);
+    for (let round = 0; round < 30; round++) {
+      await blobs.put("a/b/c", Uint8Array.of(1));
+      await Promise.all([blobs.delete("a/b/c"), blobs.put("a/b/d", Uint8Array.of(2)), blobs.delete("a/b/e")]);
+      assert.deepEqual(await blobs.get("a/b/d"), Uint8Array.of(2));
+      await blobs.delete("a/b/d");
+      assert.deepEqual([...Deno.readDirSync(path)], []);
+    }
+  }));
+
 Deno.test("file blobs: a disk that takes no more is told, and what was there stays", () =>
   directory(async (path) => {
     // A limit on the size of files is as good as a full disk, and needs no disk of its own.

@@ -1,0 +1,225 @@
+/** The routes of jobs and hooks, in an app as doors make it. The model is scripted; the doors' tests run the real one. */
+
+import assert from "node:assert/strict";
+import { createNetwork } from "../../functions/network.ts";
+import { createApp } from "../../lib/http/app.ts";
+import { hookRoutes } from "../../lib/http/hooks.ts";
+import { itemWork, jobRoutes } from "../../lib/http/jobs.ts";
+import { createOutbound } from "../../lib/http/outbound.ts";
+import { Hooks } from "../../lib/jobs/hooks.ts";
+import { sign } from "../../lib/jobs/signature.ts";
+import { createMemoryStore } from "../../lib/store/memory.ts";
+import { harness, SECRET, until } from "../jobs/harness.ts";
+import { parseEvents, PICTURE, twoTokens } from "./doubles.ts";
+
+const ITEM = { image: PICTURE.toBase64(), prompt: "caption en" };
+
+function service({ apiKeys, allowPrivate = false }: { apiKeys?: string[]; allowPrivate?: boolean } = {}) {
+  const outbound = createOutbound(createNetwork(), { allowPrivate });
+  const store = createMemoryStore();
+  const pipeline = twoTokens();
+  const parts = harness(store, itemWork(() => pipeline, outbound));
+  const hooks = new Hooks(store.records, parts.jobs, [SECRET]);
+  const app = createApp({
+    pipeline: () => pipeline,
+    apiKeys,
+    outbound,
+    rooms: [jobRoutes({ ...parts, outbound, heartbeatMs: 50 }), hookRoutes({ hooks, outbound })],
+  });
+  const ask = async (method: string, path: string, body?: unknown, headers: Record<string, string> = {}) => {
+    const type = { "content-type": "application/json" };
+    const raw = typeof body === "string" ? body : body && JSON.stringify(body);
+    const response = await app.request(path, {
+      method,
+      body: raw as string,
+      headers: { ...type, ...headers },
+    });
+    const text = await response.text();
+    return {
+      status: response.status,
+      headers: response.headers,
+      text,
+      json: text.startsWith("{") ? JSON.parse(text) : {},
+    };
+  };
+  return { ...parts, ask, app };
+}
+
+Deno.test("a job over HTTP: accepted, asked for, its events, resumed, ended", async () => {
+  const { ask, working, ended } = service();
+  const { status, headers, json } = await ask("POST", "/v1/jobs", {
+    items: [ITEM, { ...ITEM, maxTokens: 3 }],
+  });
+  assert.deepEqual([status, headers.get("location"), json.status], [202, `/v1/jobs/${json.id}`, "queued"]);
+  assert.deepEqual(json.items[1], { index: 1, status: "queued", attempts: 0 });
+  const events = await working(async () => {
+    await ended(json.id);
+    return await ask("GET", `/v1/jobs/${json.id}/events`);
+  });
+  assert.match(events.headers.get("content-type")!, /^text\/event-stream/);
+  assert.match(events.text, /^retry: 1000\n\n/);
+  const all = parseEvents(events.text);
+  assert.deepEqual(all.map((it) => it.event), ["item", "item", "job"]);
+  assert.equal((all[0].data as { result: { text: string } }).result.text, "red\né");
+  const rest = await ask("GET", `/v1/jobs/${json.id}/events`, undefined, { "last-event-id": all[0].id });
+  assert.deepEqual(parseEvents(rest.text), all.slice(1));
+  const none = await ask("GET", `/v1/jobs/${json.id}/events`, undefined, { "last-event-id": all[2].id });
+  assert.equal(none.status, 204);
+  const done = await ask("GET", `/v1/jobs/${json.id}`);
+  assert.deepEqual([done.json.status, done.json.items[0].result.model], ["done", "scripted"]);
+  assert.equal((await ask("DELETE", `/v1/jobs/${json.id}`)).json.status, "done");
+});
+
+Deno.test("events of a job that waits: heartbeats, the cancellation, the end; a client that leaves ends its stream", async () => {
+  const { ask, app } = service();
+  const { json: { id } } = await ask("POST", "/v1/jobs", { items: [ITEM] });
+  const reader = (await app.request(`/v1/jobs/${id}/events`)).body!.getReader();
+  let text = "";
+  while (!text.includes(": heartbeat")) text += new TextDecoder().decode((await reader.read()).value);
+  assert.equal((await ask("DELETE", `/v1/jobs/${id}`)).json.status, "cancelled");
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    text += new TextDecoder().decode(part.value);
+  }
+  assert.deepEqual(parseEvents(text).at(-1)!.data, { id, status: "cancelled" });
+  const { json: other } = await ask("POST", "/v1/jobs", { items: [ITEM] });
+  const leaving = await app.request(`/v1/jobs/${other.id}/events`);
+  await leaving.body!.cancel();
+});
+
+Deno.test("one Idempotency-Key is one job", async () => {
+  const { ask } = service();
+  const post = (items: unknown[], key: string) =>
+    ask("POST", "/v1/jobs", { items }, { "idempotency-key": key });
+  const [first, second] = [await post([ITEM], "one"), await post([ITEM], "one")];
+  assert.deepEqual([second.status, second.json.id], [202, first.json.id]);
+  assert.notEqual((await post([ITEM], "two")).json.id, first.json.id);
+  const other = await post([ITEM, ITEM], "one");
+  assert.deepEqual([other.status, other.json.code], [422, "idempotency_mismatch"]);
+  assert.equal((await post([ITEM], "x".repeat(256))).status, 400);
+  assert.equal((await post([ITEM], "")).status, 400);
+});
+
+Deno.test("what is wrong with a job is told with its place, and nothing of it is kept", async () => {
+  const { ask, jobs } = service();
+  const cases: [unknown, number, RegExp][] = [
+    [{}, 400, /items: expected an array of bodies/],
+    [{ items: [] }, 400, /items: expected at least one item/],
+    [{ items: Array(101).fill(ITEM) }, 400, /items: expected at most 100 items/],
+    [{ items: [1] }, 400, /items\[0\]: expected an object/],
+    [{ items: [ITEM, { prompt: "" }] }, 400, /items\[1\]: Cannot read the request: expected image or images/],
+    [{ items: [{ ...ITEM, maxTokens: 0 }] }, 400, /items\[0\]: .*maxTokens/],
+    [{ items: [{ ...ITEM, stream: true }] }, 400, /items\[0\]: expected no stream/],
+    [{ items: [ITEM], more: 1 }, 400, /more/],
+    [{ items: [ITEM], webhook: { url: "https://127.0.0.1/" } }, 400, /expected a host name/],
+    [{ items: [ITEM], webhook: { url: "http://example.com/" } }, 400, /expected https:/],
+    [
+      { items: [ITEM], webhook: { url: `https://example.com/${"x".repeat(2000)}` } },
+      400,
+      /at most 2000 characters/,
+    ],
+    [{ items: [ITEM], webhook: { url: "https://example.com/", secret: "short" } }, 400, /webhook.secret/],
+    ["[", 400, /expected JSON/],
+    ["[".repeat(100_000), 400, /./],
+  ];
+  for (const [body, status, message] of cases) {
+    const answer = await ask("POST", "/v1/jobs", body);
+    assert.equal(answer.status, status, answer.text);
+    assert.match(answer.json.detail, message);
+  }
+  for (const [method, path] of [["GET", ""], ["DELETE", ""], ["GET", "/events"]]) {
+    for (const id of ["job_1", "..%2f..", `job_${"0".repeat(32)}`]) {
+      assert.equal((await ask(method, `/v1/jobs/${id}${path}`)).status, 404);
+    }
+  }
+  const { id } = await jobs.create({ items: [ITEM] });
+  const odd = await ask("GET", `/v1/jobs/${id}/events`, undefined, { "last-event-id": "x" });
+  assert.equal(odd.status, 400);
+  assert.equal((await ask("PUT", "/v1/jobs", {})).status, 405);
+});
+
+Deno.test("dead letters are listed and sent again", async () => {
+  const { ask, working, webhooks } = service();
+  const { json } = await ask("POST", "/v1/jobs", { items: [ITEM], webhook: { url: "https://example.com/" } });
+  const letter = json.id.replace("job", "msg");
+  await working(() => until(async () => (await webhooks.get(letter))?.status === "dead"));
+  const listed = await ask("GET", "/v1/letters?status=dead");
+  assert.deepEqual(listed.json.letters.map((it: { id: string; job: string }) => [it.id, it.job]), [[
+    letter,
+    json.id,
+  ]]);
+  assert.equal(listed.json.letters[0].attempts[0].error, "nobody listens");
+  assert.deepEqual((await ask("GET", "/v1/letters?status=delivered")).json, { letters: [] });
+  assert.equal((await ask("GET", "/v1/letters?status=lost")).status, 400);
+  const again = await ask("POST", `/v1/letters/${letter}/send`);
+  assert.deepEqual([again.status, again.json.status], [202, "pending"]);
+  for (const id of ["msg_0", "..%2f..", "msg_%00"]) {
+    assert.equal((await ask("POST", `/v1/letters/${id}/send`)).status, 404);
+  }
+  assert.ok(!listed.text.includes("whsec_"));
+});
+
+Deno.test("a hook: defined with a key, called with a signature, one job for one message", async () => {
+  const { ask, working, ended } = service({ apiKeys: ["the-key"] });
+  const key = { authorization: "Bearer the-key" };
+  const hook = { item: { image: "/photo/data", prompt: "caption {/lang}", maxTokens: 5 } };
+  assert.equal((await ask("PUT", "/v1/hooks/chat", hook)).status, 401);
+  const put = await ask("PUT", "/v1/hooks/chat", hook, key);
+  assert.deepEqual([put.status, put.json], [200, { name: "chat", signature: "standard", ...hook }]);
+  const event = JSON.stringify({ photo: { data: ITEM.image }, lang: "en" });
+  const signed = (id = "msg_1", body = event) => sign([SECRET], id, new Date(), body);
+  const first = await ask("POST", "/v1/hooks/chat", event, signed());
+  assert.equal(first.status, 202, first.text);
+  assert.equal((await ask("POST", "/v1/hooks/chat", event, signed())).json.id, first.json.id);
+  assert.notEqual((await ask("POST", "/v1/hooks/chat", event, signed("msg_2"))).json.id, first.json.id);
+  assert.equal((await working(() => ended(first.json.id))).status, "done");
+  const refused: [string, string, Record<string, string>, number, string][] = [
+    ["chat", event, {}, 401, "signature_invalid"],
+    ["chat", event, key, 401, "signature_invalid"],
+    ["chat", event.replace("en", "de"), signed(), 401, "signature_invalid"],
+    ["other", event, signed(), 404, "not_found"],
+    ["Chat", event, signed(), 404, "not_found"],
+    ["chat", "{}", signed("msg_3", "{}"), 400, "parameter_invalid"],
+    ["chat", "no json", signed("msg_4", "no json"), 400, "body_invalid"],
+  ];
+  for (const [name, body, headers, status, code] of refused) {
+    const answer = await ask("POST", `/v1/hooks/${name}`, body, headers);
+    assert.deepEqual([answer.status, answer.json.code], [status, code], answer.text);
+  }
+  assert.equal((await ask("GET", "/v1/hooks", undefined, key)).json.hooks.length, 1);
+  assert.equal((await ask("GET", "/v1/hooks")).status, 401);
+  assert.equal((await ask("DELETE", "/v1/hooks/chat", undefined, key)).status, 204);
+  assert.equal((await ask("POST", "/v1/hooks/chat", event, signed())).status, 404);
+});
+
+Deno.test("a form and a plain HMAC start a job too; a hook that nobody could call is refused", async () => {
+  const { ask } = service();
+  const secret = "a secret of a form";
+  const signature = { header: "x-form-signature", prefix: "sha256=", id: "x-form-id" };
+  const put = await ask("PUT", "/v1/hooks/form", {
+    item: { image: "/url", prompt: "ocr" },
+    signature,
+    secret,
+  });
+  assert.equal(put.status, 200, put.text);
+  assert.ok(!put.text.includes(secret));
+  const body = new URLSearchParams({ url: "https://example.com/a.png", more: "x y" }).toString();
+  const hmac = { name: "HMAC", hash: "SHA-256" };
+  const raw = await crypto.subtle.importKey("raw", new TextEncoder().encode(secret), hmac, false, ["sign"]);
+  const mac = new Uint8Array(await crypto.subtle.sign("HMAC", raw, new TextEncoder().encode(body))).toHex();
+  const headers = {
+    "content-type": "application/x-www-form-urlencoded",
+    "x-form-signature": `sha256=${mac}`,
+    "x-form-id": "1",
+  };
+  const job = await ask("POST", "/v1/hooks/form", body, headers);
+  assert.equal(job.status, 202, job.text);
+  assert.equal((await ask("POST", "/v1/hooks/form", `${body}&a=b`, headers)).status, 401);
+  for (
+    const wrong of [{}, { item: 1 }, { item: {}, secret: "short" }, { item: {}, secret: "not a whsec" }, {
+      item: {},
+      signature: "md5",
+    }]
+  ) {
+    assert.equal((await ask("PUT", "/v1/hooks/form", wrong)).status, 400, JSON.stringify(wrong));
+  }
+});
