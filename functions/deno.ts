@@ -3,6 +3,7 @@
 import { join, relative, resolve } from "@std/path";
 import { type AppParts, createApp, type Sample } from "../lib/http/app.ts";
 import { hookRoutes } from "../lib/http/hooks.ts";
+import { JOB_OPERATIONS } from "../lib/http/job_schemas.ts";
 import { itemWork, jobRoutes } from "../lib/http/jobs.ts";
 import { createLog } from "../lib/http/guard/log.ts";
 import { createOutbound } from "../lib/http/outbound.ts";
@@ -147,6 +148,7 @@ const parts: AppParts = {
   rooms: work
     ? [jobRoutes({ ...work, outbound, stopping: stopping.signal }), hookRoutes({ ...work, outbound })]
     : [],
+  operations: work ? JOB_OPERATIONS : [],
   ...guard,
 };
 let working: Promise<unknown> | undefined;

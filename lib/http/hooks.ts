@@ -1,48 +1,17 @@
 /** Incoming webhooks over HTTP: `/v1/hooks`. A sender has no API key; its signature lets it in. */
 
 import { type Context, Hono } from "hono";
-import * as z from "zod/mini";
 import type { Hooks } from "../jobs/hooks.ts";
 import { readBytes, readJson } from "./body.ts";
 import type { Env } from "./guard/exchange.ts";
-import { checkItem, WEBHOOK } from "./jobs.ts";
+import { HOOK } from "./job_schemas.ts";
+import { checkItem } from "./jobs.ts";
 import type { Outbound } from "./outbound.ts";
 import { HttpError } from "./problem.ts";
-import { oneOf, optional, read, text } from "./schema.ts";
+import { read } from "./schema.ts";
 
 /** The longest webhook that is taken: it names things, and carries at most a small picture. */
 const MAX_HOOK_BYTES = 4 * 1024 * 1024;
-
-const header = () =>
-  text("a header's name").check(z.regex(/^[a-z0-9-]{1,64}$/, "a header's name in lower case"));
-
-/** The body of `PUT /v1/hooks/:name`. */
-export const HOOK = z.strictObject({
-  item: z.record(z.string(), z.unknown(), {
-    error: "an object: fields of /v1/generate, and where they come from",
-  }).check(
-    z.describe(
-      "/a/b is a JSON pointer into the webhook, text{/a/b} has one within it, all else stands as it is.",
-    ),
-  ),
-  signature: optional(
-    z.union([
-      z.literal("standard"),
-      z.strictObject({
-        header: header(),
-        prefix: optional(text(), "What stands before the signature, such as sha256=."),
-        encoding: optional(oneOf("hex", "base64"), "hex by default."),
-        id: optional(header(), "A header that tells one webhook from another."),
-      }),
-    ], { error: "standard, or header, prefix, encoding and id" }),
-    "Standard Webhooks, the default, or HMAC-SHA256 of the body in a header.",
-  ),
-  secret: optional(
-    text("a secret").check(z.minLength(8, "at least 8 characters")),
-    "The server's own by default.",
-  ),
-  webhook: optional(WEBHOOK, "Who is told of the job's end."),
-});
 
 /** What the routes are made with. */
 export interface HookRouteParts {

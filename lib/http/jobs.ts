@@ -1,9 +1,8 @@
 /** Jobs over HTTP: `/v1/jobs`, their events, and the webhooks that tell of their end (`/v1/letters`). */
 
 import { type Context, Hono } from "hono";
-import * as z from "zod/mini";
 import { RequestError } from "../errors.ts";
-import { type JobChange, type Jobs, MAX_ITEMS } from "../jobs/jobs.ts";
+import type { JobChange, Jobs } from "../jobs/jobs.ts";
 import type { Letter, Webhooks } from "../jobs/webhooks.ts";
 import { collect, type LocalPipeline } from "../pipeline.ts";
 import { readJson } from "./body.ts";
@@ -12,7 +11,8 @@ import type { Outbound } from "./outbound.ts";
 import { loadPictures } from "./pictures.ts";
 import { HttpError, problemOf } from "./problem.ts";
 import { readQuestion } from "./question.ts";
-import { optional, read, text } from "./schema.ts";
+import { JOB } from "./job_schemas.ts";
+import { read } from "./schema.ts";
 import { encodeEvent, HEARTBEAT_MS, within } from "./sse.ts";
 
 /** What the routes are made with. */
@@ -29,25 +29,6 @@ export interface JobRouteParts {
 
 /** Room for a hundred photos, or a few large ones, in base64. */
 export const MAX_JOB_BYTES = 64 * 1024 * 1024;
-
-const MAX_URL = 2000;
-
-/** Where the end of a job is announced. */
-export const WEBHOOK = z.strictObject({
-  url: text("a URL").check(z.maxLength(MAX_URL, `at most ${MAX_URL} characters`)),
-  secret: optional(
-    text("a secret"),
-    "whsec_ and base64 of 24 to 64 bytes; several with spaces between all sign.",
-  ),
-}, { error: "url and secret" });
-
-/** The body of `POST /v1/jobs`. */
-export const JOB = z.strictObject({
-  items: z.array(z.record(z.string(), z.unknown(), { error: "an object, a body of /v1/generate" }), {
-    error: "an array of bodies of /v1/generate",
-  }).check(z.minLength(1, "at least one item"), z.maxLength(MAX_ITEMS, `at most ${MAX_ITEMS} items`)),
-  webhook: optional(WEBHOOK, "Who is told of the job's end, by Standard Webhooks."),
-});
 
 /**
  * Checks the body of an item as far as that goes without its pictures.

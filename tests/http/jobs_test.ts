@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { createNetwork } from "../../functions/network.ts";
 import { createApp } from "../../lib/http/app.ts";
 import { hookRoutes } from "../../lib/http/hooks.ts";
+import { HOOK_VIEW, JOB_OPERATIONS, JOB_VIEW, LETTER } from "../../lib/http/job_schemas.ts";
 import { itemWork, jobRoutes } from "../../lib/http/jobs.ts";
 import { createOutbound } from "../../lib/http/outbound.ts";
 import { Hooks } from "../../lib/jobs/hooks.ts";
@@ -24,6 +25,7 @@ function service({ apiKeys, allowPrivate = false }: { apiKeys?: string[]; allowP
     pipeline: () => pipeline,
     apiKeys,
     outbound,
+    operations: JOB_OPERATIONS,
     rooms: [jobRoutes({ ...parts, outbound, heartbeatMs: 50 }), hookRoutes({ hooks, outbound })],
   });
   const ask = async (method: string, path: string, body?: unknown, headers: Record<string, string> = {}) => {
@@ -66,6 +68,7 @@ Deno.test("a job over HTTP: accepted, asked for, its events, resumed, ended", as
   const none = await ask("GET", `/v1/jobs/${json.id}/events`, undefined, { "last-event-id": all[2].id });
   assert.equal(none.status, 204);
   const done = await ask("GET", `/v1/jobs/${json.id}`);
+  JOB_VIEW.parse(done.json);
   assert.deepEqual([done.json.status, done.json.items[0].result.model], ["done", "scripted"]);
   assert.equal((await ask("DELETE", `/v1/jobs/${json.id}`)).json.status, "done");
 });
@@ -147,6 +150,7 @@ Deno.test("dead letters are listed and sent again", async () => {
     letter,
     json.id,
   ]]);
+  LETTER.parse(listed.json.letters[0]);
   assert.equal(listed.json.letters[0].attempts[0].error, "nobody listens");
   assert.deepEqual((await ask("GET", "/v1/letters?status=delivered")).json, { letters: [] });
   assert.equal((await ask("GET", "/v1/letters?status=lost")).status, 400);
@@ -165,6 +169,7 @@ Deno.test("a hook: defined with a key, called with a signature, one job for one 
   assert.equal((await ask("PUT", "/v1/hooks/chat", hook)).status, 401);
   const put = await ask("PUT", "/v1/hooks/chat", hook, key);
   assert.deepEqual([put.status, put.json], [200, { name: "chat", signature: "standard", ...hook }]);
+  HOOK_VIEW.parse(put.json);
   const event = JSON.stringify({ photo: { data: ITEM.image }, lang: "en" });
   const signed = (id = "msg_1", body = event) => sign([SECRET], id, new Date(), body);
   const first = await ask("POST", "/v1/hooks/chat", event, signed());
@@ -222,4 +227,19 @@ Deno.test("a form and a plain HMAC start a job too; a hook that nobody could cal
   ) {
     assert.equal((await ask("PUT", "/v1/hooks/form", wrong)).status, 400, JSON.stringify(wrong));
   }
+});
+
+Deno.test("the document names the routes of jobs, each operation by a name of its own", async () => {
+  const { ask, app } = service();
+  const { paths } = (await ask("GET", "/openapi.json")).json as {
+    paths: Record<string, Record<string, { operationId: string }>>;
+  };
+  const told = Object.entries(paths).flatMap(([path, methods]) =>
+    Object.keys(methods).map((it) => `${it.toUpperCase()} ${path}`)
+  );
+  const served = app.routes.filter((it) => it.method !== "ALL" && /^\/v1\/(jobs|letters|hooks)/.test(it.path))
+    .map((it) => `${it.method} ${it.path.replace(/:(\w+)/g, "{$1}")}`);
+  assert.deepEqual(told.filter((it) => / \/v1\/(jobs|letters|hooks)/.test(it)).sort(), served.sort());
+  const names = Object.values(paths).flatMap((methods) => Object.values(methods).map((it) => it.operationId));
+  assert.equal(new Set(names).size, names.length);
 });

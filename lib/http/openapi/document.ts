@@ -18,7 +18,7 @@ import {
 
 /** One route, for the document. */
 export interface Operation {
-  readonly method: "get" | "post" | "delete";
+  readonly method: "get" | "post" | "put" | "delete";
   /** With `{name}` for what varies. */
   readonly path: string;
   readonly summary: string;
@@ -103,14 +103,16 @@ export function openApiDocument(more: readonly Operation[] = []) {
   };
 }
 
-function described({ path, summary, body, form, answer, status = 200, events, open }: Operation) {
+function described({ method, path, summary, body, form, answer, status = 200, events, open }: Operation) {
   const error = isOpenAi(path)
     ? content("application/json", schemaOf(OPENAI_ERROR))
     : content("application/problem+json", schemaOf(PROBLEM));
   const names = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => name);
   return {
     summary,
-    operationId: `${path.replace(/^\/(v1\/)?/, "").replaceAll(/\W+/g, "_").replace(/_$/, "")}`,
+    operationId: `${method === "post" ? "" : `${method}_`}${
+      path.replace(/^\/(v1\/)?/, "").replaceAll(/\W+/g, "_").replace(/_$/, "")
+    }`,
     ...names.length && {
       parameters: names.map((name) => ({ name, in: "path", required: true, schema: { type: "string" } })),
     },
