@@ -1,14 +1,9 @@
 import assert from "node:assert/strict";
 import { CHECKPOINT, startDoor } from "./door.ts";
 import { attack } from "./hostile.ts";
+import { residentMb } from "./load.ts";
 
 const PICTURE = await Deno.readFile(new URL("../fixtures/scene.png", import.meta.url));
-
-/** Memory of a process, MB. */
-async function residentMb(pid: number): Promise<number> {
-  const text = await Deno.readTextFile(`/proc/${pid}/status`);
-  return Number(/VmRSS:\s+(\d+)/.exec(text)![1]) / 1024;
-}
 
 Deno.test({
   name: "a thousand mutated requests get a 4xx with a message, and the server answers, and grows, as before",
