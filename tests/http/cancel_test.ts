@@ -53,9 +53,21 @@ Deno.test("a client that goes away ends its answer within 100 ms, streamed or no
   const { seen, server, url } = await serve();
   const full = await (await fetch(url, question(false, 100_000))).json();
   const all = full.tokenIds.length;
-  for (const stream of [true, false]) {
+  const image_url = { url: `data:image/jpeg;base64,${PICTURE.toBase64()}` };
+  const messages = [{ role: "user", content: [{ type: "image_url", image_url }] }];
+  const chat = (signal: AbortSignal): [string, RequestInit] => [
+    url.replace("generate", "chat/completions"),
+    {
+      ...question(true, 1),
+      signal,
+      body: JSON.stringify({ model: "pg1", messages, max_tokens: 100_000, stream: true }),
+    },
+  ];
+  for (const kind of ["streamed", "whole", "chat"]) {
     const client = new AbortController();
-    const asked = fetch(url, question(stream, 100_000, client.signal));
+    const asked = kind === "chat"
+      ? fetch(...chat(client.signal))
+      : fetch(url, question(kind === "streamed", 100_000, client.signal));
     asked.catch(() => {});
     await until(() => (seen.at(-1)?.tokens ?? 0) > 0 && !seen.at(-1)!.ended, 5000);
     client.abort();
