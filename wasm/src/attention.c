@@ -140,9 +140,8 @@ void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_strid
       for (; s < stop; s++) {
         float *at = weights + QUERIES * (s - base);
         v128_t x0 = wasm_v128_load(at), x1 = wasm_v128_load(at + 4);
-        v128_t seen0 = wasm_f32x4_ne(x0, UNSEEN), seen1 = wasm_f32x4_ne(x1, UNSEEN);
-        x0 = wasm_v128_and(exp_f32(wasm_f32x4_sub(x0, most[0])), seen0);
-        x1 = wasm_v128_and(exp_f32(wasm_f32x4_sub(x1, most[1])), seen1);
+        x0 = weight_f32(wasm_f32x4_sub(x0, most[0]));
+        x1 = weight_f32(wasm_f32x4_sub(x1, most[1]));
         part0 = wasm_f32x4_add(part0, x0);
         part1 = wasm_f32x4_add(part1, x1);
         wasm_v128_store(at, x0);

@@ -98,7 +98,7 @@ void attention_row(float *out, const float *q, const float *k, uint32_t k_stride
       v128_t part = wasm_f32x4_const_splat(0);
       for (uint32_t stop = end - s < KEYS ? end : s + KEYS; s < stop; s++) {
         v128_t x = wasm_v128_load(scratch + 4 * (s - begin));
-        x = exp_f32(wasm_f32x4_sub(x, most));
+        x = weight_f32(wasm_f32x4_sub(x, most));
         part = wasm_f32x4_add(part, x);
         wasm_v128_store(scratch + 4 * (s - begin), x);
       }
