@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { type KvOptions, type KvStore, openKvStore } from "../../lib/store/deno_kv.ts";
+import { onFullDisk } from "./full_disk.ts";
 import { Clock, testBlobs, testQueue, testRecords, withCode } from "./suite.ts";
 
 /** A database in a file of its own. */
@@ -110,4 +111,26 @@ Deno.test("Deno KV: a file that is no database cannot be opened, and says so", (
     await Deno.writeTextFile(path, "not a database, but text that goes on for a while ".repeat(100));
     await assert.rejects(openKvStore({ path }), withCode("storage_failed"));
     await assert.rejects(openKvStore({ path: join(path, "below/a/file") }), withCode("storage_failed"));
+  }));
+
+Deno.test("Deno KV: a disk that takes no more is told, what was there stays, and room makes it go on", () =>
+  database(async (path) => {
+    const [code, written, first] = await onFullDisk(`
+      import { openKvStore } from "${import.meta.resolve("../../lib/store/deno_kv.ts")}";
+      const { records, close } = await openKvStore({ path: ${JSON.stringify(path)} });
+      const text = "x".repeat(50_000);
+      let [code, written] = ["", 0];
+      while (!code && written < 100) {
+        await records.set("a/" + written, text, undefined).then(() => written++, (error) => code = error.code);
+      }
+      const first = (await records.get("a/0")).value === text;
+      close();
+      console.log(JSON.stringify([code, written, first]));`);
+    assert.deepEqual([code, first], ["storage_failed", true]);
+    assert.ok(written > 5 && written < 100, String(written));
+    await opened({ path }, async ({ records }) => {
+      assert.equal((await Array.fromAsync(records.keys("a/"))).length, written);
+      assert.equal((await records.get(`a/${written - 1}`))!.value, "x".repeat(50_000));
+      assert.ok(await records.set(`a/${written}`, "there is room again", undefined));
+    });
   }));

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { createFileBlobs } from "../../lib/store/files.ts";
+import { onFullDisk } from "./full_disk.ts";
 import { testBlobs, withCode } from "./suite.ts";
 
 async function directory(use: (path: string) => Promise<void>): Promise<void> {
@@ -42,30 +43,15 @@ Deno.test("file blobs: directories go with their last blob, also while others ar
 
 Deno.test("file blobs: a disk that takes no more is told, and what was there stays", () =>
   directory(async (path) => {
-    // A limit on the size of files is as good as a full disk, and needs no disk of its own.
-    const script = `
+    const [code, message, length] = await onFullDisk(`
       import { createFileBlobs } from "${import.meta.resolve("../../lib/store/files.ts")}";
       const blobs = createFileBlobs(${JSON.stringify(path)});
       await blobs.put("a", new Uint8Array(50_000).fill(1));
       const error = await blobs.put("a", new Uint8Array(2_000_000)).then(() => ({}), (error) => error);
-      console.log(JSON.stringify([error.code, error.message, (await blobs.get("a")).length]));`;
-    await Deno.writeTextFile(join(path, "full.ts"), script);
-    const { stdout, stderr } = await new Deno.Command("bash", {
-      args: [
-        "-c",
-        `trap '' XFSZ; ulimit -f 1000; exec "$0" run -A --no-check --no-lock --config "$2" "$1"`,
-        Deno.execPath(),
-        join(path, "full.ts"),
-        join(import.meta.dirname!, "../../deno.json"),
-      ],
-      env: { DENO_NO_UPDATE_CHECK: "1" },
-    }).output();
-    const text = new TextDecoder().decode(stdout);
-    assert.ok(text, new TextDecoder().decode(stderr));
-    const [code, message, length] = JSON.parse(text);
+      console.log(JSON.stringify([error.code, error.message, (await blobs.get("a")).length]));`);
     assert.deepEqual([code, length], ["storage_failed", 50_000]);
     assert.match(message, /^Cannot store 2000000 bytes in .*: .*too large/i);
-    assert.deepEqual([...Deno.readDirSync(path)].map((it) => it.name).sort(), ["a.blob", "full.ts"]);
+    assert.deepEqual([...Deno.readDirSync(path)].map((it) => it.name).sort(), ["a.blob"]);
     await assert.rejects(
       createFileBlobs("/proc/nowhere").put("a", new Uint8Array(1)),
       withCode("storage_failed"),
