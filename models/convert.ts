@@ -29,6 +29,7 @@ const COPIED = [
   "generation_config.json",
   "tokenizer.model",
   "tokenizer.json",
+  "mask_decoder.safetensors",
 ];
 
 /** Bytes of f32 rows converted between two looks at the signal. */

@@ -56,6 +56,21 @@ Deno.test("f32 to f32 keeps every bit", async () => {
   }
 });
 
+Deno.test("a mask decoder beside a checkpoint goes with it", async () => {
+  const out = await Deno.makeTempDir();
+  const masks = Deno.readFileSync(new URL("../golden/tiny/vq_random_f16.safetensors", import.meta.url));
+  const bytes = directoryBytes(new URL("../golden/checkpoints/pg2", import.meta.url).pathname);
+  try {
+    await convert(memoryFiles({ ...bytes, "mask_decoder.safetensors": masks }), out, {
+      vision: "int8",
+      decoder: "int4",
+    });
+    assert.deepEqual(Deno.readFileSync(`${out}/mask_decoder.safetensors`), masks);
+  } finally {
+    await Deno.remove(out, { recursive: true });
+  }
+});
+
 Deno.test("an interrupted conversion leaves nothing that could be taken for a model", async () => {
   const out = await Deno.makeTempDir();
   try {
