@@ -67,7 +67,13 @@ export function createFileBlobs(directory: string): Blobs {
       const place = path(key);
       try {
         // Between making a directory and writing into it, somebody may find it empty and remove it.
-        await write(place, bytes).catch((error) => missing(error) ?? write(place, bytes));
+        let left = 20;
+        const again = (error: unknown): Promise<void> => {
+          const { NotFound, AlreadyExists } = Deno.errors;
+          if (!(error instanceof NotFound || error instanceof AlreadyExists) || left-- === 0) throw error;
+          return write(place, bytes).catch(again);
+        };
+        await write(place, bytes).catch(again);
       } catch (cause) {
         throw new RequestError(
           "storage_failed",
