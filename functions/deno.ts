@@ -120,8 +120,16 @@ function example(url: string, samples: readonly Sample[], directory: string): st
 }
 
 const settings = settingsOrFail();
-const { port, model: directory = TINY, logLevel, allowPrivateUrls, dataDirectory, webhookSecrets, ...guard } =
-  settings;
+const {
+  port,
+  model: directory = TINY,
+  threads,
+  logLevel,
+  allowPrivateUrls,
+  dataDirectory,
+  webhookSecrets,
+  ...guard
+} = settings;
 const stopping = new AbortController();
 const metrics = createMetrics();
 const { samples, directory: pictures } = await readSamples();
@@ -159,7 +167,7 @@ try {
   const since = performance.now();
   // As many as a machine may be asked at once; each holds its pixels, less than a megabyte.
   const serving = { metrics, maxWaiting: 256 };
-  pipeline = await loadModel(resolve(directory), { ...serving, blobs: store?.blobs, onError });
+  pipeline = await loadModel(resolve(directory), { ...serving, threads, blobs: store?.blobs, onError });
   working = work?.run(stopping.signal);
   const seconds = ((performance.now() - since) / 1000).toFixed(1);
   say(

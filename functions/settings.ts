@@ -10,6 +10,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly port: number;
   /** A model directory; undefined for the bundled model. */
   readonly model?: string;
+  /** Threads that compute. */
+  readonly threads: number;
   readonly logLevel: Level;
   /** Whether pictures and webhooks may be on private networks. */
   readonly allowPrivateUrls: boolean;
@@ -50,6 +52,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
   return {
     port: whole("PORT", 0, 65535) ?? 8000,
     model: get("MODEL") || undefined,
+    threads: whole("THREADS", 1, 64) ?? 1,
     ...keys.length && { apiKeys: keys },
     limits: {
       requestsPerMinute: whole("RATE_LIMIT", 1, 1e9) ?? requestsPerMinute,

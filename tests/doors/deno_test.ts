@@ -80,6 +80,26 @@ Deno.test("the server answers over HTTP, streamed and whole alike, and a signal 
   }
 });
 
+Deno.test("THREADS gives the same answer from several threads; a number that is none is refused by name", async () => {
+  const answers = [];
+  for (const THREADS of ["1", "2"]) {
+    const door = await startDoor({ THREADS });
+    try {
+      const answer = await fetch(`${door.url}/v1/generate`, form({ prompt: "caption en", maxTokens: "12" }));
+      const { tokenIds, logprobs } = await answer.json();
+      answers.push({ tokenIds, logprobs });
+    } finally {
+      door.kill("SIGTERM");
+      await door.status;
+    }
+  }
+  assert.ok(answers[0].tokenIds.length > 0);
+  assert.deepEqual(answers[1], answers[0]);
+  const refused = await startDoor({ THREADS: "0" });
+  assert.equal((await refused.status).code, 1);
+  assert.match(refused.output().stderr, /THREADS to be a number from 1 to 64, found "0"/);
+});
+
 Deno.test("a model directory that is none, a port in use and a port that is none end in one line and code 1", async () => {
   const taken = Deno.listen({ port: 0 });
   const port = String((taken.addr as Deno.NetAddr).port);
