@@ -138,7 +138,7 @@ async function fetched(url: string, draw: Draw, timeoutMs: number): Promise<numb
   if (status >= 400) {
     try {
       const { detail, error } = JSON.parse(text);
-      if (/^Cannot /.test(detail ?? error.message)) return status;
+      if (/^(items\[\d+\]: )?Cannot /.test(detail ?? error.message)) return status;
     } catch {
       // told below
     }

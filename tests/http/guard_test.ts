@@ -224,6 +224,7 @@ Deno.test("the environment is read with all its mistakes named", () => {
   assert.deepEqual(plain, {
     port: 8000,
     model: undefined,
+    threads: 1,
     limits: { requestsPerMinute: Infinity, concurrent: Infinity },
     origins: [],
     logLevel: "warn",
