@@ -17,7 +17,7 @@ import { encodePng } from "../lib/vision/mask_forms.ts";
 import { annotate } from "../models/annotate.ts";
 import { demo } from "../models/demo.ts";
 import { evaluate, report } from "../models/evaluate.ts";
-import { loadModel, type ModelOptions, TINY } from "./model.ts";
+import { type Engine, loadModel, type ModelOptions, TINY } from "./model.ts";
 import { modelsCommand, UsageError } from "./models.ts";
 
 const USAGE = `PaliGemma Edge
@@ -54,8 +54,8 @@ Options
   --nms IOU             of boxes of one label that overlap more, keep the surest
   --masks rle|polygon|png   form of masks
   --allow-tokens        read <loc0001> and <seg001> in the prompt as tokens, not as text
-  --backend wasm|reference
-  --threads N           of the wasm backend, 1 by default; the answers are the same
+  --backend wasm|reference|ort   our kernels, plain loops, or onnxruntime-web on the ONNX files in DIR/onnx
+  --threads N           of our kernels, 1 by default, with the same answers; or of onnxruntime-web
   --weights as-stored|f32|int8|int4
   --resize hf-bicubic|bv-bilinear-aa
   --alpha drop|white    transparency: ignored, or on white
@@ -138,7 +138,7 @@ function modelOptions(flags: Flags): ModelOptions {
   }
   return {
     threads,
-    backend: oneOf<"wasm" | "reference">("backend", flags.backend!, ["wasm", "reference"]),
+    backend: oneOf<Engine>("backend", flags.backend!, ["wasm", "reference", "ort"]),
     weights: oneOf<WeightFormat>("weights", flags.weights!, ["as-stored", "f32", "int8", "int4"]),
     resize: oneOf<ResizeMethod>("resize", flags.resize!, ["hf-bicubic", "bv-bilinear-aa"]),
     slidingWindow: oneOf<"off" | "hf">("sliding-window", flags["sliding-window"]!, ["off", "hf"]),

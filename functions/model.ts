@@ -11,6 +11,7 @@ import {
   RequestError,
 } from "../lib/mod.ts";
 import { createThreadedBackend } from "../lib/backend/threads.ts";
+import { openOnnx } from "./ort.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import * as shared from "../wasm/kernels_shared.js";
 
@@ -62,30 +63,43 @@ export function directoryFiles(directory: string): ModelFiles {
   };
 }
 
+/** What computes: plain loops, our kernels, or onnxruntime-web, which runs the ONNX files of the directory. */
+export type Engine = "reference" | "wasm" | "ort";
+
 /** How to load a model; everything has a default but the directory. */
-export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name">> {
-  readonly backend?: "reference" | "wasm";
-  /** Threads of the WASM backend, 1 by default. The answers are the same. */
+export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name" | "stages">> {
+  readonly backend?: Engine;
+  /** Threads of our kernels or of onnxruntime-web, 1 by default. With ours the answers are the same. */
   readonly threads?: number;
 }
 
 /**
  * Loads the model in a directory.
  *
- * @throws {RequestError} `model_invalid` when its files do not fit together.
+ * @throws {RequestError} `model_invalid` when its files do not fit together; `parameter_invalid` for a setting that the
+ * engine does not have.
  */
-export function loadModel(
+export async function loadModel(
   directory: string,
-  { backend = "wasm", threads = 1, ...parts }: ModelOptions = {},
+  { backend: engine = "wasm", threads = 1, ...parts }: ModelOptions = {},
 ): Promise<LocalPipeline> {
-  return createPipeline({
-    backend: backend === "reference"
-      ? createReferenceBackend()
-      : threads === 1
-      ? createWasmBackend({ simd, relaxed })
-      : createThreadedBackend(shared, { threads }),
-    files: directoryFiles(directory),
+  const files = directoryFiles(directory);
+  const backend = engine === "reference"
+    ? createReferenceBackend()
+    : engine === "ort" || threads === 1
+    ? createWasmBackend({ simd, relaxed })
+    : createThreadedBackend(shared, { threads });
+  if (engine === "ort" && parts.slidingWindow === "hf") {
+    throw new RequestError(
+      "parameter_invalid",
+      "Cannot load ONNX files with --sliding-window hf: they keep the windows that they were exported with",
+    );
+  }
+  return await createPipeline({
+    backend,
+    files,
     name: resolve(directory).split("/").at(-1)!,
+    stages: engine === "ort" ? await openOnnx(files, backend, { threads, ...parts }) : undefined,
     ...parts,
   });
 }

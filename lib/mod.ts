@@ -20,4 +20,5 @@ export {
   type LocalPipeline,
   type Pipeline,
   type PipelineParts,
+  type Stages,
 } from "./pipeline.ts";

@@ -14,7 +14,7 @@ import type { Metrics } from "./metrics.ts";
 import { createPause, Line } from "./schedule/line.ts";
 import { createGrammar } from "./text/grammar.ts";
 import { findLocations, type Locations, nearby } from "./text/locations.ts";
-import { type BoxEvent, createBoxParser, withoutDuplicates } from "./text/parse.ts";
+import { type BoxEvent, createBoxParser, inPixels, withoutDuplicates } from "./text/parse.ts";
 import { defaultMaxTokens, prefixIds } from "./text/prompt.ts";
 import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
 import type {
@@ -43,9 +43,9 @@ import {
   visionRevision,
 } from "./vision/feature_cache.ts";
 import { loadMasks, type Masks } from "./vision/mask.ts";
-import { embedded, loadVision, type SiglipVision } from "./vision/siglip.ts";
+import { embedded, loadVision, type Vision } from "./vision/siglip.ts";
 import { type ModelConfig, readConfig } from "./weights/config.ts";
-import { openWeights } from "./weights/load.ts";
+import { checkRoom, openWeights } from "./weights/load.ts";
 import { revisionOf } from "./weights/revision.ts";
 
 /** A loaded model that answers questions, one at a time, in the order they came. */
@@ -77,6 +77,16 @@ export interface LocalPipeline extends Pipeline {
   embed(question: EmbedQuestion, signal?: AbortSignal): Promise<Embedding>;
 }
 
+/** The stages that hold weights, in the memory of a pipeline's backend or of an engine of their own. */
+export interface Stages {
+  readonly vision: Vision;
+  readonly decoder: Decoder;
+  /** Tells these weights from others. */
+  readonly revision: string;
+  /** Tells the vision weights from others, in their format and on their engine; by default the revision. */
+  readonly featureRevision?: string;
+}
+
 /** What a pipeline is made of. */
 export interface PipelineParts extends FeatureCacheOptions {
   readonly backend: Backend;
@@ -84,6 +94,8 @@ export interface PipelineParts extends FeatureCacheOptions {
   readonly files: ModelFiles;
   /** Name that clients see. */
   readonly name: string;
+  /** Stages opened by the caller; by default they are loaded from the safetensors among the files. */
+  readonly stages?: Stages;
   readonly weights?: WeightFormat;
   /** How pictures are resized unless a question says otherwise. */
   readonly resize?: ResizeMethod;
@@ -105,29 +117,29 @@ export interface PipelineParts extends FeatureCacheOptions {
  * `model_too_large` before anything is read, with needed and available bytes.
  */
 export async function createPipeline(parts: PipelineParts): Promise<LocalPipeline> {
-  const { backend, files, weights: format } = parts;
+  const { backend, files } = parts;
   const config = await readConfig(files);
   const tokenizer = await loadTokenizer(files);
-  const weights = await openWeights(files, config, format);
-  if (weights.sizeBytes > backend.availableBytes) {
-    throw new RequestError(
-      "model_too_large",
-      `Cannot load the model in ${files.place}: its weights take ${gigabytes(weights.sizeBytes)}, ` +
-        `the ${backend.name} backend has ${gigabytes(backend.availableBytes)}; int4 weights would be smaller`,
-    );
-  }
-  // What does not outlive this model needs no name that tells it from others.
-  const revision = parts.blobs ? await visionRevision(weights, backend) : "";
-  const siglip = await loadVision(backend, weights);
-  const vision = remembering(siglip, backend, parts, revision);
-  const decoder = await loadDecoder(backend, weights, parts.slidingWindow);
+  const stages = parts.stages ?? await loadStages(parts, config);
+  const vision = remembering(stages.vision, backend, parts, stages.featureRevision ?? stages.revision);
   const masks = await loadMasks(backend, files);
-  const name = { name: parts.name, revision: await revisionOf(files) };
-  return new Loaded(parts, config, name, tokenizer, siglip, vision, decoder, masks);
+  return new Loaded(parts, config, stages, tokenizer, vision, masks);
 }
 
-function gigabytes(bytes: number): string {
-  return `${(bytes / 1e9).toFixed(2)} GB`;
+/** Loads vision and decoder into the backend. */
+async function loadStages(
+  { backend, files, weights: format, slidingWindow, blobs }: PipelineParts,
+  config: ModelConfig,
+): Promise<Stages> {
+  const weights = await openWeights(files, config, format);
+  checkRoom(weights, backend, files.place);
+  return {
+    // Without blobs, image tokens do not outlive this model, and whose they are need not be found out.
+    featureRevision: blobs && await visionRevision(weights, backend),
+    vision: await loadVision(backend, weights),
+    decoder: await loadDecoder(backend, weights, slidingWindow),
+    revision: await revisionOf(files),
+  };
 }
 
 /** What the model is shown, after all checks. */
@@ -153,18 +165,17 @@ class Loaded implements LocalPipeline {
   constructor(
     private readonly parts: PipelineParts,
     private readonly config: ModelConfig,
-    name: Pick<ModelInfo, "name" | "revision">,
+    private readonly stages: Stages,
     private readonly tokenizer: Tokenizer,
-    private readonly siglip: SiglipVision,
     private readonly vision: RememberingVision,
-    private readonly decoder: Decoder,
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
     this.#locations = findLocations(tokenizer);
     this.#prefixes = new PrefixCache(parts.prefixCacheBytes ?? 64 * 2 ** 20);
     this.model = {
-      ...name,
+      name: parts.name,
+      revision: stages.revision,
       family: config.decoder.family === "gemma" ? "paligemma" : "paligemma2",
       imageSize: config.vision.imageSize,
       imageTokensPerImage: vision.imageTokens,
@@ -203,7 +214,7 @@ class Loaded implements LocalPipeline {
   embed({ stage = "projected", ...question }: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
     const prepare = () => this.#show({ ...question, prompt: "" }, 0);
     return this.#line.take("embed", signal, prepare, ({ pictures }, pause) => {
-      return embedded(this.siglip, this.parts.backend, pictures, stage, pause);
+      return embedded(this.stages.vision, this.parts.backend, pictures, stage, pause);
     });
   }
 
@@ -345,7 +356,7 @@ class Loaded implements LocalPipeline {
       const encoded = performance.now();
       timings.vision = encoded - start;
       const { known } = encoding;
-      tokens = decode(this.decoder, this.config, { prefix, ids, known, near, ...options }, pause);
+      tokens = decode(this.stages.decoder, this.config, { prefix, ids, known, near, ...options }, pause);
       let first = 0;
       for (let next = await tokens.next();; next = await tokens.next()) {
         const now = performance.now();
@@ -409,12 +420,7 @@ class Loaded implements LocalPipeline {
     if (pictures.length !== 1) return item;
     const { picture } = pictures[0];
     const { box, maskCodes } = item;
-    const boxPixels = {
-      yMin: Math.round(box.yMin * picture.height),
-      xMin: Math.round(box.xMin * picture.width),
-      yMax: Math.round(box.yMax * picture.height),
-      xMax: Math.round(box.xMax * picture.width),
-    };
+    const boxPixels = inPixels(box, picture);
     if (!maskCodes || !this.masks || item.flags) return { ...item, boxPixels };
     return { ...item, boxPixels, mask: await this.masks.draw(maskCodes, box, picture, masks) };
   }
@@ -435,7 +441,7 @@ class Loaded implements LocalPipeline {
       let prefilled = encoded;
       const onPrefill = () => prefilled = performance.now();
       const work = { prefix, ids, known, answers, onPrefill };
-      const logprobs = await likelihoods(this.decoder, this.config, work, pause);
+      const logprobs = await likelihoods(this.stages.decoder, this.config, work, pause);
       const probabilities = normalised(logprobs);
       const scores = labels.map((label, i) => ({
         label,

@@ -2,6 +2,7 @@
 
 import type { Item, Picture } from "../lib/mod.ts";
 import { pixelsOf } from "../lib/mod.ts";
+import { inPixels } from "../lib/text/parse.ts";
 
 type Colour = readonly [red: number, green: number, blue: number];
 
@@ -35,15 +36,9 @@ export function annotate(picture: Picture, items: readonly Item[]): Picture {
   return canvas.picture;
 }
 
-function sides({ box, boxPixels }: Item, { width, height }: Picture) {
-  return boxPixels
-    ? { top: boxPixels.yMin, left: boxPixels.xMin, bottom: boxPixels.yMax, right: boxPixels.xMax }
-    : {
-      top: Math.round(box.yMin * height),
-      left: Math.round(box.xMin * width),
-      bottom: Math.round(box.yMax * height),
-      right: Math.round(box.xMax * width),
-    };
+function sides(item: Item, picture: Picture) {
+  const boxPixels = item.boxPixels ?? inPixels(item.box, picture);
+  return { top: boxPixels.yMin, left: boxPixels.xMin, bottom: boxPixels.yMax, right: boxPixels.xMax };
 }
 
 class Canvas {

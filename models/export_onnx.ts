@@ -14,6 +14,7 @@ import { join } from "@std/path";
 import type { ModelFiles } from "../lib/mod.ts";
 import { readConfig } from "../lib/weights/config.ts";
 import { openWeights, type Weights } from "../lib/weights/load.ts";
+import type { OnnxPart } from "../lib/weights/onnx.ts";
 import { writeDecoder, writeEmbedding } from "./onnx_decoder.ts";
 import { type OnnxFormat, OnnxOps } from "./onnx_ops.ts";
 import { writeVision } from "./onnx_vision.ts";
@@ -39,9 +40,6 @@ export interface OnnxOptions {
 
 /** What stands before `.onnx` for each format. */
 export const SUFFIX: Readonly<Record<OnnxFormat, string>> = { f32: "", int8: "_quantized", int4: "_q4" };
-
-/** The graphs of one model. */
-export type OnnxPart = "vision_encoder" | "embed_tokens" | "decoder_model_merged";
 
 /** Writes the three ONNX files under `out`/onnx, and config and tokenizer to the directory `out`. */
 export async function exportOnnx(files: ModelFiles, out: string, options: OnnxOptions): Promise<void> {

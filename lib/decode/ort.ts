@@ -64,8 +64,8 @@ export async function createOrtDecoder(
     await openSession(ort, decoder, options.session),
   ];
   const inside = (options.embeddings ?? embeddingScale(decoder.graph)) === "inside";
-  const gemma = new OrtGemma(ort, backend, config, table, graph, decoder, inputs, embed, inside);
-  if (decoder.graph.metadata.get("paligemma.prefix") !== "full") await gemma.checkPrefix();
+  const gemma = new OrtGemma(ort, backend, config, table, graph, inputs, embed.graph.inputs[0].type, inside);
+  if (decoder.graph.metadata.get("paligemma.prefix") !== "full") await gemma.checkPrefix(decoder);
   return gemma;
 }
 
@@ -101,22 +101,18 @@ class OrtCache implements Cache {
 }
 
 class OrtGemma implements Decoder {
-  readonly #embedType: string;
-
   constructor(
     private readonly ort: Ort,
     private readonly backend: Backend,
     private readonly config: DecoderConfig,
     private readonly table: OrtSession,
     private readonly graph: OrtSession,
-    private readonly model: OnnxModel,
     private readonly inputs: readonly OnnxValue[],
-    embed: OnnxModel,
+    /** Of token ids, as the table wants them. */
+    private readonly idType: string,
     /** The graph multiplies image rows, too, by √D: they are divided first. */
     private readonly inside: boolean,
-  ) {
-    this.#embedType = embed.graph.inputs[0].type;
-  }
+  ) {}
 
   cache(capacity: number): Cache {
     return new OrtCache(this.ort, capacity);
@@ -142,7 +138,7 @@ class OrtGemma implements Decoder {
   }
 
   /** Fails when the first row of a pass does not see the second. */
-  async checkPrefix(): Promise<void> {
+  async checkPrefix({ name: file, graph }: OnnxModel): Promise<void> {
     const { width, layers, headDim, vocab } = this.config;
     // Small rows: what attention adds to them, which norms keep at its size, then outweighs them.
     const size = this.inside ? 0.02 / Math.sqrt(width) : 0.02;
@@ -162,20 +158,20 @@ class OrtGemma implements Decoder {
       change += (alone[i] - together[i]) ** 2;
       power += alone[i] ** 2;
     }
-    const rounds = this.model.graph.nodes.some(({ op }) => ROUNDS.test(op)) || one[name].type !== "float32";
+    const rounds = graph.nodes.some(({ op }) => ROUNDS.test(op)) || one[name].type !== "float32";
     if (!(Math.sqrt(change / power) > (rounds ? 0.05 : 1e-3))) {
       throw new RequestError(
         "model_invalid",
-        `Cannot load ${this.model.name}: expected the rows of the prefix to see one another in full, found that ` +
+        `Cannot load ${file}: expected the rows of the prefix to see one another in full, found that ` +
           "its attention is causal",
       );
     }
   }
 
   async #embed(ids: readonly number[]): Promise<Float32Array> {
-    const list = this.#integers(this.#embedType, ids);
+    const list = this.#integers(this.idType, ids);
     const { inputs_embeds: rows } = await this.table.run({
-      input_ids: new this.ort.Tensor(this.#embedType, list, [1, ids.length]),
+      input_ids: new this.ort.Tensor(this.idType, list, [1, ids.length]),
     });
     return floats(rows);
   }

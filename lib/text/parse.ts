@@ -11,7 +11,7 @@
  * in a row, there is none, and the item is dropped and counted. What else is wrong with an item is flagged.
  */
 
-import type { AnswerEvent, Box, Item, ItemFlag } from "../types.ts";
+import type { AnswerEvent, Box, BoxPixels, Item, ItemFlag, Picture } from "../types.ts";
 import { CODES_PER_MASK, findLocations, type Locations } from "./locations.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
@@ -186,6 +186,16 @@ class OpenItem {
       ...flags.length && { flags },
     };
   }
+}
+
+/** A box in whole pixels of the picture whose fractions it gives. */
+export function inPixels(box: Box, { width, height }: Pick<Picture, "width" | "height">): BoxPixels {
+  return {
+    yMin: Math.round(box.yMin * height),
+    xMin: Math.round(box.xMin * width),
+    yMax: Math.round(box.yMax * height),
+    xMax: Math.round(box.xMax * width),
+  };
 }
 
 /** Intersection over union of two boxes, 0 to 1. */

@@ -60,6 +60,7 @@ export async function createOrtVision(
 
   return {
     imageTokens,
+    width,
     async encode(out, pixels, pause) {
       if (pixels.size !== imageSize) {
         throw new RangeError(

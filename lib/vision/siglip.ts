@@ -8,6 +8,7 @@
  */
 
 import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
+import { RequestError } from "../errors.ts";
 import type { Embedding, Pause, Pixels } from "../types.ts";
 import type { Weights } from "../weights/load.ts";
 import type { Room } from "../weights/safetensors.ts";
@@ -17,6 +18,8 @@ import { VISION_LAYER } from "../weights/table.ts";
 export interface Vision {
   /** Image tokens of one picture. */
   readonly imageTokens: number;
+  /** D. */
+  readonly width: number;
   /** Writes the image tokens of one picture to out [P, D]. */
   encode(out: Tensor, pixels: Pixels, pause: Pause): Promise<void>;
 }
@@ -25,8 +28,6 @@ export interface Vision {
 export interface SiglipVision extends Vision {
   /** W. */
   readonly featureWidth: number;
-  /** D. */
-  readonly width: number;
   /** Writes SigLIP's features of one picture, after its last norm and before the projector, to out [P, W]. */
   features(out: Tensor, pixels: Pixels, pause: Pause): Promise<void>;
 }
@@ -216,17 +217,19 @@ export async function loadVision(
   };
 }
 
-/** Image tokens, or the features before the projector, of several pictures. */
+/**
+ * Image tokens, or the features before the projector, of several pictures.
+ *
+ * @throws {RequestError} `parameter_invalid` for features of an encoder that does not give them.
+ */
 export async function embedded(
-  vision: SiglipVision,
+  vision: Vision | SiglipVision,
   backend: Backend,
   pictures: readonly Pixels[],
   stage: "projected" | "features",
   pause: Pause,
 ): Promise<Embedding> {
-  const [write, width] = stage === "projected"
-    ? [vision.encode, vision.width]
-    : [vision.features, vision.featureWidth];
+  const [write, width] = stage === "projected" ? [vision.encode, vision.width] : featuresOf(vision);
   const values = new Float32Array(pictures.length * vision.imageTokens * width);
   const out = backend.tensor(vision.imageTokens, width);
   try {
@@ -238,4 +241,12 @@ export async function embedded(
     backend.free(out);
   }
   return { shape: [pictures.length, vision.imageTokens, width], values };
+}
+
+function featuresOf(vision: Vision | SiglipVision): [SiglipVision["features"], number] {
+  if ("features" in vision) return [vision.features, vision.featureWidth];
+  throw new RequestError(
+    "parameter_invalid",
+    "Cannot embed: expected stage projected, as encoder and projector of this model are one graph, found features",
+  );
 }

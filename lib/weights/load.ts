@@ -6,7 +6,7 @@
  * scheme `q` is packed in stands in the file's metadata, one entry for each of `vision`, `embedding`, `decoder`.
  */
 
-import type { Scheme, StoredMatrix } from "../backend/backend.ts";
+import type { Backend, Scheme, StoredMatrix } from "../backend/backend.ts";
 import { RequestError } from "../errors.ts";
 import type { ModelFiles, WeightFormat } from "../types.ts";
 import type { ModelConfig } from "./config.ts";
@@ -72,6 +72,21 @@ export async function openWeights(
 ): Promise<Weights> {
   const stored = await openTensors(files);
   return new StoredWeights(config, format, stored, locate(stored, config, files.place));
+}
+
+/**
+ * Refuses weights that a backend has no room for, before any are read.
+ *
+ * @throws {RequestError} `model_too_large`, with needed and available bytes.
+ */
+export function checkRoom({ sizeBytes }: Weights, { name, availableBytes }: Backend, place: string): void {
+  if (sizeBytes <= availableBytes) return;
+  const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`;
+  throw new RequestError(
+    "model_too_large",
+    `Cannot load the model in ${place}: its weights take ${gigabytes(sizeBytes)}, ` +
+      `the ${name} backend has ${gigabytes(availableBytes)}; int4 weights would be smaller`,
+  );
 }
 
 class StoredWeights implements Weights {

@@ -7,7 +7,7 @@
  */
 
 import { RequestError } from "../errors.ts";
-import type { ModelFiles } from "../types.ts";
+import type { ModelFiles, WeightFormat } from "../types.ts";
 
 /** A tensor of onnxruntime. */
 export interface OrtTensor {
@@ -71,33 +71,45 @@ export interface OnnxGraph {
 export interface OnnxModel {
   /** File name, for messages. */
   readonly name: string;
+  /** The file and its data files, relative to the model directory. */
+  readonly files: readonly string[];
   readonly bytes: Uint8Array;
   readonly graph: OnnxGraph;
   readonly externalData: readonly { readonly path: string; readonly data: Uint8Array }[];
 }
 
-/** What stands before `.onnx` in the layout of transformers.js, smallest first. */
-const SUFFIXES = ["_q4", "_q4f16", "_int8", "_quantized", "_fp16", ""];
+/** The graphs of one model. */
+export type OnnxPart = "vision_encoder" | "embed_tokens" | "decoder_model_merged";
+
+/** What stands before `.onnx` in the layout of transformers.js, by format, smallest first. */
+const SUFFIXES: Readonly<Record<WeightFormat, readonly string[]>> = {
+  "int4": ["_q4", "_q4f16"],
+  "int8": ["_int8", "_quantized"],
+  "f32": [""],
+  "as-stored": ["_q4", "_q4f16", "_int8", "_quantized", "_fp16", ""],
+};
 
 /**
- * Reads the graph of one part of a model in the first of these formats that is there.
+ * Reads the graph of one part of a model in a format, by default the smallest that is there. As everywhere, an encoder
+ * beside an int4 decoder may be int8.
  *
  * @throws {RequestError} `model_invalid` when there is none, or as {@link readOnnx}.
  */
 export async function findOnnx(
   files: ModelFiles,
-  part: "vision_encoder" | "embed_tokens" | "decoder_model_merged",
-  suffixes: readonly string[] = SUFFIXES,
+  part: OnnxPart,
+  format: WeightFormat = "as-stored",
 ): Promise<OnnxModel> {
-  const names = suffixes.map((it) => `${part}${it}.onnx`);
+  const vision = format === "int4" && part === "vision_encoder";
+  const names = [...SUFFIXES[format], ...vision ? SUFFIXES.int8 : []].map((it) => `${part}${it}.onnx`);
   for (const name of names) {
     if (await directoryOf(files, name) !== undefined) return await readOnnx(files, name);
   }
   throw new RequestError(
     "model_invalid",
-    `Cannot load the model in ${files.place}: expected one of ${
-      names.map((it) => `onnx/${it}`).join(", ")
-    }, found none`,
+    `Cannot load the model in ${files.place}: expected ${
+      names.map((it) => `onnx/${it}`).join(" or ")
+    }, found no such file; models export-onnx writes it`,
   );
 }
 
@@ -131,7 +143,8 @@ export async function readOnnx(files: ModelFiles, name: string): Promise<OnnxMod
     }
     externalData.push({ path, data: await files.read(directory + path) });
   }
-  return { name, bytes, graph, externalData };
+  const all = [name, ...graph.dataFiles].map((it) => directory + it);
+  return { name, files: all, bytes, graph, externalData };
 }
 
 /** Hands a model to onnxruntime. `options` go to `InferenceSession.create`. */

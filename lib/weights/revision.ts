@@ -8,11 +8,11 @@ const SAMPLES = 16;
 
 /**
  * A fingerprint of a model directory: the first 16 hexadecimal digits of a SHA-256 over its configuration and, of every
- * safetensors file, its name, its size and 16 samples of 4 KiB at even distances.
+ * file of weights (by default every safetensors file), its name, its size and 16 samples of 4 KiB at even distances.
  */
-export async function revisionOf(files: ModelFiles): Promise<string> {
+export async function revisionOf(files: ModelFiles, weights?: readonly string[]): Promise<string> {
   const parts: Uint8Array[] = [await files.read("config.json")];
-  for (const name of (await files.list()).filter((it) => it.endsWith(".safetensors"))) {
+  for (const name of weights ?? (await files.list()).filter((it) => it.endsWith(".safetensors"))) {
     const size = await files.size(name) ?? 0;
     parts.push(new TextEncoder().encode(`${name} ${size}\n`));
     const last = Math.max(0, size - SAMPLE_BYTES);

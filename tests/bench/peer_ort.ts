@@ -11,11 +11,11 @@
 import { parseArgs } from "node:util";
 import { directoryFiles } from "../../functions/model.ts";
 import { EMBEDDING, VISION_LAYER } from "../../lib/weights/table.ts";
-import { openSession, type Ort, type OrtTensor, readOnnx } from "../../lib/weights/onnx.ts";
-import { exportPart, type OnnxPart } from "../../models/export_onnx.ts";
+import { type OnnxPart, openSession, type Ort, type OrtTensor, readOnnx } from "../../lib/weights/onnx.ts";
+import { exportPart } from "../../models/export_onnx.ts";
 import { type OnnxFormat, OnnxOps } from "../../models/onnx_ops.ts";
 import { DataType, OnnxWriter } from "../../models/onnx_writer.ts";
-import { loadOrt } from "../ort/engine.ts";
+import { loadOrt } from "../../functions/ort.ts";
 import { configOf, randomWeights } from "../ort/random_weights.ts";
 
 /** One measured figure, as the benchmark writes it. */

@@ -123,7 +123,7 @@ const wrong: [string, string[], number, RegExp][] = [
     "an unknown backend",
     ["run", "--image", PICTURE, "--prompt", "", "--backend", "gpu"],
     2,
-    /expected wasm or reference, found "gpu"/,
+    /expected wasm or reference or ort, found "gpu"/,
   ],
   ["no prompt", ["run", "--image", PICTURE], 2, /expected --prompt TEXT/],
   ["no picture", ["detect"], 2, /detect: expected a picture/],
@@ -135,6 +135,18 @@ const wrong: [string, string[], number, RegExp][] = [
     ["run", "--model", "nowhere", "--image", PICTURE, "--prompt", ""],
     1,
     /model in nowhere: expected config.json, found nothing/,
+  ],
+  [
+    "onnxruntime on a directory without ONNX files",
+    ["run", "--model", PG1, "--image", PICTURE, "--prompt", "", "--backend", "ort"],
+    1,
+    /^Cannot load the model in .*pg1: expected onnx\/vision_encoder_q4\.onnx or .*, found no such file; models export-onnx/,
+  ],
+  [
+    "a window that ONNX files cannot be given",
+    ["run", "--model", PG1, "--image", PICTURE, "--prompt", "", "--backend", "ort", "--sliding-window", "hf"],
+    1,
+    /^Cannot load ONNX files with --sliding-window hf: they keep/,
   ],
   [
     "a picture that is none",

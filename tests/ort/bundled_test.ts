@@ -10,7 +10,8 @@ import { readConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { examples } from "../../models/demo.ts";
 import type { OnnxOptions } from "../../models/export_onnx.ts";
-import { loadOrt, ortModel } from "./engine.ts";
+import { loadOrt } from "../../functions/ort.ts";
+import { ortModel } from "./engine.ts";
 
 const ENOUGH = 64;
 

@@ -1,4 +1,4 @@
-/** onnxruntime-web for the tests and the benchmark, and models taken to it and back. */
+/** Models taken to onnxruntime-web by way of ONNX files. */
 
 import { exportPart, type OnnxOptions } from "../../models/export_onnx.ts";
 import type { Backend } from "../../lib/backend/backend.ts";
@@ -9,17 +9,6 @@ import type { Vision } from "../../lib/vision/siglip.ts";
 import type { Weights } from "../../lib/weights/load.ts";
 import { type OnnxModel, type Ort, readOnnx } from "../../lib/weights/onnx.ts";
 import { directoryFiles } from "../../functions/model.ts";
-
-/** 150 MB unpacked, so it is named where it is used and fetched when it runs: see `loadOrt`. */
-const ORT_WEB = "npm:onnxruntime-web@1.30.0";
-
-/** onnxruntime-web with so many threads. The first call decides: its WASM starts once. */
-export async function loadOrt(threads = 1): Promise<Ort> {
-  const { default: ort } = await import(ORT_WEB);
-  ort.env.wasm.numThreads = threads;
-  ort.env.logLevel = "error";
-  return ort;
-}
 
 /** Exports one part into a temporary directory and reads it back. */
 export async function roundTrip(

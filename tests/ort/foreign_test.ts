@@ -17,7 +17,7 @@ import { writeVision } from "../../models/onnx_vision.ts";
 import { type Attribute, DataType, type Dimension, OnnxWriter } from "../../models/onnx_writer.ts";
 import { directoryFiles } from "../../functions/model.ts";
 import { memoryFiles } from "../memory_files.ts";
-import { loadOrt } from "./engine.ts";
+import { loadOrt } from "../../functions/ort.ts";
 import { type Golden, goldenConfig, relative, run, worst } from "./walk.ts";
 
 const TINY = new URL("../golden/tiny/", import.meta.url);
@@ -232,9 +232,15 @@ Deno.test("exportOnnx writes a directory in the layout of transformers.js; a mis
     const model = await findOnnx(files, "vision_encoder");
     assert.equal(model.name, "vision_encoder_quantized.onnx");
     assert.equal((await findOnnx(files, "embed_tokens")).name, "embed_tokens_q4.onnx");
-    await assert.rejects(findOnnx(files, "vision_encoder", ["_fp16", ""]), {
+    assert.equal((await findOnnx(files, "vision_encoder", "int4")).name, "vision_encoder_quantized.onnx");
+    await assert.rejects(findOnnx(files, "vision_encoder", "f32"), {
       code: "model_invalid",
-      message: /expected one of onnx\/vision_encoder_fp16\.onnx, onnx\/vision_encoder\.onnx, found none/,
+      message: /expected onnx\/vision_encoder\.onnx, found no such file/,
+    });
+    await assert.rejects(findOnnx(files, "embed_tokens", "int8"), {
+      code: "model_invalid",
+      message:
+        /expected onnx\/embed_tokens_int8\.onnx or onnx\/embed_tokens_quantized\.onnx, found no such file/,
     });
     assert.deepEqual(model.externalData.map((it) => it.path), ["vision_encoder_quantized.onnx_data"]);
     await Deno.remove(`${directory}/onnx/vision_encoder_quantized.onnx_data`);

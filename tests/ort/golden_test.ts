@@ -8,7 +8,8 @@ import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { memoryFiles } from "../memory_files.ts";
-import { loadOrt, ortModel } from "./engine.ts";
+import { loadOrt } from "../../functions/ort.ts";
+import { ortModel } from "./engine.ts";
 import { type Golden, goldenConfig, run, worst } from "./walk.ts";
 
 const GOLDEN = new URL("../golden/tiny/", import.meta.url);

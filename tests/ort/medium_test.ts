@@ -14,7 +14,8 @@ import type { Weights } from "../../lib/weights/load.ts";
 import type { OrtTensor } from "../../lib/weights/onnx.ts";
 import type { OnnxOptions } from "../../models/export_onnx.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
-import { loadOrt, ortModel } from "./engine.ts";
+import { loadOrt } from "../../functions/ort.ts";
+import { ortModel } from "./engine.ts";
 import { configOf, randomWeights, type Sizes } from "./random_weights.ts";
 import { relative, run, worst } from "./walk.ts";
 

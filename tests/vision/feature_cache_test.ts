@@ -17,6 +17,7 @@ function counting() {
   const vision: Vision & { computed: number } = {
     computed: 0,
     imageTokens: 1,
+    width: 2,
     encode(out, pixels) {
       backend.write(out, Float32Array.of(pixels.data[0], ++vision.computed));
       return Promise.resolve();
