@@ -82,7 +82,9 @@ export class Answering {
     const request = new AbortController();
     const unlink = follow(request, [c.req.raw.signal, this.parts.stopping]);
     try {
-      return await work(pipeline, request.signal, () => request.abort());
+      const working = work(pipeline, request.signal, () => request.abort());
+      c.env?.waitUntil?.(working.catch(() => {}));
+      return await working;
     } catch (error) {
       if (this.parts.stopping?.aborted) throw unavailable("the server is stopping");
       throw error;
@@ -99,7 +101,9 @@ export class Answering {
     const last = lastEventId(c.req.header("last-event-id"));
     const from = last === undefined ? 0 : last + 1;
     const key = await keyOf(c, question, wire);
-    const recording = (from > 0 ? this.#recordings.get(key) : undefined) ?? this.#record(key, question, wire);
+    const known = from > 0 ? this.#recordings.get(key) : undefined;
+    const open = known?.state === "whole" || !c.env?.waitUntil;
+    const recording = open && known || this.#record(c, key, question, wire);
     const exchange = c.get("exchange");
     const leave = recording.join();
     const { signal } = c.req.raw;
@@ -132,13 +136,14 @@ export class Answering {
     });
   }
 
-  #record(key: string, question: Question, wire: Wire): Recording {
+  #record(c: Asking, key: string, question: Question, wire: Wire): Recording {
     const pipeline = this.pipeline();
     const request = new AbortController();
     const unlink = follow(request, [this.parts.stopping]);
     const stop = () => request.abort();
     const { until = (events) => events } = wire;
-    const answer = until(this.#observed(pipeline.answer(question, request.signal), pipeline), stop);
+    const events = pipeline.answer(question, request.signal);
+    const answer = until(putDown(c, this.#observed(events, pipeline)), stop);
     const recording = new Recording(wire.write(answer, pipeline), stop, () => {
       unlink();
       this.#recordings.tidy();
@@ -190,6 +195,17 @@ export class Answering {
     } finally {
       span.end();
     }
+  }
+}
+
+/** The same events; a platform that drops a request's work with its connection waits until nothing is under way. */
+async function* putDown(c: Asking, events: AsyncIterable<AnswerEvent>): AsyncGenerator<AnswerEvent, void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  c.env?.waitUntil?.(promise);
+  try {
+    yield* events;
+  } finally {
+    resolve();
   }
 }
 

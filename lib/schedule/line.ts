@@ -10,13 +10,23 @@ import type { Pause } from "../types.ts";
  */
 const PAUSE_EVERY_MS = 20;
 
+/** On Cloudflare a clock stands still while a Worker computes: then it is so many layers. */
+const PAUSE_EVERY_CALLS = 16;
+
+/** A question that waits for another's end asks for nothing itself, which workerd takes for a hang and cuts. */
+const STILL_HERE_MS = 1000;
+
 /** A pause that lets other work run after every few milliseconds of computation, and throws once `signal` aborts. */
 export function createPause(signal?: AbortSignal): Pause {
   let last = performance.now();
+  let calls = 0;
   return async () => {
-    if (performance.now() - last > PAUSE_EVERY_MS) {
+    const now = performance.now();
+    calls = now === last ? calls + 1 : 0;
+    if (now - last > PAUSE_EVERY_MS || calls >= PAUSE_EVERY_CALLS) {
       await new Promise((resolve) => setTimeout(resolve));
       last = performance.now();
+      calls = 0;
     }
     signal?.throwIfAborted();
   };
@@ -84,18 +94,23 @@ export class Line {
     const cancelled = () => new RequestError("cancelled", "The caller went away before its turn came");
     if (signal?.aborted) throw cancelled();
     if (this.#busy) {
-      await new Promise<void>((resolve, reject) => {
-        const abort = () => {
-          this.#waiting.splice(this.#waiting.indexOf(go), 1);
-          reject(cancelled());
-        };
-        const go = () => {
-          signal?.removeEventListener("abort", abort);
-          resolve();
-        };
-        this.#waiting.push(go);
-        signal?.addEventListener("abort", abort, { once: true });
-      });
+      const here = setInterval(() => {}, STILL_HERE_MS);
+      try {
+        await new Promise<void>((resolve, reject) => {
+          const abort = () => {
+            this.#waiting.splice(this.#waiting.indexOf(go), 1);
+            reject(cancelled());
+          };
+          const go = () => {
+            signal?.removeEventListener("abort", abort);
+            resolve();
+          };
+          this.#waiting.push(go);
+          signal?.addEventListener("abort", abort, { once: true });
+        });
+      } finally {
+        clearInterval(here);
+      }
     }
     this.#busy = true;
     return () => {

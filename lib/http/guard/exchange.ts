@@ -24,6 +24,14 @@ export interface Exchange {
 
 /** What the routes find in their context. */
 export interface Env {
+  /** What a platform says about a request. */
+  Bindings: {
+    /**
+     * Has work go on until the promise settles. Only on a platform where work belongs to the request that began it: it
+     * ends with its connection, and no other request may go on with it.
+     */
+    waitUntil?(work: Promise<unknown>): void;
+  } | undefined;
   Variables: { exchange: Exchange };
 }
 

@@ -1,0 +1,77 @@
+/** A Worker in workerd, the engine of Cloudflare Workers, as wrangler starts it: here and offline. */
+
+import { join } from "@std/path";
+
+const ROOT = join(import.meta.dirname!, "../..");
+const WRANGLER = "npm:wrangler@4.153.0";
+const PATIENCE_MS = 120_000;
+
+/** A running Worker. */
+export interface Workerd {
+  readonly url: string;
+  /** Ends it and forgets what it stored. */
+  stop(): Promise<void>;
+}
+
+/** Whether wrangler is there or can be downloaded. */
+export async function haveWrangler(): Promise<boolean> {
+  return (await deno(["run", "-A", "--no-lock", "--no-config", WRANGLER, "--version"]).output()).success;
+}
+
+/**
+ * Starts the Worker of a wrangler configuration file and waits for its first answer.
+ *
+ * @param vars variables of the Worker.
+ */
+export async function startWorkerd(config: string, vars: Record<string, string> = {}): Promise<Workerd> {
+  // wrangler looks for packages where Node does.
+  const installed = await deno(["install", "--node-modules-dir=auto"]).output();
+  if (!installed.success) throw new Error(`deno install: ${new TextDecoder().decode(installed.stderr)}`);
+  const directory = await Deno.makeTempDir({ prefix: "workerd" });
+  const port = freePort();
+  const process = deno([
+    ...["run", "-A", "--no-lock", "--no-config", WRANGLER, "dev", "--config", config, "--local"],
+    ...["--ip", "127.0.0.1", "--port", `${port}`, "--inspector-port", `${freePort()}`],
+    ...["--persist-to", directory, "--log-level", "error", "--show-interactive-dev-session=false"],
+    ...Object.entries(vars).flatMap(([name, value]) => ["--var", `${name}:${value}`]),
+  ]).spawn();
+  process.stdout.cancel();
+  const said = new Response(process.stderr).text();
+  let ended = false;
+  const status = process.status.finally(() => ended = true);
+  const stop = async () => {
+    if (!ended) process.kill("SIGTERM");
+    await status;
+    await said;
+    await Deno.remove(directory, { recursive: true });
+  };
+  const url = `http://127.0.0.1:${port}`;
+  const since = performance.now();
+  while (true) {
+    const answer = await fetch(url).catch(() => undefined);
+    await answer?.body?.cancel();
+    if (answer) return { url, stop };
+    const waited = Math.round(performance.now() - since);
+    if (ended || waited > PATIENCE_MS) {
+      await stop();
+      throw new Error(`workerd did not answer within ${waited} ms: ${(await said).slice(-2000)}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
+
+function deno(args: string[]): Deno.Command {
+  return new Deno.Command(Deno.execPath(), {
+    args: [args[0], "--quiet", ...args.slice(1)],
+    env: { WRANGLER_SEND_METRICS: "false", CI: "1", NO_COLOR: "1" },
+    cwd: ROOT,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  });
+}
+
+function freePort(): number {
+  using listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
+  return (listener.addr as Deno.NetAddr).port;
+}
