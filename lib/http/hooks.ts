@@ -37,21 +37,24 @@ export function hookRoutes({ hooks, outbound }: HookRouteParts): Hono<Env> {
     return c.json(job, 202, { location: `/v1/jobs/${job.id}`, ...UNCACHED });
   });
 
-  routes.get("/v1/hooks", async (c) => c.json({ hooks: await hooks.list() }, 200, UNCACHED));
+  routes.get("/v1/hooks", async (c) => {
+    return c.json({ hooks: await hooks.list(c.get("exchange").owner) }, 200, UNCACHED);
+  });
 
   routes.get("/v1/hooks/:name", async (c) => {
-    return c.json(await hooks.get(nameOf(c)) ?? unknown(c), 200, UNCACHED);
+    return c.json(await hooks.get(nameOf(c), c.get("exchange").owner) ?? unknown(c), 200, UNCACHED);
   });
 
   routes.put("/v1/hooks/:name", async (c) => {
     const { signature = "standard", ...rest } = read(HOOK, await readJson(c.req.raw, MAX_HOOK_BYTES));
     if (rest.webhook) outbound.check(rest.webhook.url);
-    return c.json(await hooks.set({ name: nameOf(c), signature, ...rest }), 200, UNCACHED);
+    const { owner } = c.get("exchange");
+    const hook = await hooks.set({ name: nameOf(c), owner, signature, ...rest });
+    return c.json(hook ?? unknown(c, "it is another key's hook"), 200, UNCACHED);
   });
 
   routes.delete("/v1/hooks/:name", async (c) => {
-    await hooks.delete(nameOf(c));
-    return c.body(null, 204);
+    return await hooks.delete(nameOf(c), c.get("exchange").owner) ? c.body(null, 204) : unknown(c);
   });
 
   return routes;
@@ -64,10 +67,9 @@ function nameOf(c: Context): string {
   return /^[a-z0-9][a-z0-9_-]{0,63}$/.test(name) ? name : unknown(c);
 }
 
-function unknown(c: Context): never {
-  throw new HttpError({
-    code: "not_found",
-    message:
-      `Cannot ${c.req.method} ${c.req.path}: there is no such hook (names are a-z, 0-9, _ and -, 64 at most)`,
-  });
+function unknown(
+  c: Context,
+  why = "there is no such hook (names are a-z, 0-9, _ and -, 64 at most)",
+): never {
+  throw new HttpError({ code: "not_found", message: `Cannot ${c.req.method} ${c.req.path}: ${why}` });
 }

@@ -87,33 +87,34 @@ export function jobRoutes(parts: JobRouteParts): Hono<Env> {
     const { items, webhook } = read(JOB, body);
     for (const [i, item] of items.entries()) checkItem(item, `items[${i}]`);
     if (webhook) outbound.check(webhook.url);
-    const { caller, traceparent } = c.get("exchange");
+    const { owner, traceparent } = c.get("exchange");
     const key = idempotencyKey(c);
     const job = await jobs.create({
+      owner,
       items,
       webhook,
       traceparent,
-      ...key !== undefined && { idempotency: { key: `${caller} ${key}`, digest: await digestOf(body) } },
+      ...key !== undefined && { idempotency: { key, digest: await digestOf(body) } },
     });
     return c.json(job, 202, { location: `/v1/jobs/${job.id}`, ...UNCACHED });
   });
 
   routes.get("/v1/jobs/:id", async (c) => {
-    return c.json(await jobs.get(c.req.param("id")) ?? unknown(c, "job"), 200, UNCACHED);
+    return c.json(await jobs.get(c.req.param("id"), ownerOf(c)) ?? unknown(c, "job"), 200, UNCACHED);
   });
 
   routes.delete("/v1/jobs/:id", async (c) => {
-    return c.json(await jobs.cancel(c.req.param("id")) ?? unknown(c, "job"), 200, UNCACHED);
+    return c.json(await jobs.cancel(c.req.param("id"), ownerOf(c)) ?? unknown(c, "job"), 200, UNCACHED);
   });
 
   routes.get("/v1/jobs/:id/events", async (c) => {
     const id = c.req.param("id");
-    const job = await jobs.get(id) ?? unknown(c, "job");
+    const job = await jobs.get(id, ownerOf(c)) ?? unknown(c, "job");
     const gone = new AbortController();
     const leave = () => gone.abort();
     const signals = [c.req.raw.signal, ...stopping ? [stopping] : []];
     for (const signal of signals) signal.addEventListener("abort", leave, { once: true });
-    const changes = jobs.watch(job.id, lastEventId(c), gone.signal);
+    const changes = jobs.watch(job.id, lastEventId(c), gone.signal, ownerOf(c));
     const end = () => {
       for (const signal of signals) signal.removeEventListener("abort", leave);
       leave();
@@ -144,15 +145,20 @@ export function jobRoutes(parts: JobRouteParts): Hono<Env> {
         `Cannot read status: expected ${known.join(" or ")}, found another`,
       );
     }
-    const letters: Letter[] = await Array.fromAsync(webhooks.list(wanted));
+    const letters: Letter[] = await Array.fromAsync(webhooks.list(wanted, ownerOf(c)));
     return c.json({ letters: letters.sort((a, b) => a.createdAt - b.createdAt) }, 200, UNCACHED);
   });
 
   routes.post("/v1/letters/:id/send", async (c) => {
-    return c.json(await webhooks.sendAgain(c.req.param("id")) ?? unknown(c, "letter"), 202, UNCACHED);
+    const letter = await webhooks.sendAgain(c.req.param("id"), ownerOf(c));
+    return c.json(letter ?? unknown(c, "letter"), 202, UNCACHED);
   });
 
   return routes;
+}
+
+function ownerOf(c: Context<Env>): string | undefined {
+  return c.get("exchange").owner;
 }
 
 const UNCACHED = { "cache-control": "no-store" };

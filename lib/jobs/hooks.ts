@@ -4,13 +4,13 @@
 
 import { RequestError } from "../errors.ts";
 import { type Records, type Versioned } from "../store/store.ts";
-import type { WebhookTarget } from "./job.ts";
+import { isFor, type Owned, type WebhookTarget } from "./job.ts";
 import type { JobView } from "./job_store.ts";
 import type { Jobs } from "./jobs.ts";
 import { readSecrets, type SignatureScheme, verify } from "./signature.ts";
 
-/** What becomes of the webhooks of one name. */
-export interface Hook {
+/** What becomes of the webhooks of one name. The jobs that come of them are its owner's. */
+export interface Hook extends Owned {
   readonly name: string;
   readonly signature: SignatureScheme;
   /** Without it the server's own. Of `whsec_` ones several, with spaces between, for the standard scheme. */
@@ -25,7 +25,9 @@ export interface Hook {
 }
 
 /** A hook as callers see it. */
-export type HookView = Omit<Hook, "secret" | "webhook"> & { readonly webhook?: { readonly url: string } };
+export type HookView = Omit<Hook, "owner" | "secret" | "webhook"> & {
+  readonly webhook?: { readonly url: string };
+};
 
 /** One webhook that came. */
 export interface Incoming {
@@ -40,7 +42,7 @@ export type CheckItem = (item: Readonly<Record<string, unknown>>) => void;
 
 const hookKey = (name: string) => `hooks/${name}`;
 
-/** The hooks of one store. */
+/** The hooks of one store. To whoever may not know of a hook, there is none; but names are taken once for all. */
 export class Hooks {
   /** @param secrets the server's own. */
   constructor(
@@ -52,10 +54,11 @@ export class Hooks {
   /**
    * Writes a hook, in place of one of the same name.
    *
+   * @returns undefined when the name is another owner's.
    * @throws {RequestError} `parameter_invalid` where nothing would tell its sender from others.
    */
-  async set(hook: Hook): Promise<HookView> {
-    const { name, secret, signature, webhook } = hook;
+  async set(hook: Hook): Promise<HookView | undefined> {
+    const { name, owner, secret, signature, webhook } = hook;
     if (secret === undefined && !this.secrets.length) {
       throw new RequestError(
         "parameter_invalid",
@@ -65,27 +68,35 @@ export class Hooks {
     if (secret !== undefined && signature === "standard") readSecrets(secret);
     if (webhook?.secret !== undefined) readSecrets(webhook.secret, "webhook.secret");
     while (true) {
-      const former = await this.records.get(hookKey(name));
+      const former = await this.#find(name);
+      if (former && !isFor(owner, former.value)) return undefined;
       if (await this.records.set(hookKey(name), hook, former?.version) !== undefined) return shown(hook);
     }
   }
 
-  async get(name: string): Promise<HookView | undefined> {
-    const hook = await this.#read(name);
-    return hook && shown(hook);
+  async get(name: string, caller?: string): Promise<HookView | undefined> {
+    const hook = (await this.#find(name))?.value;
+    return hook && isFor(caller, hook) ? shown(hook) : undefined;
   }
 
-  async list(): Promise<HookView[]> {
+  async list(caller?: string): Promise<HookView[]> {
     const hooks: HookView[] = [];
     for await (const key of this.records.keys("hooks/")) {
-      const hook = await this.get(key.slice("hooks/".length));
+      const hook = await this.get(key.slice("hooks/".length), caller);
       if (hook) hooks.push(hook);
     }
     return hooks;
   }
 
-  async delete(name: string): Promise<void> {
+  /** Whether there was one. One that cannot be read is nobody's. */
+  async delete(name: string, caller?: string): Promise<boolean> {
+    const found = await this.#find(name).catch((error) => {
+      if (error instanceof RequestError && error.code === "record_corrupt") return { value: {} };
+      throw error;
+    });
+    if (!found || !isFor(caller, found.value)) return false;
     await this.records.delete(hookKey(name));
+    return true;
   }
 
   /**
@@ -101,15 +112,16 @@ export class Hooks {
     { headers, body, traceparent }: Incoming,
     check: CheckItem,
   ): Promise<JobView | undefined> {
-    const hook = await this.#read(name);
+    const hook = (await this.#find(name))?.value;
     if (!hook) return undefined;
-    const { secret, signature } = hook;
+    const { owner, secret, signature } = hook;
     const own = secret === undefined || signature !== "standard" ? secret && [secret] : readSecrets(secret);
     const id = await verify(signature, own || this.secrets, headers, body);
     const item = mapped(hook.item, parse(headers, body));
     check(item);
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(body));
     return await this.jobs.create({
+      owner,
       items: [item],
       webhook: hook.webhook,
       traceparent,
@@ -119,8 +131,8 @@ export class Hooks {
     });
   }
 
-  async #read(name: string): Promise<Hook | undefined> {
-    return (await this.records.get(hookKey(name)) as Versioned<Hook> | undefined)?.value;
+  async #find(name: string): Promise<Versioned<Hook> | undefined> {
+    return await this.records.get(hookKey(name)) as Versioned<Hook> | undefined;
   }
 }
 

@@ -22,6 +22,17 @@ export interface ItemState {
   readonly error?: ItemError;
 }
 
+/** What belongs to whoever made it. */
+export interface Owned {
+  /** Tells one caller from another; none where callers have no keys, and in what was written before they had. */
+  readonly owner?: string;
+}
+
+/** Whether a caller may know of something: of its own, and of what is nobody's. */
+export function isFor(caller: string | undefined, { owner }: Owned): boolean {
+  return owner === undefined || owner === caller;
+}
+
 /** Where the end of a job is announced. */
 export interface WebhookTarget {
   readonly url: string;
@@ -30,7 +41,7 @@ export interface WebhookTarget {
 }
 
 /** A job as it is stored. Times are milliseconds since 1970. */
-export interface Job {
+export interface Job extends Owned {
   readonly id: string;
   readonly status: JobStatus;
   /** Counts every change of an item or of the job: no two changes have the same. */
@@ -55,7 +66,7 @@ export function isFinal(status: JobStatus): boolean {
 /** A job that nobody has begun. */
 export function newJob(
   count: number,
-  rest: Pick<Job, "id" | "createdAt" | "webhook" | "traceparent" | "idempotency">,
+  rest: Pick<Job, "id" | "owner" | "createdAt" | "webhook" | "traceparent" | "idempotency">,
 ): Job {
   const items = Array.from(
     { length: count },

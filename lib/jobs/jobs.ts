@@ -5,17 +5,17 @@
 
 import { RequestError } from "../errors.ts";
 import type { Versioned } from "../store/store.ts";
-import { cancel, isFinal, newJob, type WebhookTarget } from "./job.ts";
+import { cancel, isFinal, isFor, type Job, newJob, type Owned, type WebhookTarget } from "./job.ts";
 import type { ItemView, JobStore, JobView } from "./job_store.ts";
 import { readSecrets } from "./signature.ts";
 
 /** A request for a job. */
-export interface JobRequest {
+export interface JobRequest extends Owned {
   /** 1 to 100, each JSON. */
   readonly items: readonly unknown[];
   readonly webhook?: WebhookTarget;
   readonly traceparent?: string;
-  /** The caller's word that this is one request, however often it comes; and a digest of it. */
+  /** The owner's word that this is one request, however often it comes; and a digest of it. */
   readonly idempotency?: { readonly key: string; readonly digest: string };
 }
 
@@ -33,7 +33,7 @@ const IDEMPOTENCY_MS = 24 * 3_600_000;
 /** Changes of other processes are looked for so often. */
 const WATCH_MS = 1000;
 
-/** What callers may do with the jobs of one store. */
+/** What callers may do with the jobs of one store. To whoever may not know of a job, there is none. */
 export class Jobs {
   /** @param signed whether the server has a secret of its own for webhooks without one. */
   constructor(
@@ -49,7 +49,7 @@ export class Jobs {
    * stands for another request, `storage_failed` when there is no room: then nothing is left of it.
    */
   async create(request: JobRequest): Promise<JobView> {
-    const { items, webhook, traceparent, idempotency } = request;
+    const { owner, items, webhook, traceparent, idempotency } = request;
     if (items.length < 1 || items.length > MAX_ITEMS) {
       throw new RangeError(`Job: expected 1 to ${MAX_ITEMS} items, found ${items.length}`);
     }
@@ -60,12 +60,13 @@ export class Jobs {
         "Cannot read webhook: expected a secret to sign with (this server has none of its own), found none",
       );
     }
-    const claim = idempotency && await this.#claim(idempotency);
+    const claim = idempotency && await this.#claim(idempotency, owner);
     const id = claim?.id ?? newId();
     const known = claim && await this.store.read(id);
     if (known) return await this.store.view(known);
     const job = newJob(items.length, {
       id,
+      owner,
       createdAt: this.now(),
       webhook,
       traceparent,
@@ -77,13 +78,14 @@ export class Jobs {
   }
 
   /** A job with the results of what is done; undefined when there is none. */
-  async get(id: string): Promise<JobView | undefined> {
-    const job = await this.store.read(id);
+  async get(id: string, caller?: string): Promise<JobView | undefined> {
+    const job = await this.#read(id, caller);
     return job && await this.store.view(job);
   }
 
   /** Cancels what is not finished, and tells what then is; a job that has ended stays as it is. */
-  async cancel(id: string): Promise<JobView | undefined> {
+  async cancel(id: string, caller?: string): Promise<JobView | undefined> {
+    if (!await this.#read(id, caller)) return undefined;
     const job = await this.store.change(
       id,
       (it) => isFinal(it.status) ? undefined : cancel(it, this.now()),
@@ -95,9 +97,14 @@ export class Jobs {
    * Changes of a job after a revision, in order, until it has ended. A caller that has seen revision n and comes back
    * misses nothing.
    */
-  async *watch(id: string, after: number, signal: AbortSignal): AsyncGenerator<JobChange, void> {
+  async *watch(
+    id: string,
+    after: number,
+    signal: AbortSignal,
+    caller?: string,
+  ): AsyncGenerator<JobChange, void> {
     while (!signal.aborted) {
-      const job = await this.store.read(id);
+      const job = await this.#read(id, caller);
       if (!job) return;
       const changes: JobChange[] = [];
       for (const [index, { revision }] of job.items.entries()) {
@@ -114,10 +121,20 @@ export class Jobs {
     }
   }
 
-  /** The job's id that a key stands for, and the key of that record; claimed for a new job where it was free. */
-  async #claim({ key, digest }: { key: string; digest: string }): Promise<{ id: string; key: string }> {
+  async #read(id: string, caller: string | undefined): Promise<Job | undefined> {
+    const job = await this.store.read(id);
+    return job && isFor(caller, job) ? job : undefined;
+  }
+
+  /**
+   * The job's id that a key of an owner stands for, and the key of that record; claimed for a new job where it was free.
+   */
+  async #claim(
+    { key, digest }: { key: string; digest: string },
+    owner = "anonymous",
+  ): Promise<{ id: string; key: string }> {
     const { records } = this.store.store;
-    const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(key));
+    const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(`${owner} ${key}`));
     const record = `idempotency/${new Uint8Array(hash).toHex()}`;
     while (true) {
       const found = await records.get(record) as

@@ -62,7 +62,7 @@ export class Runner {
       const job = await jobs.read(id).catch(onError);
       if (job && !isFinal(job.status)) await jobs.queue(id);
     }
-    for await (const { id } of webhooks.list("pending")) await webhooks.queue(id);
+    await webhooks.recover();
     await jobs.sweep(now());
   }
 
@@ -189,6 +189,7 @@ export class Runner {
     ].map(payload);
     await webhooks.send({
       id: letterId(id),
+      owner: job.owner,
       job: id,
       url,
       type: `job.${job.status}`,

@@ -6,6 +6,7 @@
 import { RequestError } from "../errors.ts";
 import { type Queue, type Records, update, type Versioned } from "../store/store.ts";
 import type { Handler } from "./consume.ts";
+import { isFor, type Owned } from "./job.ts";
 import { sign } from "./signature.ts";
 
 /** An answer to a webhook. Redirects are answers too, and nobody follows them. */
@@ -44,7 +45,7 @@ export interface Letter {
   readonly attempts: readonly Attempt[];
 }
 
-interface StoredLetter extends Letter {
+interface StoredLetter extends Letter, Owned {
   readonly secrets?: readonly string[];
   readonly body: string;
   readonly traceparent?: string;
@@ -84,13 +85,13 @@ const KEPT_ATTEMPTS = 20;
 
 const letterKey = (id: string) => `letters/${id}`;
 
-/** The letters of one store. */
+/** The letters of one store; each belongs to its job's owner. To whoever may not know of a letter, there is none. */
 export class Webhooks {
   constructor(private readonly parts: WebhookParts) {}
 
   /** Writes a letter and has it sent. Doing it again changes nothing. */
   async send(
-    letter: Pick<StoredLetter, "id" | "job" | "url" | "type" | "body" | "traceparent" | "secrets">,
+    letter: Pick<StoredLetter, "id" | "owner" | "job" | "url" | "type" | "body" | "traceparent" | "secrets">,
   ): Promise<void> {
     const now = this.parts.now();
     const whole: StoredLetter = {
@@ -103,27 +104,25 @@ export class Webhooks {
     };
     await this.parts.records.set(letterKey(letter.id), whole, undefined);
     const found = await this.#read(letter.id);
-    if (found?.status === "pending") await this.queue(letter.id);
+    if (found?.status === "pending") await this.#queue(letter.id);
   }
 
   /** Letters, in no order; those that cannot be read are dead ones without a job. */
-  async *list(status?: Letter["status"]): AsyncGenerator<Letter> {
-    for await (const key of this.parts.records.keys("letters/")) {
-      const id = key.slice("letters/".length);
-      const letter = await this.#read(id).catch((error) => broken(id, error));
-      if (letter && (!status || letter.status === status)) yield shown(letter);
+  async *list(status?: Letter["status"], caller?: string): AsyncGenerator<Letter> {
+    for await (const letter of this.#all()) {
+      if ((!status || letter.status === status) && isFor(caller, letter)) yield shown(letter);
     }
   }
 
   /** One letter. */
-  async get(id: string): Promise<Letter | undefined> {
+  async get(id: string, caller?: string): Promise<Letter | undefined> {
     const letter = await this.#read(id);
-    return letter && shown(letter);
+    return letter && isFor(caller, letter) ? shown(letter) : undefined;
   }
 
   /** Sends a letter again that is dead or was delivered, from the beginning of the schedule. Undefined if unknown. */
-  async sendAgain(id: string): Promise<Letter | undefined> {
-    if (!/^msg_\w+$/.test(id)) return undefined;
+  async sendAgain(id: string, caller?: string): Promise<Letter | undefined> {
+    if (!/^msg_[a-z0-9_]{1,100}$/.test(id) || !await this.get(id, caller)) return undefined;
     const letter = await update<StoredLetter>(this.parts.records, letterKey(id), (it) => {
       if (it.status === "pending") return undefined;
       const { reason: _, ...rest } = it;
@@ -131,8 +130,13 @@ export class Webhooks {
     });
     if (!letter) return undefined;
     await this.parts.records.delete(await endpointKey(letter.url));
-    await this.queue(id);
+    await this.#queue(id);
     return shown(letter);
+  }
+
+  /** Queues again what its queue may have lost. To be called when a server starts. */
+  async recover(): Promise<void> {
+    for await (const { id, status } of this.#all()) if (status === "pending") await this.#queue(id);
   }
 
   async delete(id: string): Promise<void> {
@@ -197,8 +201,16 @@ export class Webhooks {
   }
 
   /** Has a letter looked at, if nobody is about to. */
-  async queue(id: string): Promise<void> {
+  async #queue(id: string): Promise<void> {
     await this.parts.queue.send({ id: letterKey(id), body: { letter: id } });
+  }
+
+  async *#all(): AsyncGenerator<StoredLetter> {
+    for await (const key of this.parts.records.keys("letters/")) {
+      const id = key.slice("letters/".length);
+      const letter = await this.#read(id).catch((error) => broken(id, error));
+      if (letter) yield letter;
+    }
   }
 
   async #read(id: string): Promise<StoredLetter | undefined> {

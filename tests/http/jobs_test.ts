@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { createNetwork } from "../../functions/network.ts";
 import { createApp } from "../../lib/http/app.ts";
+import { RequestError } from "../../lib/errors.ts";
 import { hookRoutes } from "../../lib/http/hooks.ts";
 import { HOOK_VIEW, JOB_OPERATIONS, JOB_VIEW, LETTER } from "../../lib/http/job_schemas.ts";
 import { itemWork, jobRoutes } from "../../lib/http/jobs.ts";
@@ -44,7 +45,7 @@ function service({ apiKeys, allowPrivate = false }: { apiKeys?: string[]; allowP
       json: text.startsWith("{") ? JSON.parse(text) : {},
     };
   };
-  return { ...parts, ask, app };
+  return { ...parts, ask, app, hooks, store };
 }
 
 Deno.test("a job over HTTP: accepted, asked for, its events, resumed, ended", async () => {
@@ -156,14 +157,14 @@ Deno.test("dead letters are listed and sent again", async () => {
   assert.equal((await ask("GET", "/v1/letters?status=lost")).status, 400);
   const again = await ask("POST", `/v1/letters/${letter}/send`);
   assert.deepEqual([again.status, again.json.status], [202, "pending"]);
-  for (const id of ["msg_0", "..%2f..", "msg_%00"]) {
+  for (const id of ["msg_0", "..%2f..", "msg_%00", "msg_A", `msg_${"0".repeat(300)}`]) {
     assert.equal((await ask("POST", `/v1/letters/${id}/send`)).status, 404);
   }
   assert.ok(!listed.text.includes("whsec_"));
 });
 
 Deno.test("a hook: defined with a key, called with a signature, one job for one message", async () => {
-  const { ask, working, ended } = service({ apiKeys: ["the-key"] });
+  const { ask, working } = service({ apiKeys: ["the-key"] });
   const key = { authorization: "Bearer the-key" };
   const hook = { item: { image: "/photo/data", prompt: "caption {/lang}", maxTokens: 5 } };
   assert.equal((await ask("PUT", "/v1/hooks/chat", hook)).status, 401);
@@ -176,7 +177,8 @@ Deno.test("a hook: defined with a key, called with a signature, one job for one 
   assert.equal(first.status, 202, first.text);
   assert.equal((await ask("POST", "/v1/hooks/chat", event, signed())).json.id, first.json.id);
   assert.notEqual((await ask("POST", "/v1/hooks/chat", event, signed("msg_2"))).json.id, first.json.id);
-  assert.equal((await working(() => ended(first.json.id))).status, "done");
+  const made = () => ask("GET", first.headers.get("location")!, undefined, key);
+  await working(() => until(async () => (await made()).json.status === "done"));
   const refused: [string, string, Record<string, string>, number, string][] = [
     ["chat", event, {}, 401, "signature_invalid"],
     ["chat", event, key, 401, "signature_invalid"],
@@ -194,6 +196,82 @@ Deno.test("a hook: defined with a key, called with a signature, one job for one 
   assert.equal((await ask("GET", "/v1/hooks")).status, 401);
   assert.equal((await ask("DELETE", "/v1/hooks/chat", undefined, key)).status, 204);
   assert.equal((await ask("POST", "/v1/hooks/chat", event, signed())).status, 404);
+});
+
+Deno.test("jobs, letters, hooks and idempotency keys are those of the API key that made them; to others there are none", async () => {
+  const { ask, working, webhooks, hooks, jobs, store } = service({ apiKeys: ["mine", "other"] });
+  const [mine, other] = ["mine", "other"].map((it) => ({ authorization: `Bearer ${it}` }));
+  const once = { "idempotency-key": "one" };
+  const webhook = { url: "https://example.com/" };
+  const { json: job } = await ask("POST", "/v1/jobs", { items: [ITEM], webhook }, { ...mine, ...once });
+  const { json: theirs } = await ask("POST", "/v1/jobs", { items: [ITEM, ITEM] }, { ...other, ...once });
+  assert.notEqual(theirs.id, job.id);
+  const hook = { item: { image: "/image", prompt: "caption en" }, webhook };
+  assert.equal((await ask("PUT", "/v1/hooks/chat", hook, mine)).status, 200);
+  const event = JSON.stringify({ image: ITEM.image });
+  const signed = sign([SECRET], "msg_1", new Date(), event);
+  const { json: come } = await ask("POST", "/v1/hooks/chat", event, signed);
+  const letters = [job.id, come.id].map((it) => it.replace("job", "msg"));
+  const everyLetter = async () => (await Array.fromAsync(store.records.keys("letters/"))).length === 2;
+  await working(() => until(everyLetter));
+
+  const routes = (letter: string): [string, string, unknown?][] => [
+    ["GET", `/v1/jobs/${job.id}`],
+    ["GET", `/v1/jobs/${come.id}`],
+    ["GET", `/v1/jobs/${job.id}/events`],
+    ["DELETE", `/v1/jobs/${come.id}`],
+    ["POST", `/v1/letters/${letter}/send`],
+    ["GET", "/v1/hooks/chat"],
+    ["PUT", "/v1/hooks/chat", hook],
+    ["DELETE", "/v1/hooks/chat"],
+  ];
+  for (const letter of letters) {
+    for (const [method, path, body] of routes(letter)) {
+      const refused = await ask(method, path, body, other);
+      assert.deepEqual([refused.status, refused.json.code], [404, "not_found"], `${method} ${path}`);
+    }
+  }
+  const listed = async (headers: Record<string, string>) => {
+    const { json: { letters } } = await ask("GET", "/v1/letters", undefined, headers);
+    const { json: { hooks } } = await ask("GET", "/v1/hooks", undefined, headers);
+    return [letters.map((it: { id: string }) => it.id).sort(), hooks.map((it: { name: string }) => it.name)];
+  };
+  assert.deepEqual(await listed(other), [[], []]);
+  assert.deepEqual(await listed(mine), [[...letters].sort(), ["chat"]]);
+  for (const [method, path, body] of routes(letters[0])) {
+    const own = await ask(method, path, body, mine);
+    assert.ok(own.status < 300, `${method} ${path}: ${own.text}`);
+    assert.doesNotMatch(own.text, /owner/);
+  }
+  assert.equal((await ask("DELETE", "/v1/hooks/chat", undefined, mine)).status, 404);
+  assert.equal((await ask("PUT", "/v1/hooks/chat", hook, other)).status, 200, "a name given up is free");
+
+  // What was written before there were keys.
+  const old = await jobs.create({ items: [ITEM] });
+  await hooks.set({ name: "old", signature: "standard", item: hook.item });
+  await webhooks.send({ id: "msg_old", job: old.id, url: webhook.url, type: "job.done", body: "{}" });
+  for (const headers of [mine, other]) {
+    assert.equal((await ask("GET", `/v1/jobs/${old.id}`, undefined, headers)).status, 200);
+    assert.equal((await ask("GET", "/v1/hooks/old", undefined, headers)).status, 200);
+    assert.ok((await listed(headers))[0].includes("msg_old"));
+  }
+  assert.equal((await ask("PUT", "/v1/hooks/old", hook, mine)).status, 200);
+  assert.equal((await ask("GET", "/v1/hooks/old", undefined, other)).status, 404, "it was made anew");
+});
+
+Deno.test("a hook that cannot be read can be deleted", async () => {
+  const { ask, store } = service();
+  const hook = { item: { image: "/image", prompt: "caption en" } };
+  await ask("PUT", "/v1/hooks/chat", hook);
+  const { get } = store.records;
+  store.records.get = function (key) {
+    if (key !== "hooks/chat") return get.call(this, key);
+    return Promise.reject(new RequestError("record_corrupt", "Cannot read the record hooks/chat"));
+  };
+  assert.equal((await ask("GET", "/v1/hooks/chat")).status, 500);
+  assert.equal((await ask("DELETE", "/v1/hooks/chat")).status, 204);
+  store.records.get = get;
+  assert.equal((await ask("GET", "/v1/hooks/chat")).status, 404);
 });
 
 Deno.test("a form and a plain HMAC start a job too; a hook that nobody could call is refused", async () => {

@@ -12,6 +12,8 @@ export interface Exchange {
   readonly traceparent?: string;
   /** The first digits of the API key's digest; `anonymous` where no key is asked for. */
   caller: string;
+  /** Whose the jobs and hooks of this request are: the key's digest, 32 hexadecimal digits; none where no key is asked for. */
+  owner?: string;
   /** Header fields that the response gets, whoever makes it. */
   readonly headers: Record<string, string>;
   /** Whether the response goes on after its handler: whoever streams it calls `end`. */

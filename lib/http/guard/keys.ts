@@ -38,7 +38,9 @@ export function apiKeys(keys: readonly string[]): MiddlewareHandler<Env> {
         message: `Cannot answer: expected an API key (Authorization: Bearer …), found ${what}`,
       });
     }
-    c.get("exchange").caller = digest.subarray(0, 4).toHex();
+    const exchange = c.get("exchange");
+    exchange.caller = digest.subarray(0, 4).toHex();
+    exchange.owner = digest.subarray(0, 16).toHex();
     await next();
   };
 }
