@@ -37,6 +37,8 @@ const USAGE = `PaliGemma Edge
   models convert DIR|FILE.npz --out DIR [--vision int8|int4|f16|f32] [--decoder int4|int8|f16|f32]
     [--group 32] [--adapter DIR] [--embedding int8|int4|f16|f32] [--calibrate DIR]
                                 quantised weights; a LoRA adapter is merged; int4 is rounded by what pictures show
+  models export-onnx DIR --out DIR [--vision int8|f32] [--decoder int4|int8|f32] [--sliding-window off|hf]
+                                ONNX files for --backend ort, in the layout of transformers.js
   models eval-quant DIR --data FILE [--questions 100] [--calibrate DIR] [--wider N [--layers 2]] [--json]
                                 what each scheme costs against f32 (with N: random weights, N times as wide)
   models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks

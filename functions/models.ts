@@ -5,6 +5,7 @@ import { parseArgs } from "node:util";
 import { createWasmBackend, type ModelFiles, RequestError } from "../lib/mod.ts";
 import { calibrate, calibrationSet } from "../models/calibrate.ts";
 import { convert, type ConvertOptions, type Format } from "../models/convert.ts";
+import { exportOnnx } from "../models/export_onnx.ts";
 import { evalQuant, quantSchemes, quantTable } from "../models/eval_quant.ts";
 import { describe, verify } from "../models/inspect.ts";
 import { IDS, manifestOf } from "../models/manifests.ts";
@@ -36,6 +37,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   convert: convertModel,
   verify: verifyModel,
   synth: synthModel,
+  "export-onnx": exportModel,
   "eval-quant": evalQuantModel,
 };
 
@@ -178,6 +180,21 @@ async function convertModel(subject: string, flags: Flags, _: Print, signal: Abo
   await convert(files, flags.out, { ...options, calibration, progress: meter() });
 }
 
+async function exportModel(subject: string, flags: Flags, print: Print, signal: AbortSignal): Promise<void> {
+  if (!subject || !flags.out) throw new UsageError("models export-onnx: expected DIR --out DIR");
+  const sizeBytes = await exportOnnx(directoryFiles(subject), flags.out, {
+    vision: oneOf<"f32" | "int8">("vision", flags.vision, ["f32", "int8"]),
+    decoder: oneOf<"f32" | "int8" | "int4">("decoder", flags.decoder, ["f32", "int8", "int4"]),
+    slidingWindow: oneOf<"off" | "hf">("sliding-window", flags["sliding-window"], ["off", "hf"]),
+    signal,
+    progress: meter(),
+  });
+  await print(
+    `${flags.out}/onnx: ${size(sizeBytes)}\n` +
+      `next: deno task cli run --backend ort --model ${flags.out} --image FILE --prompt TEXT\n`,
+  );
+}
+
 async function evalQuantModel(
   subject: string,
   flags: Flags,
@@ -243,6 +260,7 @@ function parse(args: readonly string[]) {
         vision: { type: "string", default: "int8" },
         decoder: { type: "string", default: "int4" },
         group: { type: "string", default: "32" },
+        "sliding-window": { type: "string", default: "off" },
         adapter: { type: "string" },
         embedding: { type: "string" },
         calibrate: { type: "string" },

@@ -261,7 +261,7 @@ function checkFinite(name: string, values: Float32Array, first: number, most: nu
 }
 
 /** Failures of the file system, a full disk first of all, as a sentence. */
-async function writing<T>(out: string, action: () => Promise<T>): Promise<T> {
+export async function writing<T>(out: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action();
   } catch (cause) {

@@ -7,6 +7,7 @@
  */
 
 import { join } from "@std/path";
+import { writing } from "./convert.ts";
 
 /** Element types, numbered as in `TensorProto.DataType`. */
 export const DataType = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9 } as const;
@@ -36,8 +37,17 @@ export class OnnxWriter {
   #dataFiles = 0;
   #dataBytes = 0;
 
-  /** @param name file name, such as `vision_encoder.onnx`; `directory` must exist. */
-  constructor(readonly directory: string, readonly name: string) {}
+  /**
+   * @param name file name, such as `vision_encoder.onnx`; `directory` must exist.
+   * @param wrote called with the bytes of every piece that went into a data file; what it throws ends the writing.
+   */
+  constructor(readonly directory: string, readonly name: string, readonly wrote?: (bytes: number) => void) {}
+
+  /** Leaves a file that did not come to its end. */
+  [Symbol.dispose](): void {
+    this.#data?.close();
+    this.#data = undefined;
+  }
 
   input(name: string, type: number, dims: readonly Dimension[]): string {
     this.#inputs.message(11, valueInfo(name, type, dims));
@@ -139,7 +149,7 @@ export class OnnxWriter {
 
   /** Writes the model file. Nothing may be added afterwards. */
   async close(metadata: Readonly<Record<string, string>> = {}): Promise<void> {
-    this.#data?.close();
+    this[Symbol.dispose]();
     const graph = this.#graph.string(2, this.name).append(this.#inputs).append(this.#outputs);
     const model = new Message().varint(1, 10).string(2, "paligemma-edge").message(7, graph);
     const opset = (domain: string, version: number) =>
@@ -149,7 +159,10 @@ export class OnnxWriter {
     for (const [key, value] of Object.entries(metadata)) {
       model.message(14, new Message().string(1, key).string(2, value));
     }
-    await Deno.writeFile(join(this.directory, this.name), model.toBytes());
+    await writing(
+      this.directory,
+      () => Deno.writeFile(join(this.directory, this.name), model.toBytes()),
+    );
   }
 
   #dataName(): string {
@@ -162,18 +175,21 @@ export class OnnxWriter {
       this.#data?.close();
       this.#dataFiles++;
       this.#dataBytes = 0;
-      this.#data = await Deno.open(join(this.directory, this.#dataName()), {
-        write: true,
-        create: true,
-        truncate: true,
-      });
+      const path = join(this.directory, this.#dataName());
+      this.#data = await writing(
+        this.directory,
+        () => Deno.open(path, { write: true, create: true, truncate: true }),
+      );
     }
     await this.#write(new Uint8Array(-this.#dataBytes & (ALIGN_BYTES - 1)));
   }
 
   async #write(bytes: Uint8Array): Promise<void> {
-    for (let at = 0; at < bytes.length;) at += await this.#data!.write(bytes.subarray(at));
+    await writing(this.directory, async () => {
+      for (let at = 0; at < bytes.length;) at += await this.#data!.write(bytes.subarray(at));
+    });
     this.#dataBytes += bytes.length;
+    this.wrote?.(bytes.length);
   }
 }
 
