@@ -1,6 +1,6 @@
 /**
  * The benchmark: the kernels at the model's true shapes and the stages of PaliGemma 3B at full size, on this project's
- * engine and on onnxruntime-web, in one run.
+ * engine and on onnxruntime, compiled to WebAssembly and to this machine, in one run.
  *
  *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|words]
  *                     [--build simd|relaxed] [--least MS]
@@ -10,8 +10,9 @@
  * that fails makes the benchmark fail. What quantised weights cost in accuracy stands beside it, under `quality`.
  */
 
-import { parseArgs } from "node:util";
+import { dirname } from "@std/path";
 import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
+import { oneOf, parseFlags, runCommand, threadsIn, UsageError, whole } from "./command_line.ts";
 import { KERNELS } from "./kernels.ts";
 import { type Limits, openYardstick, type Yardstick } from "./limits.ts";
 import { describeMachine, machineLines } from "./machine.ts";
@@ -109,34 +110,30 @@ export const WORKS: readonly string[] = [
   "quality",
 ];
 
-if (import.meta.main) await main();
+if (import.meta.main) await runCommand(import.meta.filename!, main, `\n\nWorks: ${WORKS.join(", ")}`);
 
-async function main(): Promise<void> {
-  const { values: flags } = parseArgs({
-    options: {
-      only: { type: "string" },
-      threads: { type: "string", default: "1" },
-      json: { type: "string" },
-      peers: { type: "string", default: "true" },
-      multiplier: { type: "string" },
-      build: { type: "string" },
-      least: { type: "string", default: "1000" },
-    },
+async function main(): Promise<number> {
+  const { values: flags } = parseFlags({
+    only: { type: "string" },
+    threads: { type: "string", default: "1" },
+    json: { type: "string" },
+    peers: { type: "string", default: "true" },
+    multiplier: { type: "string" },
+    build: { type: "string" },
+    least: { type: "string", default: "1000" },
   });
-  const one = (name: string, value: string | undefined, allowed: readonly string[]) => {
-    if (value === undefined || allowed.includes(value)) return value;
-    throw new RangeError(`--${name}: expected ${allowed.join(", ")}, found ${value}`);
-  };
-  const only = flags.only?.split(",");
-  for (const it of only ?? []) one("only", it, WORKS);
+  const only = flags.only?.split(",").map((it) => oneOf("only", it, WORKS));
   const settings: Settings = {
-    threads: Number(flags.threads),
-    multiplier: one("multiplier", flags.multiplier, ["dot", "words"]) as Multiplier | undefined,
-    build: one("build", flags.build, ["simd", "relaxed"]) as Settings["build"],
+    threads: threadsIn(flags.threads),
+    multiplier: flags.multiplier === undefined
+      ? undefined
+      : oneOf<Multiplier>("multiplier", flags.multiplier, ["dot", "words"]),
+    build: flags.build === undefined ? undefined : oneOf("build", flags.build, ["simd", "relaxed"] as const),
   };
   const wanted = (name: string) => only?.includes(name) ?? true;
-  const peers = one("peers", flags.peers, ["true", "false"]) === "true";
-  const leastMs = Number(flags.least);
+  const peers = oneOf("peers", flags.peers, ["true", "false"]) === "true";
+  const leastMs = whole("least", flags.least, 1);
+  if (flags.json !== undefined) await checkPlace(flags.json);
 
   const yardstick = await openYardstick(settings.threads);
   const machine = await describeMachine(settings, yardstick, Math.min(200, leastMs / 5));
@@ -179,7 +176,16 @@ async function main(): Promise<void> {
     }
   }
   const found = { machine, results, ...rows.length && { quality: rows } };
-  if (flags.json) await Deno.writeTextFile(flags.json, JSON.stringify(found) + "\n");
+  if (flags.json !== undefined) await Deno.writeTextFile(flags.json, JSON.stringify(found) + "\n");
+  return 0;
+}
+
+/** Refuses a file that cannot be written, before minutes are spent on what is to be in it. */
+async function checkPlace(file: string): Promise<void> {
+  const kind = (path: string) =>
+    Deno.stat(path).then((it) => it.isDirectory ? "directory" : "file", () => "");
+  if (await kind(file) !== "directory" && await kind(dirname(file)) === "directory") return;
+  throw new UsageError(`--json: expected a file in a directory that is there, found "${file}"`);
 }
 
 async function streamedResult(threads: number): Promise<Result> {
@@ -191,13 +197,15 @@ async function streamedResult(threads: number): Promise<Result> {
 
 /** What onnxruntime needs for a work, in each format it is worth comparing with; nothing of it is loaded without need. */
 async function* peerResults(work: string, threads: number): AsyncGenerator<Result> {
-  const { ortWorks, PEER_WORKS } = await import("./peer_ort.ts");
+  const { ortWorks, PEER_ENGINES, PEER_WORKS } = await import("./peer_ort.ts");
   for (const { weights } of PEER_WORKS.filter((it) => it.work === work)) {
-    progress(`${work}, onnxruntime-web ${weights} …`);
-    try {
-      for await (const it of ortWorks({ only: [work], weights, threads })) yield { ...it };
-    } catch (error) {
-      progress(`${work}: onnxruntime-web ${weights} is absent: ${(error as Error).message}`);
+    for (const engine of PEER_ENGINES) {
+      progress(`${work}, ${engine} ${weights} …`);
+      try {
+        for await (const it of ortWorks({ only: [work], weights, engine, threads })) yield { ...it };
+      } catch (error) {
+        progress(`${work}: ${engine} ${weights} is absent: ${(error as Error).message}`);
+      }
     }
   }
 }

@@ -68,12 +68,55 @@ Deno.test("every work that the benchmark promises can be asked for", () => {
   assert.deepEqual(promised.filter((it) => !WORKS.includes(it)), []);
 });
 
-Deno.test("an unknown work is refused by name, before anything is measured", async () => {
-  const bench = new URL("bench.ts", import.meta.url).pathname;
-  const args = ["run", "-A", "--quiet", "--no-lock", bench, "--only", "gemm-int7"];
-  const { code, stderr } = await new Deno.Command(Deno.execPath(), { args }).output();
-  assert.notEqual(code, 0);
-  assert.match(new TextDecoder().decode(stderr), /--only: expected gemm-int8, .* found gemm-int7/);
+async function run(file: string, ...args: string[]) {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "-A",
+      "--quiet",
+      "--no-lock",
+      "--no-check",
+      new URL(file, import.meta.url).pathname,
+      ...args,
+    ],
+  }).output();
+  const text = (it: Uint8Array) => new TextDecoder().decode(it);
+  return { code, out: text(stdout), err: text(stderr) };
+}
+
+const wrong: [string, string[], RegExp][] = [
+  ["bench.ts", ["--only", "gemm-int7"], /^--only: expected gemm-int8, .*, found "gemm-int7"$/],
+  ["bench.ts", ["--only", ""], /^--only: expected gemm-int8, .*, found ""$/],
+  ["bench.ts", ["--threads", "1,2"], /^--threads: expected a whole number from 1 to 64, found "1,2"$/],
+  ["bench.ts", ["--threads", "0"], /^--threads: .* found "0"$/],
+  ["bench.ts", ["--least", "soon"], /^--least: expected a whole number of 1 or more, found "soon"$/],
+  ["bench.ts", ["--speed"], /^Unknown option '--speed'$/],
+  ["bench.ts", ["all"], /^Unexpected argument 'all'$/],
+  ["bench.ts", ["--build", "fast"], /^--build: expected simd, relaxed, found "fast"$/],
+  ["bench.ts", ["--json", "nowhere/at/all.json"], /^--json: expected a file in a directory that is there, /],
+  ["compare.ts", [], /^Expected a git revision, found none/],
+  ["compare.ts", ["no-such-thing"], /^Expected a git revision, found "no-such-thing"$/],
+  ["compare.ts", ["HEAD", "--rounds", "x"], /^--rounds: expected a whole number of 1 or more, found "x"$/],
+  ["workerd.ts", ["--ms", "-1"], /^.*--ms.*$/],
+  ["peer_ort.ts", ["--only", "gemm-int7"], /^--only: expected gemm-f32, .* found "gemm-int7"$/],
+  ["peer_ort.ts", ["--weights", "int3"], /^--weights: expected f32, int8, int4, found "int3"$/],
+  ["peer_ort.ts", ["--only", "gemm-f32", "--weights", "int4"], /^Expected one of gemm-f32 in f32, /],
+];
+Deno.test("a command line that cannot be understood: status 2 and one line, before anything is measured", async () => {
+  for (const [file, args, message] of wrong) {
+    const { code, out, err } = await run(file, ...args);
+    assert.equal(code, 2, `${file} ${args}: ${err}`);
+    assert.match(err.replace(/\n$/, ""), message);
+    assert.equal(out, "");
+  }
+});
+
+Deno.test("--help prints what stands at the head of the file, and the works", async () => {
+  const { code, out } = await run("bench.ts", "--help");
+  assert.equal(code, 0);
+  assert.match(out, /^The benchmark: .*\n[\s\S]*deno task bench \[--only WORK,…\] \[--threads N\]/);
+  assert.match(out, /\nWorks: gemm-int8, .*quality\n$/);
+  assert.doesNotMatch(out, /\*|import/);
 });
 
 Deno.test("the limits are ones that a processor can have", () => {

@@ -7,44 +7,40 @@
  * than 5 % slower is red, and the exit status is 1.
  */
 
-import { parseArgs } from "node:util";
 import { join, resolve } from "@std/path";
-import type { Result } from "./bench.ts";
+import { type Result, WORKS } from "./bench.ts";
+import { oneOf, parseFlags, runCommand, threadsIn, UsageError, whole } from "./command_line.ts";
 import { judge } from "./statistics.ts";
 
 const ROOT = resolve(import.meta.dirname!, "../..");
 const QUICK = "gemm-int8,gemm-int4,gemm-f32,matvec-int8,matvec-int4";
 
-if (import.meta.main) Deno.exitCode = await main() ? 0 : 1;
+if (import.meta.main) await runCommand(import.meta.filename!, main);
 
-async function main(): Promise<boolean> {
-  const { values: flags, positionals: [revision] } = parseArgs({
-    allowPositionals: true,
-    options: {
-      only: { type: "string", default: QUICK },
-      rounds: { type: "string", default: "5" },
-      least: { type: "string", default: "150" },
-      threads: { type: "string", default: "1" },
-    },
+async function main(): Promise<number> {
+  const { values: flags, positionals: [revision] } = parseFlags({
+    only: { type: "string", default: QUICK },
+    rounds: { type: "string", default: "5" },
+    least: { type: "string", default: "150" },
+    threads: { type: "string", default: "1" },
+  }, true);
+  if (!revision) throw new UsageError("Expected a git revision, found none: compare.ts REF");
+  const rounds = whole("rounds", flags.rounds, 1);
+  const args = [
+    ...["--only", flags.only.split(",").map((it) => oneOf("only", it, WORKS)).join(",")],
+    ...["--least", `${whole("least", flags.least, 1)}`, "--threads", `${threadsIn(flags.threads)}`],
+    ...["--peers", "false"],
+  ];
+  await git("rev-parse", "--verify", `${revision}^{commit}`).catch(() => {
+    throw new UsageError(`Expected a git revision, found "${revision}"`);
   });
-  if (!revision) throw new RangeError("Expected a git revision, found none: compare.ts REF");
   const tree = await Deno.makeTempDir({ prefix: "compare" });
   await git("worktree", "add", "--detach", "--force", tree, revision);
   try {
-    const args = [
-      "--only",
-      flags.only,
-      "--least",
-      flags.least,
-      "--threads",
-      flags.threads,
-      "--peers",
-      "false",
-    ];
     await lendBench(tree);
     const [before, after] = [new Map<string, number[]>(), new Map<string, number[]>()];
     const sides = [[tree, before], [ROOT, after]] as const;
-    for (let round = 0; round < Number(flags.rounds); round++) {
+    for (let round = 0; round < rounds; round++) {
       for (const [root, times] of round % 2 ? sides.toReversed() : sides) {
         for (const { work, medianMs } of await bench(root, args)) {
           times.set(work, [...times.get(work) ?? [], medianMs]);
@@ -60,7 +56,7 @@ async function main(): Promise<boolean> {
         }`,
       );
     }
-    return !verdicts.some((it) => it.red);
+    return verdicts.some((it) => it.red) ? 1 : 0;
   } finally {
     await git("worktree", "remove", "--force", tree);
   }

@@ -1,14 +1,15 @@
 /**
- * onnxruntime-web on the shapes of the true models, from the ONNX files this project writes, with random weights.
+ * onnxruntime, compiled to WebAssembly and to this machine, on the shapes of the true models, from the ONNX files this
+ * project writes, with random weights.
  *
- *     deno run -A tests/bench/peer_ort.ts [--only WORK,…] [--weights f32|int8|int4] [--threads N] [--whole]
+ *     deno run -A --no-lock tests/bench/peer_ort.ts [--only WORK,…] [--weights f32|int8|int4]
+ *         [--engine onnxruntime-web|onnxruntime-node] [--threads N] [--whole]
  *
- * prints one JSON row per work. Every work runs in a process of its own: onnxruntime's memory never shrinks and its
+ * prints one JSON row per work and engine. Every work runs in a process of its own: onnxruntime's memory never shrinks and its
  * threads are set once. Of Gemma's 18 layers 3 are run, with weights of their own, and count six times; the head is run
  * once. The whole takes minutes; `--whole` runs it.
  */
 
-import { parseArgs } from "node:util";
 import { directoryFiles } from "../../functions/model.ts";
 import { EMBEDDING, VISION_LAYER } from "../../lib/weights/table.ts";
 import { type OnnxPart, openSession, type Ort, type OrtTensor, readOnnx } from "../../lib/weights/onnx.ts";
@@ -16,12 +17,21 @@ import { exportPart } from "../../models/export_onnx.ts";
 import { type OnnxFormat, OnnxOps } from "../../models/onnx_ops.ts";
 import { DataType, OnnxWriter } from "../../models/onnx_writer.ts";
 import { loadOrt } from "../../functions/ort.ts";
+import { oneOf, parseFlags, runCommand, threadsIn, UsageError } from "./command_line.ts";
 import { configOf, randomWeights } from "../ort/random_weights.ts";
+
+/** 300 MB unpacked, named here and fetched when it runs. Its binary for a processor is in the package: no script is needed. */
+const ORT_NODE = "npm:onnxruntime-node@1.30.0";
+
+/** What measures. */
+export type PeerEngine = "onnxruntime-web" | "onnxruntime-node";
+
+export const PEER_ENGINES: readonly PeerEngine[] = ["onnxruntime-web", "onnxruntime-node"];
 
 /** One measured figure, as the benchmark writes it. */
 export interface PeerResult {
   readonly work: string;
-  readonly engine: "onnxruntime-web";
+  readonly engine: PeerEngine;
   readonly weights: OnnxFormat;
   readonly threads: number;
   /** Of `decode-32`: milliseconds per token. */
@@ -58,27 +68,54 @@ const LAYERS = 3;
 export interface PeerOptions {
   readonly only?: readonly string[];
   readonly weights?: OnnxFormat;
+  readonly engine?: PeerEngine;
   readonly threads?: number;
   /** Run all layers of Gemma. */
   readonly whole?: boolean;
 }
 
-/** Measures the works that are asked for, one process each. */
+/**
+ * Measures the works that are asked for, one process each.
+ *
+ * @throws {Error} with the reason where an engine cannot be had or fails.
+ */
 export async function* ortWorks(
-  { only, weights, threads = 1, whole }: PeerOptions,
+  { only, weights, engine, threads = 1, whole }: PeerOptions,
 ): AsyncGenerator<PeerResult> {
   for (const it of PEER_WORKS) {
     if (only && !only.includes(it.work) || weights && weights !== it.weights) continue;
-    const { code, stdout } = await new Deno.Command(Deno.execPath(), {
-      args: [
-        ...["run", "-A", "--quiet", "--no-lock", import.meta.filename!, "--one", "--only", it.work],
-        ...["--weights", it.weights, "--threads", `${threads}`, ...whole ? ["--whole"] : []],
-      ],
-      stderr: "inherit",
-    }).output();
-    if (code) throw new Error(`onnxruntime-web failed at ${it.work}, ${it.weights}: exit status ${code}`);
-    yield JSON.parse(new TextDecoder().decode(stdout).trim().split("\n").at(-1)!);
+    for (const by of engine ? [engine] : PEER_ENGINES) {
+      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: [
+          ...["run", "-A", "--quiet", "--no-lock", import.meta.filename!, "--one", "--only", it.work],
+          ...[
+            "--weights",
+            it.weights,
+            "--engine",
+            by,
+            "--threads",
+            `${threads}`,
+            ...whole ? ["--whole"] : [],
+          ],
+        ],
+      }).output();
+      const lines = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim().split("\n");
+      if (code) throw new Error(`${by} failed at ${it.work}, ${it.weights}: ${lines(stderr).at(-1)}`);
+      yield JSON.parse(lines(stdout).at(-1)!);
+    }
   }
+}
+
+/** An engine in this process, and what its sessions are told. */
+interface Engine {
+  readonly ort: Ort;
+  readonly session?: Record<string, unknown>;
+}
+
+async function load(engine: PeerEngine, threads: number): Promise<Engine> {
+  if (engine === "onnxruntime-web") return { ort: await loadOrt(threads) };
+  const { default: ort } = await import(ORT_NODE);
+  return { ort, session: { intraOpNumThreads: threads, interOpNumThreads: 1 } };
 }
 
 /** What a session took, milliseconds. */
@@ -88,38 +125,34 @@ interface Timed {
 }
 
 /** Measures one work in this process. */
-async function measure({ work, weights, runs }: Work, threads: number, whole: boolean): Promise<PeerResult> {
-  const ort = await loadOrt(threads);
-  const row = ({ median, runs: ran }: Timed, more: Partial<PeerResult> = {}): PeerResult => {
+async function measure(
+  { work, weights, runs }: Work,
+  by: PeerEngine,
+  threads: number,
+  whole: boolean,
+): Promise<PeerResult> {
+  const engine = await load(by, threads);
+  const row = ({ median: medianMs, runs }: Timed, more: Partial<PeerResult> = {}): PeerResult => {
     const rssBytes = Deno.memoryUsage().rss;
-    return {
-      work,
-      engine: "onnxruntime-web",
-      weights,
-      threads,
-      medianMs: median,
-      runs: ran,
-      rssBytes,
-      ...more,
-    };
+    return { work, engine: by, weights, threads, medianMs, runs, rssBytes, ...more };
   };
   if (work.startsWith("gemm")) {
     const { width } = configOf({ family: "gemma" }).vision;
-    return row(await linear(ort, `${VISION_LAYER}0.mlp.fc1`, weights, [256, width], runs));
+    return row(await linear(engine, `${VISION_LAYER}0.mlp.fc1`, weights, [256, width], runs));
   }
-  if (work.startsWith("siglip")) return row(await siglip(ort, Number(work.slice(7)), runs));
+  if (work.startsWith("siglip")) return row(await siglip(engine, Number(work.slice(7)), runs));
   const { layers, width } = configOf({ family: "gemma" }).decoder;
   const rows = work === "prefill-264" ? 264 : 1;
-  if (whole) return row(await gemma(ort, weights, { layers }, rows, runs));
-  const some = await gemma(ort, weights, { layers: LAYERS, vocab: 1024 }, rows, runs);
-  const head = await linear(ort, EMBEDDING, "int8", [1, width], 5);
+  if (whole) return row(await gemma(engine, weights, { layers }, rows, runs));
+  const some = await gemma(engine, weights, { layers: LAYERS, vocab: 1024 }, rows, runs);
+  const head = await linear(engine, EMBEDDING, "int8", [1, width], 5);
   const median = some.median / LAYERS * layers + head.median;
   return row({ median, runs: some.runs }, { layersMeasured: LAYERS });
 }
 
 /** One matrix of the model, with its bias where it has one: x [T, K]. */
 function linear(
-  ort: Ort,
+  engine: Engine,
   name: string,
   format: OnnxFormat,
   shape: [number, number],
@@ -137,19 +170,19 @@ function linear(
     await file.close();
     return file.name;
   };
-  return time(ort, build, { x: floats(ort, [1, ...shape]) }, runs);
+  return time(engine, build, { x: floats(engine, [1, ...shape]) }, runs);
 }
 
 /** SigLIP-So400m and the projector, one picture. */
-function siglip(ort: Ort, imageSize: number, runs: number): Promise<Timed> {
+function siglip(engine: Engine, imageSize: number, runs: number): Promise<Timed> {
   const weights = randomWeights(configOf({ family: "gemma", imageSize }), { fast: true });
-  const pixels = floats(ort, [1, 3, imageSize, imageSize]);
-  return time(ort, (it) => part(weights, it, "vision_encoder", "int8"), { pixel_values: pixels }, runs);
+  const pixels = floats(engine, [1, 3, imageSize, imageSize]);
+  return time(engine, (it) => part(weights, it, "vision_encoder", "int8"), { pixel_values: pixels }, runs);
 }
 
 /** Gemma-2B, or some of its layers and vocabulary: 264 rows into an empty cache, or one row onto 264. */
 function gemma(
-  ort: Ort,
+  engine: Engine,
   format: OnnxFormat,
   sizes: { layers: number; vocab?: number },
   rows: number,
@@ -159,19 +192,23 @@ function gemma(
   const { width, kvHeads, headDim, layers } = config.decoder;
   const past = rows === 1 ? 264 : 0;
   const feeds: Record<string, OrtTensor> = {
-    inputs_embeds: floats(ort, [1, rows, width]),
-    position_ids: new ort.Tensor("int64", BigInt64Array.from({ length: rows }, (_, i) => BigInt(past + i)), [
-      1,
-      rows,
-    ]),
+    inputs_embeds: floats(engine, [1, rows, width]),
+    position_ids: new engine.ort.Tensor(
+      "int64",
+      BigInt64Array.from({ length: rows }, (_, i) => BigInt(past + i)),
+      [
+        1,
+        rows,
+      ],
+    ),
   };
   for (let i = 0; i < layers; i++) {
     for (const it of ["key", "value"]) {
-      feeds[`past_key_values.${i}.${it}`] = floats(ort, [1, kvHeads, past, headDim]);
+      feeds[`past_key_values.${i}.${it}`] = floats(engine, [1, kvHeads, past, headDim]);
     }
   }
   const weights = randomWeights(config, { fast: true });
-  return time(ort, (it) => part(weights, it, "decoder_model_merged", format), feeds, runs);
+  return time(engine, (it) => part(weights, it, "decoder_model_merged", format), feeds, runs);
 }
 
 function part(
@@ -186,7 +223,7 @@ function part(
 
 /** Builds a model in a temporary directory, runs it once to warm up, then `runs` times. */
 async function time(
-  ort: Ort,
+  { ort, session: options }: Engine,
   build: (directory: string) => Promise<string>,
   feeds: Record<string, OrtTensor>,
   runs: number,
@@ -194,7 +231,11 @@ async function time(
   const directory = await Deno.makeTempDir();
   const session = await (async () => {
     try {
-      return await openSession(ort, await readOnnx(directoryFiles(directory), await build(directory)));
+      return await openSession(
+        ort,
+        await readOnnx(directoryFiles(directory), await build(directory)),
+        options,
+      );
     } finally {
       await Deno.remove(directory, { recursive: true });
     }
@@ -206,7 +247,7 @@ async function time(
     if (i) times.push(performance.now() - before);
     const { data } = Object.values(outputs)[0];
     if (!(data as Float32Array).every(Number.isFinite)) {
-      throw new RangeError("onnxruntime-web gave no numbers");
+      throw new RangeError("onnxruntime gave no numbers");
     }
   }
   await session.release();
@@ -215,40 +256,49 @@ async function time(
 }
 
 /** Numbers from -1 to 1. */
-function floats(ort: Ort, dims: number[]): OrtTensor {
+function floats({ ort }: Engine, dims: number[]): OrtTensor {
   const length = dims.reduce((product, it) => product * it, 1);
   return new ort.Tensor("float32", Float32Array.from({ length }, (_, i) => Math.sin(i * 1.7)), dims);
 }
 
-if (import.meta.main) {
-  const { values: flags } = parseArgs({
-    options: {
-      only: { type: "string" },
-      weights: { type: "string" },
-      threads: { type: "string", default: "1" },
-      whole: { type: "boolean", default: false },
-      one: { type: "boolean", default: false },
-    },
+if (import.meta.main) await runCommand(import.meta.filename!, main);
+
+async function main(): Promise<number> {
+  const { values: flags } = parseFlags({
+    only: { type: "string" },
+    weights: { type: "string" },
+    engine: { type: "string" },
+    threads: { type: "string", default: "1" },
+    whole: { type: "boolean", default: false },
+    one: { type: "boolean", default: false },
   });
-  const only = flags.only?.split(",");
-  const weights = flags.weights as OnnxFormat | undefined;
-  const threads = Number(flags.threads);
+  const works = PEER_WORKS.map((it) => it.work);
+  const only = flags.only?.split(",").map((it) => oneOf("only", it, works));
+  const weights = flags.weights && oneOf<OnnxFormat>("weights", flags.weights, ["f32", "int8", "int4"]);
+  const engine = flags.engine && oneOf("engine", flags.engine, PEER_ENGINES);
+  const threads = threadsIn(flags.threads);
   const chosen = PEER_WORKS.filter((it) =>
-    (only?.includes(it.work) ?? true) && (weights ?? it.weights) === it.weights
+    (only?.includes(it.work) ?? true) && (weights || it.weights) === it.weights
   );
-  if (!chosen.length || !(threads >= 1)) {
-    throw new RangeError(
-      `Expected works of ${
-        [...new Set(PEER_WORKS.map((it) => `${it.work} (${it.weights})`))].join(", ")
-      } and one ` +
-        `thread or more, found ${flags.only ?? "all"}, ${flags.weights ?? "any weights"}, ${flags.threads}`,
-    );
+  if (!chosen.length) {
+    const known = PEER_WORKS.map((it) => `${it.work} in ${it.weights}`).join(", ");
+    throw new UsageError(`Expected one of ${known}, found ${flags.only} in ${weights}`);
   }
-  const print = (row: PeerResult) =>
-    Deno.stdout.writeSync(new TextEncoder().encode(JSON.stringify(row) + "\n"));
+  const say = (to: typeof Deno.stdout | typeof Deno.stderr, text: string) =>
+    to.writeSync(new TextEncoder().encode(`${text}\n`));
   if (flags.one) {
-    print(await measure(chosen[0], threads, flags.whole));
+    try {
+      const row = await measure(chosen[0], engine || "onnxruntime-web", threads, flags.whole);
+      say(Deno.stdout, JSON.stringify(row));
+    } catch (error) {
+      say(Deno.stderr, (error as Error).message.split("\n")[0]);
+      Deno.exit(1);
+    }
     Deno.exit(0); // the threads of onnxruntime would keep the process alive
   }
-  for await (const row of ortWorks({ only, weights, threads, whole: flags.whole })) print(row);
+  const options = { only, weights: weights || undefined, engine: engine || undefined };
+  for await (const row of ortWorks({ ...options, threads, whole: flags.whole })) {
+    say(Deno.stdout, JSON.stringify(row));
+  }
+  return 0;
 }

@@ -7,7 +7,7 @@
  * than 10 % slower is red, and the exit status is 1.
  */
 
-import { parseArgs } from "node:util";
+import { parseFlags, runCommand, whole } from "./command_line.ts";
 import { median } from "./statistics.ts";
 import { openWork, WORKERD_WORKS } from "./workerd_worker.ts";
 
@@ -17,12 +17,14 @@ const TOLERANCE = 0.1;
 /** Runs of a work, and the number that it leaves. */
 type Runner = (name: string, runs: number) => Promise<number>;
 
-if (import.meta.main) Deno.exitCode = await main() ? 0 : 1;
+if (import.meta.main) await runCommand(import.meta.filename!, main);
 
-async function main(): Promise<boolean> {
-  const { values: flags } = parseArgs({
-    options: { rounds: { type: "string", default: "5" }, ms: { type: "string", default: "300" } },
+async function main(): Promise<number> {
+  const { values: flags } = parseFlags({
+    rounds: { type: "string", default: "5" },
+    ms: { type: "string", default: "300" },
   });
+  const [rounds, ms] = [whole("rounds", flags.rounds, 1), whole("ms", flags.ms, 1)];
   const worker = await startWorker();
   try {
     let good = true;
@@ -34,9 +36,9 @@ async function main(): Promise<boolean> {
       if (!same) print(`${name}: ${theirs} in workerd, ${mine} in Deno`);
       // Both engines compile anew what they have run for a while, on a thread beside.
       for (let i = 0; i < 4; i++) for (const it of [here, worker.run]) await it(name, 10);
-      const runs = Math.max(4, Math.round(Number(flags.ms) / await each(here, name, 5)));
+      const runs = Math.max(4, Math.round(ms / await each(here, name, 5)));
       const times: [number[], number[]] = [[], []];
-      for (let round = 0; round < Number(flags.rounds); round++) {
+      for (let round = 0; round < rounds; round++) {
         for (const side of round % 2 ? [1, 0] : [0, 1]) {
           times[side].push(await each(side ? worker.run : here, name, runs));
         }
@@ -49,7 +51,7 @@ async function main(): Promise<boolean> {
       );
       good &&= same && !red;
     }
-    return good;
+    return good ? 0 : 1;
   } finally {
     await worker.stop();
   }
