@@ -1,6 +1,11 @@
 /**
- * What is counted while serving, as plain numbers, and the text in which Prometheus reads it (exposition format 0.0.4).
+ * What is counted while serving, as plain numbers, and the text in which Prometheus reads it (exposition format 0.0.4);
+ * and how an answer is counted, whoever asked for it.
  */
+
+import { SpanStatusCode, trace } from "@opentelemetry/api";
+import { RequestError } from "./errors.ts";
+import type { AnswerEvent, ModelInfo } from "./types.ts";
 
 /** Bounds of latency histograms, seconds: from a cached token to a request that waited long in line. */
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
@@ -124,6 +129,56 @@ export function createMetrics() {
       "From the question's arrival to the end of its answer.",
     ),
   };
+}
+
+/**
+ * Passes the events of an answer on, counts them, and makes a span of them by OpenTelemetry's conventions for generative
+ * models, in the trace in which the first event is asked for. Nothing of the question or the answer is in it.
+ *
+ * @param metrics where they are counted; nowhere by default.
+ */
+export async function* observed(
+  events: AsyncIterable<AnswerEvent>,
+  model: Pick<ModelInfo, "name" | "imageTokensPerImage">,
+  metrics = createMetrics(),
+): AsyncGenerator<AnswerEvent, void> {
+  const since = performance.now();
+  const span = trace.getTracer("paligemma-edge").startSpan("generate_content", {
+    attributes: { "gen_ai.operation.name": "generate_content", "gen_ai.request.model": model.name },
+  });
+  let last: number | undefined;
+  try {
+    for await (const event of events) {
+      const now = performance.now();
+      if (event.type === "token") {
+        const waited = last === undefined ? metrics.timeToFirstToken : metrics.interToken;
+        waited.observe((now - (last ?? since)) / 1000);
+        if (last === undefined) span.addEvent("first_token");
+        last = now;
+      } else if (event.type === "usage") {
+        const known = event.cached?.images ?? 0;
+        metrics.features.add(known, "hit");
+        metrics.features.add(event.imageTokens / model.imageTokensPerImage - known, "miss");
+        metrics.tokens.add(event.imageTokens, "image");
+        metrics.tokens.add(event.promptTokenIds.length, "prompt");
+        metrics.tokens.add(event.completionTokens, "completion");
+        span.setAttributes({
+          "gen_ai.usage.input_tokens": event.imageTokens + event.promptTokenIds.length,
+          "gen_ai.usage.output_tokens": event.completionTokens,
+        });
+      } else if (event.type === "done") {
+        metrics.answer.observe((now - since) / 1000);
+        span.setAttribute("gen_ai.response.finish_reasons", [event.finishReason]);
+      }
+      yield event;
+    }
+  } catch (error) {
+    const message = error instanceof RequestError ? error.code : "internal";
+    span.setStatus({ code: SpanStatusCode.ERROR, message });
+    throw error;
+  } finally {
+    span.end();
+  }
 }
 
 /** All numbers as Prometheus reads them, `text/plain; version=0.0.4`. */

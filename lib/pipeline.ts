@@ -10,7 +10,7 @@ import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Prepared, preprocess } from "./preprocess/preprocess.ts";
-import type { Metrics } from "./metrics.ts";
+import { type Metrics, observed } from "./metrics.ts";
 import { createPause, Line } from "./schedule/line.ts";
 import { createGrammar } from "./text/grammar.ts";
 import { findLocations, type Locations, nearby } from "./text/locations.ts";
@@ -106,7 +106,7 @@ export interface PipelineParts extends FeatureCacheOptions {
   readonly maxWaiting?: number;
   /** Bytes of keys and values kept for questions asked again word for word; 64 MiB by default, 0 for none. */
   readonly prefixCacheBytes?: number;
-  /** Counts the questions that wait. */
+  /** Counts the questions that wait, and the answers. */
   readonly metrics?: Metrics;
 }
 
@@ -184,7 +184,11 @@ class Loaded implements LocalPipeline {
     };
   }
 
-  async *answer(question: Question, signal?: AbortSignal): AsyncGenerator<AnswerEvent, void> {
+  answer(question: Question, signal?: AbortSignal): AsyncGenerator<AnswerEvent, void> {
+    return observed(this.#answer(question, signal), this.model, this.parts.metrics);
+  }
+
+  async *#answer(question: Question, signal?: AbortSignal): AsyncGenerator<AnswerEvent, void> {
     const leave = this.#line.enter();
     try {
       const checked = await this.#check(question);
@@ -337,6 +341,7 @@ class Loaded implements LocalPipeline {
     const { locScale, nms } = question;
     const boxes = createBoxParser(this.tokenizer, { locScale, locations: this.#locations });
     const near = (id: number) => nearby(this.#locations, id);
+    const spelled = (id: number) => this.tokenizer.piece(id).replaceAll("▁", " ");
     let [whole, count, items] = ["", 0, 0];
     const held: BoxEvent[] = [];
     const complete = async (events: readonly BoxEvent[]): Promise<BoxEvent[]> => {
@@ -375,7 +380,7 @@ class Loaded implements LocalPipeline {
           id,
           text: piece,
           logprob,
-          ...options.topLogits && { top: top.map((it) => ({ ...it, text: this.#spelled(it.id) })) },
+          ...options.topLogits && { top: top.map((it) => ({ ...it, text: spelled(it.id) })) },
         } satisfies AnswerEvent;
         yield* await complete(boxes.push(id, nearLogprob));
       }
@@ -404,11 +409,6 @@ class Loaded implements LocalPipeline {
       ...(items || brokenItems) && { plainText },
       ...brokenItems && { brokenItems },
     } satisfies AnswerEvent;
-  }
-
-  /** A piece as the text it stands for. */
-  #spelled(id: number): string {
-    return this.tokenizer.piece(id).replaceAll("▁", " ");
   }
 
   /** Adds what only the picture and the mask decoder can tell; of several pictures nobody knows which was meant. */

@@ -1,13 +1,11 @@
 /** Runs a question for a route: as one object or as a stream, until it is answered or nobody waits for it any more. */
 
-import { SpanStatusCode, trace } from "@opentelemetry/api";
 import type { Context } from "hono";
 import { RequestError } from "../errors.ts";
-import type { Metrics } from "../metrics.ts";
 import { collect, type LocalPipeline } from "../pipeline.ts";
 import type { Answer, AnswerEvent, ModelInfo, Question } from "../types.ts";
 import type { Env } from "./guard/exchange.ts";
-import { HttpError, type Problem, problemOf } from "./problem.ts";
+import { HttpError, type Problem } from "./problem.ts";
 import { Recording, Recordings } from "./recording.ts";
 import { eventStream, type ServerEvent, within } from "./sse.ts";
 
@@ -18,7 +16,6 @@ const RECORDED_MS = 5 * 60_000;
 /** What answers are made with. */
 export interface AnsweringParts {
   pipeline(): LocalPipeline | undefined;
-  readonly metrics: Metrics;
   readonly stopping?: AbortSignal;
   readonly heartbeatMs: number;
   /** An error as the client is told; ours are logged on the way. */
@@ -42,7 +39,6 @@ type Asking = Context<Env>;
 /** The answers of one server. */
 export class Answering {
   readonly #recordings = new Recordings(RECORDED_BYTES, RECORDED_MS);
-  readonly #tracer = trace.getTracer("paligemma-edge");
 
   constructor(private readonly parts: AnsweringParts) {}
 
@@ -67,7 +63,7 @@ export class Answering {
   /** A whole answer. */
   async whole(c: Asking, question: Question, until: Until = (events) => events): Promise<Answer> {
     return await this.run(c, async (pipeline, signal, stop) => {
-      const answer = await collect(until(this.#observed(pipeline.answer(question, signal), pipeline), stop));
+      const answer = await collect(until(pipeline.answer(question, signal), stop));
       if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The caller went away");
       return answer;
     });
@@ -143,58 +139,13 @@ export class Answering {
     const stop = () => request.abort();
     const { until = (events) => events } = wire;
     const events = pipeline.answer(question, request.signal);
-    const answer = until(putDown(c, this.#observed(events, pipeline)), stop);
+    const answer = until(putDown(c, events), stop);
     const recording = new Recording(wire.write(answer, pipeline), stop, () => {
       unlink();
       this.#recordings.tidy();
     });
     this.#recordings.keep(key, recording);
     return recording;
-  }
-
-  /** Passes events on, counting them. */
-  async *#observed(
-    events: AsyncIterable<AnswerEvent>,
-    { model }: LocalPipeline,
-  ): AsyncGenerator<AnswerEvent, void> {
-    const { metrics } = this.parts;
-    const since = performance.now();
-    const span = this.#tracer.startSpan("generate_content", {
-      attributes: { "gen_ai.operation.name": "generate_content", "gen_ai.request.model": model.name },
-    });
-    let last: number | undefined;
-    try {
-      for await (const event of events) {
-        const now = performance.now();
-        if (event.type === "token") {
-          (last === undefined ? metrics.timeToFirstToken : metrics.interToken).observe(
-            (now - (last ?? since)) / 1000,
-          );
-          if (last === undefined) span.addEvent("first_token");
-          last = now;
-        } else if (event.type === "usage") {
-          const known = event.cached?.images ?? 0;
-          metrics.features.add(known, "hit");
-          metrics.features.add(event.imageTokens / model.imageTokensPerImage - known, "miss");
-          metrics.tokens.add(event.imageTokens, "image");
-          metrics.tokens.add(event.promptTokenIds.length, "prompt");
-          metrics.tokens.add(event.completionTokens, "completion");
-          span.setAttributes({
-            "gen_ai.usage.input_tokens": event.imageTokens + event.promptTokenIds.length,
-            "gen_ai.usage.output_tokens": event.completionTokens,
-          });
-        } else if (event.type === "done") {
-          metrics.answer.observe((now - since) / 1000);
-          span.setAttribute("gen_ai.response.finish_reasons", [event.finishReason]);
-        }
-        yield event;
-      }
-    } catch (error) {
-      span.setStatus({ code: SpanStatusCode.ERROR, message: problemOf(error).code });
-      throw error;
-    } finally {
-      span.end();
-    }
   }
 }
 

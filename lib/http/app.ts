@@ -53,7 +53,7 @@ export interface AppParts {
   readonly limits?: Partial<CallerLimits>;
   /** Origins whose pages may call the API, or `*`; none by default. */
   readonly origins?: readonly string[];
-  /** Counts this server's work; the pipeline may count in the same object. */
+  /** Counts this server's requests; the pipeline counts its answers in the same object. */
   readonly metrics?: Metrics;
   readonly log?: Log;
   /** Silence after which a stream sends a comment, milliseconds. */
@@ -76,7 +76,6 @@ export function createApp(parts: AppParts): Hono<Env> {
 
   const answering = new Answering({
     pipeline: parts.pipeline,
-    metrics,
     stopping,
     heartbeatMs,
     problemOf: tell,

@@ -1,5 +1,6 @@
 /** Jobs over HTTP: `/v1/jobs`, their events, and the webhooks that tell of their end (`/v1/letters`). */
 
+import { type Context as Trace, context, ROOT_CONTEXT, trace } from "@opentelemetry/api";
 import { type Context, Hono } from "hono";
 import { RequestError } from "../errors.ts";
 import type { JobChange, Jobs } from "../jobs/jobs.ts";
@@ -49,15 +50,24 @@ export function checkItem(item: Readonly<Record<string, unknown>>, place: string
 
 /** How an item of a job is answered: as `/v1/generate` would. */
 export function itemWork(pipelineOf: () => LocalPipeline | undefined, outbound: Outbound) {
-  return async (item: unknown, signal: AbortSignal): Promise<unknown> => {
+  return async (item: unknown, signal: AbortSignal, traceparent?: string): Promise<unknown> => {
     const pipeline = pipelineOf();
     if (!pipeline) throw new RequestError("overloaded", "Cannot answer now: the model is still loading");
     const { question, pictures } = readAgain(item as Record<string, unknown>);
     const images = await loadPictures(pictures, outbound, { signal });
-    const answer = await collect(pipeline.answer({ images, ...question }, signal));
+    const events = pipeline.answer({ images, ...question }, signal);
+    const answer = await context.with(traceOf(traceparent), () => collect(events));
     if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The job was stopped");
     return { model: pipeline.model.name, ...answer };
   };
+}
+
+/** The trace that a `traceparent` names, for spans made in it; no trace where there is none. */
+function traceOf(traceparent: string | undefined): Trace {
+  if (!traceparent) return ROOT_CONTEXT;
+  const [, traceId, spanId, flags] = traceparent.split("-");
+  const parent = { traceId, spanId, traceFlags: parseInt(flags, 16), isRemote: true };
+  return trace.setSpanContext(ROOT_CONTEXT, parent);
 }
 
 /** Reads what was checked when it came, perhaps by an older server with other rules. */

@@ -16,11 +16,12 @@ export interface RunnerParts {
   readonly jobs: JobStore;
   readonly webhooks: Webhooks;
   /**
-   * Answers one item. A `RequestError` is the item's end, unless it is one that passes.
+   * Answers one item, in the trace of its job's request where there is one. A `RequestError` is the item's end, unless it
+   * is one that passes.
    *
    * @returns JSON.
    */
-  readonly work: (item: unknown, signal: AbortSignal) => Promise<unknown>;
+  readonly work: (item: unknown, signal: AbortSignal, traceparent?: string) => Promise<unknown>;
   /** Told everything that goes wrong and is not the caller's. */
   readonly onError: (error: unknown) => void;
   /** Milliseconds since 1970. */
@@ -112,7 +113,8 @@ export class Runner {
           };
           return void await settle((job) => finish(job, index, now(), error));
         }
-        await jobs.putResult(id, index, await work(await jobs.item(id, index), stop.signal));
+        const result = await work(await jobs.item(id, index), stop.signal, begun.traceparent);
+        await jobs.putResult(id, index, result);
       }
       await settle((job) => finish(job, index, now()));
     } catch (error) {

@@ -13,7 +13,7 @@ interface Span {
   readonly attributes: { readonly key: string; readonly value: Record<string, unknown> }[];
 }
 
-Deno.test("a collector gets the answer's span within the caller's trace, with counts and no content", async () => {
+Deno.test("a collector gets the span of an answer, and of one in a job, within the caller's trace, with counts and no content", async () => {
   const spans: Span[] = [];
   const bodies: string[] = [];
   const collector = Deno.serve({ port: 0, onListen() {} }, async (request) => {
@@ -34,32 +34,44 @@ Deno.test("a collector gets the answer's span within the caller's trace, with co
     OTEL_EXPORTER_OTLP_ENDPOINT: `http://localhost:${collector.addr.port}`,
     OTEL_BSP_SCHEDULE_DELAY: "100",
   });
-  const trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-  try {
-    const response = await fetch(`${door.url}/v1/generate`, {
+  const [trace, jobTrace] = ["4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"];
+  const item = { image: PICTURE.toBase64(), prompt: "answer en secret?", maxTokens: 3, ignoreEos: true };
+  const post = (path: string, body: unknown, trace: string) =>
+    fetch(door.url + path, {
       method: "POST",
       headers: { "content-type": "application/json", traceparent: `00-${trace}-00f067aa0ba902b7-01` },
-      body: JSON.stringify({
-        image: PICTURE.toBase64(),
-        prompt: "answer en secret?",
-        maxTokens: 3,
-        ignoreEos: true,
-      }),
+      body: JSON.stringify(body),
     });
+  try {
+    const response = await post("/v1/generate", item, trace);
     assert.equal(response.status, 200);
     await response.text();
+    const { id } = await (await post("/v1/jobs", { items: [item] }, jobTrace)).json();
+    await (await fetch(`${door.url}/v1/jobs/${id}/events`)).text(); // until it has ended
+    const numbers = await (await fetch(`${door.url}/metrics`)).text();
+    for (
+      const line of [
+        'paligemma_tokens_total{kind="completion"} 6',
+        "paligemma_time_to_first_token_seconds_count 2",
+        "paligemma_inter_token_seconds_count 4",
+        "paligemma_answer_seconds_count 2",
+      ]
+    ) assert.ok(numbers.split("\n").includes(line), `${line} in\n${numbers}`);
   } finally {
     door.kill("SIGTERM"); // what waits is sent
     await door.status;
     await collector.shutdown();
   }
-  const answer = spans.find((it) => it.name === "generate_content");
-  assert.ok(answer, spans.map((it) => it.name).join());
-  assert.equal(answer.traceId, trace);
+  const answers = spans.filter((it) => it.name === "generate_content");
+  assert.deepEqual(answers.map((it) => it.traceId), [trace, jobTrace]);
+  const [answer, inJob] = answers;
   const parent = spans.find((it) => it.spanId === answer.parentSpanId);
   assert.equal(parent?.parentSpanId, "00f067aa0ba902b7", "the request's span lies between");
-  const attributes = Object.fromEntries(answer.attributes.map((it) => [it.key, Object.values(it.value)[0]]));
-  assert.equal(attributes["gen_ai.request.model"], "pg1");
-  assert.equal(Number(attributes["gen_ai.usage.output_tokens"]), 3);
+  assert.equal(inJob.parentSpanId, "00f067aa0ba902b7");
+  for (const { attributes } of answers) {
+    const values = Object.fromEntries(attributes.map((it) => [it.key, Object.values(it.value)[0]]));
+    assert.equal(values["gen_ai.request.model"], "pg1");
+    assert.equal(Number(values["gen_ai.usage.output_tokens"]), 3);
+  }
   assert.doesNotMatch(bodies.join(), /secret/);
 });

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { type AppParts, createApp } from "../../lib/http/app.ts";
 import { readTraceparent } from "../../lib/http/guard/exchange.ts";
 import { createLog } from "../../lib/http/guard/log.ts";
-import { createMetrics, exposition } from "../../lib/metrics.ts";
+import { createMetrics, exposition, observed } from "../../lib/metrics.ts";
 import { readSettings } from "../../functions/settings.ts";
 import { ending, PICTURE, scripted, token, twoTokens } from "./doubles.ts";
 
@@ -186,13 +186,14 @@ Deno.test("traceparent is read where it is one", () => {
 
 Deno.test("the numbers count what was answered, in a form that Prometheus reads", async () => {
   const metrics = createMetrics();
-  const pipeline = scripted(async function* () {
+  const answer = async function* () {
     for (let i = 0; i < 3; i++) {
       await new Promise((resolve) => setTimeout(resolve, 12));
       yield token(i, "x");
     }
     yield* ending("xxx", 3);
-  });
+  };
+  const pipeline = scripted(() => observed(answer(), pipeline.model, metrics));
   const counted = app({ pipeline: () => pipeline, metrics });
   await (await counted.request("/v1/generate", asking())).text();
   await (await counted.request("/v1/generate", asking({}, { stream: true }))).text();
