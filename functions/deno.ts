@@ -12,8 +12,9 @@ import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
 import { loadModel, TINY } from "./model.ts";
 import { createNetwork } from "./network.ts";
-import { createWork, openStore } from "./store.ts";
+import { openStore, workOff } from "./store.ts";
 import { readSettings, type Settings } from "./settings.ts";
+import { createWork } from "./work.ts";
 
 /** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
 const GRACE_MS = 4000;
@@ -168,7 +169,7 @@ try {
   // As many as a machine may be asked at once; each holds its pixels, less than a megabyte.
   const serving = { metrics, maxWaiting: 256 };
   pipeline = await loadModel(resolve(directory), { ...serving, threads, blobs: store?.blobs, onError });
-  working = work?.run(stopping.signal);
+  working = store && work && workOff(store, work, { signal: stopping.signal, onError });
   const seconds = ((performance.now() - since) / 1000).toFixed(1);
   say(
     `PaliGemma Edge answers at ${url} (model ${pipeline.model.name}, loaded in ${seconds} s). Ctrl-C stops it.\n` +

@@ -42,7 +42,12 @@ export async function consume(queue: PullQueue, handle: Handler, options: Consum
   await Promise.all(running);
 }
 
-async function handleOne(delivery: Delivery, handle: Handler, { signal, onError }: ConsumeOptions) {
+/** Has one message handled; its lease is renewed meanwhile, and a handler that throws gives it back. */
+export async function handleOne(
+  delivery: Delivery,
+  handle: Handler,
+  { signal, onError }: Omit<ConsumeOptions, "concurrency">,
+): Promise<void> {
   const lost = new AbortController();
   const abort = () => lost.abort();
   signal.addEventListener("abort", abort, { once: true });

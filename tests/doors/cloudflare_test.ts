@@ -51,6 +51,7 @@ const sampled = { prompt: "caption en", temperature: "1", seed: "7", maxTokens: 
 const REQUESTS: readonly [string, string, RequestInit?][] = [
   ["health", "/health"],
   ["page", "/"],
+  ["API document", "/openapi.json"],
   ["models", "/v1/models"],
   ["no route", "/nothing"],
   ["wrong method", "/v1/generate"],
@@ -159,6 +160,30 @@ Deno.test({
         assert.equal((await ask({})).status, 200);
       },
     );
+    await t.step("a job is worked off by the queue, and its letter tried", async () => {
+      const items = [{ image: PNG, prompt: "ocr" }, { image: PNG, prompt: "caption en" }, {
+        image: "aGk=",
+        prompt: "",
+      }];
+      const secret = `whsec_${new Uint8Array(24).toBase64()}`;
+      const webhook = { url: "https://nowhere.invalid/", secret };
+      const made = await fetch(`${worker.url}/v1/jobs`, json({ items, webhook }));
+      const { id } = await made.json();
+      assert.equal(made.status, 202);
+      // Ends when the job does.
+      const events = await (await fetch(`${worker.url}/v1/jobs/${id}/events`)).text();
+      assert.match(events, /"status":"done"/);
+      const job = await (await fetch(`${worker.url}/v1/jobs/${id}`)).json();
+      assert.deepEqual(job.items.map((it: { status: string }) => it.status), ["done", "done", "failed"]);
+      const caption = await (await fetch(`${worker.url}/v1/generate`, form({ prompt: "caption en" }))).json();
+      assert.equal(job.items[1].result.text, caption.text);
+      const tried = async () => {
+        const { letters } = await (await fetch(`${worker.url}/v1/letters?status=pending`)).json();
+        return letters[0]?.attempts.length;
+      };
+      const since = performance.now();
+      while (!await tried()) assert.ok(performance.now() - since < 10_000, "no attempt");
+    });
   } finally {
     await worker.stop();
     deno.kill("SIGTERM");
