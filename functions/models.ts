@@ -74,9 +74,11 @@ async function list(place: string, _: Flags, print: Print): Promise<void> {
     for (const name of await directoriesIn(root)) {
       const path = join(root, name);
       const names = await directoryFiles(path).list();
-      const model = names.includes("config.json") && names.some((it) => it.includes(".safetensors"));
+      const onnx = names.includes("onnx");
+      const model = names.includes("config.json") &&
+        (onnx || names.some((it) => it.includes(".safetensors")));
       const [started] = model || !names.includes("pull.json") ? [] : [await readRecord(path)];
-      if (model && path !== "models/tiny") found.push(path);
+      if (model && path !== "models/tiny") found.push(onnx ? `${path}   ONNX, with --backend ort` : path);
       if (started) found.push(`${path}   ${started.repo}, not whole`);
     }
   }

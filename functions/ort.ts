@@ -7,7 +7,7 @@ import { readConfig } from "../lib/weights/config.ts";
 import { findOnnx, type Ort } from "../lib/weights/onnx.ts";
 import { revisionOf } from "../lib/weights/revision.ts";
 
-/** 150 MB unpacked: a name that is not written where it is imported is fetched only when that line runs. */
+/** 33 MB, 150 unpacked: a name that is not written where it is imported is fetched only when that line runs. */
 const ORT_WEB = "npm:onnxruntime-web@1.30.0";
 
 /**
@@ -17,7 +17,9 @@ const ORT_WEB = "npm:onnxruntime-web@1.30.0";
  */
 export async function loadOrt(threads = 1): Promise<Ort> {
   const { default: ort } = await import(ORT_WEB).catch((cause) => {
-    throw new RequestError("download_failed", `Cannot get ${ORT_WEB}: ${cause.message}`, { cause });
+    throw new RequestError("download_failed", `Cannot get ${ORT_WEB}: ${cause.message.split("\n")[0]}`, {
+      cause,
+    });
   });
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";

@@ -6,8 +6,12 @@
 import assert from "node:assert/strict";
 import { createReferenceBackend } from "../lib/backend/reference.ts";
 import { createWasmBackend } from "../lib/backend/wasm.ts";
+import { loadDecoder } from "../lib/decode/gemma.ts";
 import { collect, createPipeline } from "../lib/pipeline.ts";
 import type { AnswerEvent } from "../lib/types.ts";
+import { loadVision } from "../lib/vision/siglip.ts";
+import { readConfig } from "../lib/weights/config.ts";
+import { openWeights } from "../lib/weights/load.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "./memory_files.ts";
 
@@ -213,6 +217,30 @@ Deno.test("a model that does not fit is refused before anything is read, with ne
   await assert.rejects(createPipeline({ backend, files, name: "pg1", weights: "f32" }), {
     code: "model_too_large",
     message: /model in pg1: its weights take \d\.\d\d GB, the wasm backend has 0\.00 GB/,
+  });
+});
+
+Deno.test("stages that the caller opened answer without safetensors; features before the projector are refused", async () => {
+  const bytes = directoryBytes(`${CHECKPOINTS}pg1`);
+  const backend = createReferenceBackend();
+  const whole = memoryFiles(bytes, "pg1");
+  const weights = await openWeights(whole, await readConfig(whole));
+  const { imageTokens, width, encode } = await loadVision(backend, weights);
+  const decoder = await loadDecoder(backend, weights);
+  const files = memoryFiles(
+    Object.fromEntries(Object.entries(bytes).filter(([name]) => !name.includes("safetensors"))),
+  );
+  await assert.rejects(createPipeline({ backend, files, name: "x" }), { code: "model_invalid" });
+  const stages = { vision: { imageTokens, width, encode }, decoder, revision: "mine" };
+  const pipeline = await createPipeline({ backend, files, name: "x", stages });
+  assert.equal(pipeline.model.revision, "mine");
+  const question = { images: [PICTURE], prompt: "caption en", maxTokens: 4, ignoreEos: true };
+  const expected = await collect((await load("pg1", "reference")).answer(question));
+  assert.deepEqual((await collect(pipeline.answer(question))).tokenIds, expected.tokenIds);
+  assert.deepEqual((await pipeline.embed({ images: [PICTURE] })).shape, [1, imageTokens, width]);
+  await assert.rejects(pipeline.embed({ images: [PICTURE], stage: "features" }), {
+    code: "parameter_invalid",
+    message: /expected stage projected.*found features/,
   });
 });
 
