@@ -12,7 +12,7 @@ import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
 import { loadModel, TINY } from "./model.ts";
 import { createNetwork } from "./network.ts";
-import { openStore, workOff } from "./store.ts";
+import { measureBacklog, openStore, workOff } from "./store.ts";
 import { readSettings, type Settings } from "./settings.ts";
 import { createWork } from "./work.ts";
 
@@ -157,6 +157,7 @@ const parts: AppParts = {
   rooms: work
     ? [jobRoutes({ ...work, outbound, stopping: stopping.signal }), hookRoutes({ ...work, outbound })]
     : [],
+  measure: store && ((metrics) => measureBacklog(store, metrics)),
   operations: work ? JOB_OPERATIONS : [],
   ...guard,
 };

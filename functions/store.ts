@@ -2,6 +2,7 @@
 
 import { join, resolve } from "@std/path";
 import { consume } from "../lib/jobs/consume.ts";
+import type { Metrics } from "../lib/metrics.ts";
 import { RequestError } from "../lib/mod.ts";
 import { openKvStore } from "../lib/store/deno_kv.ts";
 import { createFileBlobs } from "../lib/store/files.ts";
@@ -58,4 +59,10 @@ export async function workOff(
     consume(store.queue("jobs"), handlers.jobs, { concurrency: JOBS_AT_ONCE, ...options }),
     consume(store.queue("webhooks"), handlers.webhooks, { concurrency: WEBHOOKS_AT_ONCE, ...options }),
   ]);
+}
+
+/** Tells how much there is to do in a store. */
+export async function measureBacklog(store: Store<PullQueue>, { backlog }: Metrics): Promise<void> {
+  backlog.set(await store.queue("jobs").depth("jobs/"), "jobs");
+  backlog.set(await store.queue("webhooks").depth("letters/"), "webhooks");
 }

@@ -13,7 +13,7 @@ const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 /** Different label values a metric keeps apart; more become `other`, so that no caller can grow the memory. */
 const MAX_SERIES = 200;
 
-/** A number for each value of its labels. Only ever added to when it is a counter. */
+/** A number for each value of its labels. Only ever added to when it is a counter, also set when it is a gauge. */
 export class Metric<const L extends readonly string[] = []> {
   readonly #values = new Map<string, number>();
 
@@ -28,6 +28,11 @@ export class Metric<const L extends readonly string[] = []> {
   add(by: number, ...values: { readonly [i in keyof L]: string }): void {
     const key = this.#key(values);
     this.#values.set(key, (this.#values.get(key) ?? 0) + by);
+  }
+
+  /** Makes the number of these label values another. */
+  set(to: number, ...values: { readonly [i in keyof L]: string }): void {
+    this.#values.set(this.#key(values), to);
   }
 
   /** The number of these label values; 0 when nothing was added. */
@@ -103,6 +108,12 @@ export function createMetrics() {
       "paligemma_queue_depth",
       "gauge",
       "Questions being answered or waiting for their turn.",
+    ),
+    backlog: new Metric(
+      "paligemma_backlog",
+      "gauge",
+      "What is accepted and not done, by all servers of this store: jobs, webhooks.",
+      ["kind"],
     ),
     tokens: new Metric("paligemma_tokens_total", "counter", "Tokens by kind: image, prompt, completion.", [
       "kind",

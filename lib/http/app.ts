@@ -55,6 +55,8 @@ export interface AppParts {
   readonly origins?: readonly string[];
   /** Counts this server's requests; the pipeline counts its answers in the same object. */
   readonly metrics?: Metrics;
+  /** Looks up those numbers that nobody counts, before they are read. */
+  measure?(metrics: Metrics): Promise<void>;
   readonly log?: Log;
   /** Silence after which a stream sends a comment, milliseconds. */
   readonly heartbeatMs?: number;
@@ -124,10 +126,11 @@ export function createApp(parts: AppParts): Hono<Env> {
   for (const room of [...own, ...parts.rooms ?? []]) app.route("/", room);
 
   app.get("/health", (c) => c.json({ status: "ok", model: answering.pipeline().model }));
-  app.get(
-    "/metrics",
-    (c) => c.body(exposition(metrics), 200, { "content-type": "text/plain; version=0.0.4" }),
-  );
+  app.get("/metrics", async (c) => {
+    // What cannot be looked up stays as it was; the others are told all the same.
+    await parts.measure?.(metrics).catch((error) => log("error", "failure", { error }));
+    return c.body(exposition(metrics), 200, { "content-type": "text/plain; version=0.0.4" });
+  });
   app.get("/samples", (c) => {
     return c.json(samples.map((it) => ({
       name: it.name,

@@ -204,6 +204,11 @@ class KvQueue implements PullQueue {
     return leased.filter((it) => it !== undefined);
   }
 
+  async depth(prefix: string): Promise<number> {
+    const range = { start: this.#message(prefix), end: this.#message(`${prefix}\u{10ffff}`) };
+    return (await guarded(() => Array.fromAsync(this.kv.list(range)))).length;
+  }
+
   wait(ms: number, signal?: AbortSignal): Promise<void> {
     return this.#bell.wait(ms, signal);
   }

@@ -115,6 +115,10 @@ class MemoryQueue implements PullQueue {
     }));
   }
 
+  depth(prefix: string): Promise<number> {
+    return Promise.resolve([...this.#messages.keys()].filter((it) => it.startsWith(prefix)).length);
+  }
+
   wait(ms: number, signal?: AbortSignal): Promise<void> {
     return this.#bell.wait(ms, signal);
   }

@@ -1,4 +1,5 @@
 /** Jobs on the real server: killed again and again, with a full disk, with a damaged database. */
+/// <reference lib="deno.unstable" />
 
 import assert from "node:assert/strict";
 import { join } from "@std/path";
@@ -133,6 +134,63 @@ Deno.test("a full disk and a damaged database: told to whoever asks and in the l
       [...Deno.readDirSync(join(data, "blobs/jobs.d"))].map((it) => it.name.slice(0, 36)).sort(),
       [bad.id, fits.json.id].sort(),
     );
+  }));
+
+Deno.test("keys given to a server that had none: what was there stays readable, what is new is its key's; the backlog is told", () =>
+  directory(async (data) => {
+    const receiver = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, async (request) => {
+      await request.body?.cancel();
+      return new Response(null, { status: 500 });
+    });
+    const webhook = { url: `http://127.0.0.1:${(receiver.addr as Deno.NetAddr).port}/` };
+    const env = { MODEL: CHECKPOINT, DATA_DIR: data, ALLOW_PRIVATE_URLS: "1", WEBHOOK_SECRET: SECRET };
+    const first = await startDoor(env);
+    const { json: old } = await post(`${first.url}/v1/jobs`, { items: [ITEM] }, { "idempotency-key": "one" });
+    await until(async () => (await jobOf(first.url, old.id)).status === "done");
+    first.kill("SIGTERM");
+    await first.status;
+
+    const { url, kill, status } = await startDoor({ ...env, API_KEYS: "mine,other" });
+    const [mine, other] = ["mine", "other"].map((it) => ({ authorization: `Bearer ${it}` }));
+    const statusOf = async (path: string, headers: Record<string, string>) => {
+      const response = await fetch(url + path, { headers });
+      await response.body?.cancel();
+      return response.status;
+    };
+    const long = { items: Array(20).fill({ ...ITEM, maxTokens: 900, prompt: "" }), webhook };
+    const { json: job } = await post(`${url}/v1/jobs`, long, { ...mine, "idempotency-key": "one" });
+    assert.notEqual(job.id, old.id);
+    assert.deepEqual([
+      await statusOf(`/v1/jobs/${old.id}`, mine),
+      await statusOf(`/v1/jobs/${old.id}`, other),
+    ], [
+      200,
+      200,
+    ]);
+    for (const path of [`/v1/jobs/${job.id}`, `/v1/jobs/${job.id}/events`]) {
+      assert.equal(await statusOf(path, other), 404);
+    }
+    const backlog = async () => {
+      const text = await (await fetch(`${url}/metrics`, { headers: mine })).text();
+      return [...text.matchAll(/^paligemma_backlog\{kind="(?:jobs|webhooks)"\} (\d+)$/gm)].map(([, it]) =>
+        +it
+      );
+    };
+    assert.deepEqual(await backlog(), [1, 0]);
+    const cancel = (headers: Record<string, string>) =>
+      fetch(`${url}/v1/jobs/${job.id}`, { method: "DELETE", headers }).then((it) => it.json());
+    assert.equal((await cancel(other)).code, "not_found");
+    assert.equal((await cancel(mine)).status, "cancelled");
+    // Its end was not taken by the receiver, and will be told again.
+    await until(async () => (await backlog()).join() === "0,1");
+    const letters = async (headers: Record<string, string>) =>
+      (await (await fetch(`${url}/v1/letters`, { headers })).json()).letters.map((it: { job: string }) =>
+        it.job
+      );
+    assert.deepEqual([await letters(mine), await letters(other)], [[job.id], []]);
+    kill("SIGTERM");
+    await status;
+    await receiver.shutdown();
   }));
 
 Deno.test("a DATA_DIR that cannot be, and a secret that is none, end in one line", async () => {

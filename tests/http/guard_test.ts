@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { type AppParts, createApp } from "../../lib/http/app.ts";
+import { RequestError } from "../../lib/errors.ts";
 import { readTraceparent } from "../../lib/http/guard/exchange.ts";
 import { createLog } from "../../lib/http/guard/log.ts";
 import { createMetrics, exposition, observed } from "../../lib/metrics.ts";
@@ -217,6 +218,24 @@ Deno.test("the numbers count what was answered, in a form that Prometheus reads"
   // However many routes and models somebody makes up, the numbers stay few.
   for (let i = 0; i < 1000; i++) metrics.routes.add(1, `route "${i}"\n`);
   assert.ok(exposition(metrics).split("\n").length < 400);
+});
+
+Deno.test("numbers are looked up when they are read; what cannot be is told to the operator, and all else is read", async () => {
+  const lines: string[] = [];
+  let jobs = 0;
+  const counted = app({
+    log: createLog("error", (it) => lines.push(it)),
+    measure({ backlog }) {
+      if (jobs === 2) return Promise.reject(new RequestError("storage_failed", "the database is gone"));
+      return Promise.resolve(backlog.set(++jobs, "jobs"));
+    },
+  });
+  for (const expected of [1, 2, 2]) {
+    const text = await (await counted.request("/metrics")).text();
+    assert.match(text, new RegExp(`^paligemma_backlog\\{kind="jobs"\\} ${expected}$`, "m"));
+  }
+  assert.equal(lines.length, 1);
+  assert.match(lines[0], /the database is gone/);
 });
 
 Deno.test("the environment is read with all its mistakes named", () => {

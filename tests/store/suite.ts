@@ -216,6 +216,19 @@ export function testQueue(name: string, opened: Opened<{ queue: PullQueue; clock
     assert.deepEqual((await queue.receive(lease)).map((it) => [it.body, it.attempts]), [[4, 1]]);
   });
 
+  test("its depth is what waits and what is leased, by the beginning of the id", async (queue) => {
+    const depths = async () => [await queue.depth("a/"), await queue.depth("b/"), await queue.depth("")];
+    assert.deepEqual(await depths(), [0, 0, 0]);
+    await queue.send({ id: "a/1", body: 1 });
+    await queue.send({ id: "a/2", body: 1 }, 1000);
+    await queue.send({ id: "b/1", body: 1 }, 1000);
+    assert.deepEqual(await depths(), [2, 1, 3]);
+    const [held] = await queue.receive(lease);
+    assert.deepEqual(await depths(), [2, 1, 3]);
+    await held.ack();
+    assert.deepEqual(await depths(), [1, 1, 2]);
+  });
+
   test("of twenty who ask at once, each message has one holder", async (queue) => {
     for (let i = 0; i < 30; i++) await queue.send({ id: `m${i}`, body: i });
     const got =
