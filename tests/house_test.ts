@@ -96,3 +96,10 @@ Deno.test(`no source file over ${MAX_LINES} lines, no room named after nothing`,
   );
   assert.deepEqual(vague, []);
 });
+
+Deno.test("what serving downloads holds nothing that serving does not need", () => {
+  for (const path of ["deno.json", "deno.lock"]) {
+    assert.match(text(path), /"npm:hono@/);
+    assert.doesNotMatch(text(path), /onnxruntime|wrangler|playwright|puppeteer/, path);
+  }
+});
