@@ -24,10 +24,11 @@ Deno.test("the bundled model answers every bundled example as written", async ()
   }
 });
 
-Deno.test("its masks are the shapes in the picture, with an intersection over union of 0.8 and more", async () => {
+Deno.test("its masks are the shapes in the picture, with a mean intersection over union of 0.85 and more", async () => {
   const pipeline = await loadModel(TINY);
   const bytes = await Deno.readFile(join(directory, "five_shapes.png"));
   const picture = await decodePicture(bytes, { maxPixels: 1e6 });
+  const unions: number[] = [];
   for (const label of ["cross", "star", "heart", "square", "ring"]) {
     const { items } = await collect(pipeline.answer({ images: [bytes], prompt: `segment ${label}` }));
     assert.equal(items.length, 1, label);
@@ -41,8 +42,11 @@ Deno.test("its masks are the shapes in the picture, with an intersection over un
       both += it & wanted[i];
       either += it | wanted[i];
     });
-    assert.ok(both / either >= 0.8, `${label}: ${both / either}`);
+    unions.push(both / either);
+    // A pixel more or less around it is a fifth of a ring.
+    assert.ok(unions.at(-1)! >= 0.75, `${label}: ${unions.at(-1)}`);
   }
+  assert.ok(unions.reduce((a, b) => a + b) / unions.length >= 0.85, `${unions}`);
 });
 
 /** The pixels of the colour that most pixels of a mask have. */
