@@ -7,7 +7,7 @@ import type { Answer, AnswerEvent, ModelInfo, Question } from "../types.ts";
 import type { Env } from "./guard/exchange.ts";
 import { HttpError, type Problem } from "./problem.ts";
 import { Recording, Recordings } from "./recording.ts";
-import { eventStream, type ServerEvent, within } from "./sse.ts";
+import { eventStream, lastEventId, type ServerEvent, within } from "./sse.ts";
 
 /** Events kept for clients that come back, and how long. */
 const RECORDED_BYTES = 16 * 1024 * 1024;
@@ -170,16 +170,6 @@ async function keyOf(c: Asking, { images, ...question }: Question, wire: Wire): 
   const pictures = await Promise.all(images.map(digest));
   const asked = JSON.stringify([c.get("exchange").caller, c.req.path, wire.key, question, pictures]);
   return await digest(new TextEncoder().encode(asked));
-}
-
-/** The number of the last event a client has, or undefined where it has none. */
-function lastEventId(header: string | undefined): number | undefined {
-  if (header === undefined || header === "") return undefined;
-  if (/^\d{1,9}$/.test(header)) return Number(header);
-  throw new RequestError(
-    "parameter_invalid",
-    "Cannot resume: expected a Last-Event-ID that this server gave",
-  );
 }
 
 function unavailable(why: string): HttpError {

@@ -14,7 +14,7 @@ import { HttpError, problemOf } from "./problem.ts";
 import { readQuestion } from "./question.ts";
 import { JOB } from "./job_schemas.ts";
 import { read } from "./schema.ts";
-import { encodeEvent, HEARTBEAT_MS, within } from "./sse.ts";
+import { encodeEvent, frameStream, HEARTBEAT_MS, lastEventId, within } from "./sse.ts";
 
 /** What the routes are made with. */
 export interface JobRouteParts {
@@ -124,21 +124,29 @@ export function jobRoutes(parts: JobRouteParts): Hono<Env> {
     const leave = () => gone.abort();
     const signals = [c.req.raw.signal, ...stopping ? [stopping] : []];
     for (const signal of signals) signal.addEventListener("abort", leave, { once: true });
-    const changes = jobs.watch(job.id, lastEventId(c), gone.signal, ownerOf(c));
+    // The id of an event is its revision; where the client has none, it lies below all.
+    const seen = lastEventId(c.req.header("last-event-id")) ?? -1;
+    const changes = jobs.watch(job.id, seen, gone.signal, ownerOf(c));
     const end = () => {
       for (const signal of signals) signal.removeEventListener("abort", leave);
       leave();
       exchange.end();
     };
     const exchange = c.get("exchange");
-    const first = await within(heartbeatMs, changes.next());
+    let first: ReturnType<typeof changes.next> | undefined = changes.next();
+    const early = await within(heartbeatMs, first);
     // Nothing follows what the client has: it need not come back.
-    if (first !== "late" && first.done) {
+    if (early !== "late" && early.done) {
       end();
       return c.body(null, 204);
     }
     exchange.streaming = true;
-    return c.body(changeStream(first === "late" ? undefined : first, changes, { heartbeatMs, end }), 200, {
+    const next = async () => {
+      const change = first ?? changes.next();
+      first = undefined;
+      return frameOf(await change);
+    };
+    return c.body(frameStream(next, { heartbeatMs, leave: end }), 200, {
       "content-type": "text/event-stream; charset=utf-8",
       "x-accel-buffering": "no",
       ...UNCACHED,
@@ -194,43 +202,11 @@ async function digestOf(value: unknown): Promise<string> {
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }
 
-/** The revision that a client has seen; below all where it has none. */
-function lastEventId(c: Context): number {
-  const header = c.req.header("last-event-id") ?? "";
-  if (header === "") return -1;
-  if (/^\d{1,9}$/.test(header)) return Number(header);
-  throw new RequestError(
-    "parameter_invalid",
-    "Cannot resume: expected a Last-Event-ID that this server gave",
+/** A change as an SSE event; its id is the job's revision. Undefined after the last. */
+function frameOf({ done, value }: IteratorResult<JobChange, void>): Uint8Array | undefined {
+  if (done) return undefined;
+  const { revision, event, data } = value;
+  return new TextEncoder().encode(
+    encodeEvent({ id: String(revision), event, data: JSON.stringify(data) }),
   );
-}
-
-/** A job's changes as SSE bytes; the id of each is its revision. */
-function changeStream(
-  first: IteratorResult<JobChange, void> | undefined,
-  changes: AsyncGenerator<JobChange, void>,
-  { heartbeatMs, end }: { heartbeatMs: number; end: () => void },
-): ReadableStream<Uint8Array> {
-  const encoder = new TextEncoder();
-  let pending: Promise<IteratorResult<JobChange, void>> | undefined = first && Promise.resolve(first);
-  return new ReadableStream<Uint8Array>({
-    start(controller) {
-      controller.enqueue(encoder.encode("retry: 1000\n\n"));
-    },
-    async pull(controller) {
-      pending ??= changes.next();
-      const next = await within(heartbeatMs, pending);
-      if (next === "late") return controller.enqueue(encoder.encode(": heartbeat\n\n"));
-      pending = undefined;
-      if (next.done) {
-        controller.close();
-        return end();
-      }
-      const { revision, event, data } = next.value;
-      controller.enqueue(
-        encoder.encode(encodeEvent({ id: String(revision), event, data: JSON.stringify(data) })),
-      );
-    },
-    cancel: end,
-  }, { highWaterMark: 64 * 1024, size: (chunk) => chunk.byteLength });
 }

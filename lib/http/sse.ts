@@ -1,5 +1,6 @@
 /** Server-sent events: how one is written, and a recording as a stream of them. Format: WHATWG HTML, section 9.2. */
 
+import { RequestError } from "../errors.ts";
 import type { Recording } from "./recording.ts";
 
 /** One event, before it is written. Without a name it is a `message`. */
@@ -52,16 +53,41 @@ export interface StreamOptions {
  * A recording as SSE bytes: `retry`, then its events from `from` on, a comment whenever none came for `heartbeatMs`.
  * Events are drawn only while less than 64 KiB wait to be sent.
  */
-export function eventStream(recording: Recording, options: StreamOptions): ReadableStream<Uint8Array> {
+export function eventStream(
+  recording: Recording,
+  { from, heartbeatMs, failed, leave }: StreamOptions,
+): ReadableStream<Uint8Array> {
+  let at = from;
+  return frameStream(() => recording.frame(at++), {
+    heartbeatMs,
+    failed: (error) => encodeEvent({ id: String(at - 1), ...failed(error) }),
+    leave,
+  });
+}
+
+/** How frames become a stream. */
+export interface FrameOptions extends Pick<StreamOptions, "heartbeatMs" | "leave"> {
+  /** The last event of a stream that an error ends; without it the stream itself fails. */
+  failed?(error: unknown): string;
+}
+
+/**
+ * Events that are written already, as SSE bytes in the way {@link eventStream} tells.
+ *
+ * @param next the next event, undefined after the last; asked for only when the one before has come.
+ */
+export function frameStream(
+  next: () => Promise<Uint8Array | undefined>,
+  { heartbeatMs, failed, leave }: FrameOptions,
+): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
-  let at = options.from;
   let pending: Promise<Uint8Array | undefined> | undefined;
   let open = true;
 
   function finish(): void {
     if (!open) return;
     open = false;
-    options.leave();
+    leave();
   }
 
   return new ReadableStream<Uint8Array>({
@@ -70,23 +96,40 @@ export function eventStream(recording: Recording, options: StreamOptions): Reada
     },
     async pull(controller) {
       try {
-        pending ??= recording.frame(at);
-        const frame = await within(options.heartbeatMs, pending);
-        // The reader may have gone while the answer was awaited.
+        pending ??= next();
+        const frame = await within(heartbeatMs, pending);
+        // The reader may have gone while the event was awaited.
         if (!open) return;
         if (frame === "late") return controller.enqueue(encoder.encode(": heartbeat\n\n"));
         pending = undefined;
-        at++;
         if (frame) return controller.enqueue(frame);
       } catch (error) {
         if (!open) return;
-        controller.enqueue(encoder.encode(encodeEvent({ id: String(at), ...options.failed(error) })));
+        if (!failed) {
+          finish();
+          throw error;
+        }
+        controller.enqueue(encoder.encode(failed(error)));
       }
       controller.close();
       finish();
     },
     cancel: finish,
   }, { highWaterMark: WAITING_BYTES, size: (chunk) => chunk.byteLength });
+}
+
+/**
+ * The number of the last event that a client has, by its `Last-Event-ID`; undefined where it has none.
+ *
+ * @throws {RequestError} `parameter_invalid` for what is no number of ours.
+ */
+export function lastEventId(header: string | undefined): number | undefined {
+  if (header === undefined || header === "") return undefined;
+  if (/^\d{1,9}$/.test(header)) return Number(header);
+  throw new RequestError(
+    "parameter_invalid",
+    "Cannot resume: expected a Last-Event-ID that this server gave",
+  );
 }
 
 /** What a promise gives, or `late` when it has given nothing after so long. */

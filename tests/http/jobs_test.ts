@@ -90,6 +90,22 @@ Deno.test("events of a job that waits: heartbeats, the cancellation, the end; a 
   await leaving.body!.cancel();
 });
 
+Deno.test("a client that has all of a waiting job so far misses no change, however long the first takes", async () => {
+  const { ask, app } = service();
+  const { json: { id } } = await ask("POST", "/v1/jobs", { items: [ITEM] });
+  const before = (await app.request(`/v1/jobs/${id}/events`)).body!.getReader();
+  let seen = "";
+  while (!seen.includes(": heartbeat")) seen += new TextDecoder().decode((await before.read()).value);
+  await before.cancel();
+  const headers = { "last-event-id": parseEvents(seen).at(-1)!.id! };
+  // Answered after a silence of one heartbeat; what comes then is still the first change.
+  const after = await app.request(`/v1/jobs/${id}/events`, { headers });
+  await ask("DELETE", `/v1/jobs/${id}`);
+  const changes = parseEvents(await after.text());
+  assert.deepEqual(changes.at(-1)!.data, { id, status: "cancelled" });
+  assert.equal(changes[0].id, String(Number(headers["last-event-id"]) + 1));
+});
+
 Deno.test("one Idempotency-Key is one job", async () => {
   const { ask } = service();
   const post = (items: unknown[], key: string) =>
