@@ -39,15 +39,15 @@ function counting() {
   return { vision, open };
 }
 
-/** Waits until there are so many blobs; nobody waits for them otherwise. */
-async function stored(blobs: Blobs, count: number): Promise<string[]> {
-  for (let i = 0; i < 200; i++) {
-    const keys = (await Array.fromAsync(blobs.list("features/"))).map((it) => it.key);
-    if (keys.length === count) return keys;
-    await new Promise((resolve) => setTimeout(resolve, 5));
+/** Image tokens are stored while nobody waits: this waits for it. */
+async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
+  for (const since = performance.now(); !(await condition());) {
+    assert.ok(performance.now() - since < 10_000, `never came: ${condition}`);
+    await new Promise((wake) => setTimeout(wake, 1));
   }
-  throw new Error(`expected ${count} blobs`);
 }
+
+const keysOf = async (blobs: Blobs) => (await Array.fromAsync(blobs.list("features/"))).map((it) => it.key);
 
 Deno.test("the same pixels are computed once; others, and other sizes, are not taken for them", async () => {
   const see = counting().open();
@@ -65,13 +65,17 @@ Deno.test("image tokens outlive the process in blobs, apart for every revision, 
   const { blobs } = createMemoryStore({ now: () => ++now });
   const { open } = counting();
   assert.deepEqual(await open({ blobs })(picture(1)), [1, 1, false]);
-  await stored(blobs, 1);
+  await until(async () => (await keysOf(blobs)).length === 1);
   assert.deepEqual(await open({ blobs })(picture(1)), [1, 1, true]);
   assert.deepEqual(await open({ blobs }, "b")(picture(1)), [1, 2, false]);
-  await stored(blobs, 2);
+  await until(async () => (await keysOf(blobs)).length === 2);
+  const [oldest] = (await keysOf(blobs)).filter((it) => it.startsWith("features/a/"));
   // 40 bytes each: 32 of a checksum, 8 of rows.
   assert.deepEqual(await open({ blobs, featureBlobBytes: 90 })(picture(2)), [2, 3, false]);
-  await stored(blobs, 2);
+  await until(async () => {
+    const keys = await keysOf(blobs);
+    return keys.length === 2 && !keys.includes(oldest);
+  });
   assert.deepEqual(await open({ blobs })(picture(2)), [2, 3, true]);
   assert.deepEqual(await open({ blobs })(picture(1)), [1, 4, false]);
 });
@@ -80,21 +84,21 @@ Deno.test("a damaged blob, a full disk and a disk that is gone are no harm: the 
   const { blobs } = createMemoryStore();
   const { open } = counting();
   await open({ blobs })(picture(1));
-  const [key] = await stored(blobs, 1);
+  await until(async () => (await keysOf(blobs)).length === 1);
+  const [key] = await keysOf(blobs);
   const whole = (await blobs.get(key))!;
   for (const broken of [whole.with(39, 7), whole.slice(0, 36), new Uint8Array(0)]) {
     await blobs.put(key, broken);
     assert.equal((await open({ blobs })(picture(1)))[2], false);
     // It is written anew.
-    while ((await blobs.get(key))!.toHex() === broken.toHex()) {
-      await new Promise((wake) => setTimeout(wake, 1));
-    }
+    await until(async () => (await blobs.get(key))!.toHex() !== broken.toHex());
   }
   const told: unknown[] = [];
   const gone: Blobs = { ...blobs, get: () => Promise.reject("gone"), put: () => Promise.reject("full") };
   const see = open({ blobs: gone, onError: (it) => told.push(it) });
   assert.equal((await see(picture(9)))[2], false);
   assert.equal((await see(picture(9)))[2], true);
+  await until(() => told.length === 2);
   assert.deepEqual(told, ["gone", "full"]);
 });
 
