@@ -11,7 +11,8 @@ import { FEEDBACK_BLOCK, type InputMoments } from "../lib/weights/quantize.ts";
 import { type TensorSpec, tensorTable } from "../lib/weights/table.ts";
 import { directoryFiles } from "../functions/model.ts";
 import { type Calibration, convert, type ConvertOptions, momentsOf, targets } from "./convert.ts";
-import { argmax, openStages, readShown, run, type Shown } from "./stages.ts";
+import { argmax } from "../lib/decode/sampler.ts";
+import { openStages, readShown, run, type Shown } from "./stages.ts";
 
 /** Tokens of an answer that are looked at. */
 const ANSWER_TOKENS = 16;

@@ -11,7 +11,8 @@ import type { WeightFormat } from "../lib/types.ts";
 import { directoryFiles } from "../functions/model.ts";
 import { type Calibration, convert, type ConvertOptions } from "./convert.ts";
 import { evaluate, type TaskResult } from "./evaluate.ts";
-import { argmax, openStages, run, type Shown } from "./stages.ts";
+import { argmax } from "../lib/decode/sampler.ts";
+import { openStages, run, type Shown } from "./stages.ts";
 
 /** A way to store a model, by the name that tables give it. */
 export interface QuantScheme

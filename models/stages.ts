@@ -9,7 +9,7 @@ import { loadTokenizer, type Tokenizer } from "../lib/text/tokenizer.ts";
 import type { Pause, WeightFormat } from "../lib/types.ts";
 import { loadVision, type Vision } from "../lib/vision/siglip.ts";
 import { type ModelConfig, readConfig } from "../lib/weights/config.ts";
-import { openWeights, type Weights } from "../lib/weights/load.ts";
+import { checkRoom, openWeights, type Weights } from "../lib/weights/load.ts";
 
 /** A picture, as its file, and a prompt. */
 export interface Shown {
@@ -60,13 +60,7 @@ export async function openStages(
 ): Promise<Stages> {
   const config = await readConfig(files);
   const weights = await openWeights(files, config, format);
-  if (weights.sizeBytes > backend.availableBytes) {
-    throw new RequestError(
-      "model_too_large",
-      `Cannot load ${files.place} as ${format}: it takes ${weights.sizeBytes} bytes, the backend has ` +
-        `${backend.availableBytes}`,
-    );
-  }
+  checkRoom(weights, backend, files.place);
   return {
     config,
     backend,
@@ -110,11 +104,4 @@ export async function run(
     cache.free();
     backend.free(prefix);
   }
-}
-
-/** The likeliest token: the first of the largest logits. */
-export function argmax(logits: Float32Array): number {
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
-  return best;
 }

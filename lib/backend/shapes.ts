@@ -90,6 +90,11 @@ export function checkAttention(
   }
 }
 
+/** Whether `attentionInt8` takes heads of so many columns. */
+export function fitsInt8(headDim: number): boolean {
+  return headDim % 4 === 0 && headDim <= 512;
+}
+
 export function checkFullAttention(
   out: Tensor,
   q: Tensor,
@@ -98,7 +103,7 @@ export function checkFullAttention(
   { heads, headDim, scale }: FullAttentionOptions,
 ): void {
   same("attention query rows", q.rows, k.rows);
-  if (headDim % 4 || headDim > 512) {
+  if (!fitsInt8(headDim)) {
     throw new RangeError(
       `Cannot attend: expected a multiple of 4 columns a head, at most 512, found ${headDim}`,
     );

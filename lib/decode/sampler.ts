@@ -97,7 +97,8 @@ function mass(spans: readonly Span[] | undefined, scores: Float32Array, total: n
   return Math.min(0, Math.log(sum));
 }
 
-function argmax(scores: Float32Array): number {
+/** The first of the largest scores. */
+export function argmax(scores: Float32Array): number {
   return scores.reduce((at, score, id) => score > scores[at] ? id : at, 0);
 }
 

@@ -66,7 +66,10 @@ export function remembering(
     if (!blobs || featureBlobBytes === 0) return;
     try {
       const data = new Uint8Array(rows.buffer as ArrayBuffer, rows.byteOffset, rows.byteLength);
-      await blobs.put(ROOT + key, new Uint8Array([...await sha256(data), ...data]));
+      const blob = new Uint8Array(SUM_BYTES + data.length);
+      blob.set(await sha256(data));
+      blob.set(data, SUM_BYTES);
+      await blobs.put(ROOT + key, blob);
       await evict(blobs, featureBlobBytes);
     } catch (error) {
       onError?.(error);

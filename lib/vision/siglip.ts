@@ -8,6 +8,7 @@
  */
 
 import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
+import { fitsInt8 } from "../backend/shapes.ts";
 import { RequestError } from "../errors.ts";
 import type { Embedding, Pause, Pixels } from "../types.ts";
 import type { Weights } from "../weights/load.ts";
@@ -176,9 +177,9 @@ export async function loadVision(
       apply(q, y, layer["self_attn.q_proj"]);
       apply(k, y, layer["self_attn.k_proj"]);
       apply(v, y, layer["self_attn.v_proj"]);
-      if (layer["self_attn.q_proj"].weight.scheme === "f32" || headDim % 4) {
-        backend.attention(y, q, k, v, attention);
-      } else backend.attentionInt8(y, q, k, v, attention);
+      if (layer["self_attn.q_proj"].weight.scheme !== "f32" && fitsInt8(headDim)) {
+        backend.attentionInt8(y, q, k, v, attention);
+      } else backend.attention(y, q, k, v, attention);
       apply(x, y, layer["self_attn.out_proj"], { residual: x });
       backend.layerNorm(y, x, layer.layer_norm2.weight, layer.layer_norm2.bias, eps);
       apply(hidden, y, layer["mlp.fc1"], { activation: "gelu" });

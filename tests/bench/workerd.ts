@@ -7,11 +7,11 @@
  * than 10 % slower is red, and the exit status is 1.
  */
 
+import { startWorkerd } from "../doors/workerd.ts";
 import { parseFlags, runCommand, whole } from "./command_line.ts";
 import { median } from "./statistics.ts";
 import { openWork, WORKERD_WORKS } from "./workerd_worker.ts";
 
-const WRANGLER = "npm:wrangler@4.153.0";
 const TOLERANCE = 0.1;
 
 /** Runs of a work, and the number that it leaves. */
@@ -68,10 +68,9 @@ async function each(runner: Runner, name: string, runs: number): Promise<number>
   return (await timed(runs + 1) - single) / runs;
 }
 
-/** wrangler with a workerd of its own, offline. */
+/** The kernels in a workerd of their own. */
 async function startWorker(): Promise<{ run: Runner; stop(): Promise<void> }> {
   const directory = await Deno.makeTempDir({ prefix: "workerd" });
-  const port = freePort();
   const config = `${directory}/wrangler.json`;
   await Deno.writeTextFile(
     config,
@@ -82,51 +81,24 @@ async function startWorker(): Promise<{ run: Runner; stop(): Promise<void> }> {
       send_metrics: false,
     }),
   );
-  const process = new Deno.Command(Deno.execPath(), {
-    args: [
-      ...["run", "-A", "--quiet", "--no-lock", "--no-config", WRANGLER, "dev", "--config", config],
-      ...["--port", `${port}`, "--inspector-port", `${freePort()}`, "--local", "--log-level", "error"],
-      ...["--show-interactive-dev-session=false"],
-    ],
-    env: { WRANGLER_SEND_METRICS: "false", CI: "1", NO_COLOR: "1" },
-    cwd: directory,
-    stdin: "null",
-    stdout: "null",
-    stderr: "piped",
-  }).spawn();
-  const said = new Response(process.stderr).text();
-  let ended = false;
-  const status = process.status.finally(() => ended = true);
-  const url = `http://127.0.0.1:${port}/`;
-  const stop = async () => {
-    if (!ended) process.kill("SIGTERM");
-    await status;
-    await Deno.remove(directory, { recursive: true });
-  };
-  const since = performance.now();
-  while (true) {
-    const answer = await fetch(url).catch(() => undefined);
-    await answer?.body?.cancel();
-    if (answer?.status === 404) break;
-    if (ended || performance.now() - since > 120_000) {
-      await stop();
-      const waited = Math.round(performance.now() - since);
-      throw new Error(`workerd did not answer within ${waited} ms: ${(await said).slice(-2000)}`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
+  const forget = () => Deno.remove(directory, { recursive: true });
+  const worker = await startWorkerd(config).catch(async (error) => {
+    await forget();
+    throw error;
+  });
   const run: Runner = async (name, runs) => {
-    const answer = await fetch(`${url}?work=${name}&runs=${runs}`);
+    const answer = await fetch(`${worker.url}/?work=${name}&runs=${runs}`);
     const text = await answer.text();
     if (!answer.ok) throw new Error(`workerd answered ${answer.status}: ${text.slice(0, 500)}`);
     return Number(text);
   };
-  return { run, stop };
-}
-
-function freePort(): number {
-  using listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
-  return (listener.addr as Deno.NetAddr).port;
+  return {
+    run,
+    async stop() {
+      await worker.stop();
+      await forget();
+    },
+  };
 }
 
 function print(line: string): void {

@@ -8,10 +8,7 @@ INLINE void step8(uint8_t *out, int16_t *presets, const Tile *tile, uint32_t i, 
     v128_t bytes[ROWS];
     for (uint32_t r = 0; r < lanes; r++) {
       v128_t q[4];
-      float rest[16];
-      const float *from = tile->from[r] + i + half;
-      if (count < 32) rest16(rest, from, count > half ? count - half : 0), from = rest;
-      whole16(tile, r, from, q);
+      whole16(tile, r, i + half, count > half ? count - half : 0, q);
       v128_t sum = wasm_i32x4_add(wasm_i32x4_add(q[0], q[1]), wasm_i32x4_add(q[2], q[3]));
       sums[r] = half ? wasm_i32x4_add(sums[r], sum) : sum;
       v128_t low = wasm_i16x8_narrow_i32x4(q[0], q[1]), high = wasm_i16x8_narrow_i32x4(q[2], q[3]);

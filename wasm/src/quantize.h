@@ -68,17 +68,18 @@ INLINE Tile tile_of(const float *x, uint32_t lanes) {
   return tile;
 }
 
-// Sixteen values of row r from i, as whole numbers.
-INLINE void whole16(const Tile *tile, uint32_t r, const float *from, v128_t q[4]) {
+// Sixteen values of row r from i, as whole numbers; those from `count` on are not there, and zero.
+INLINE void whole16(const Tile *tile, uint32_t r, uint32_t i, uint32_t count, v128_t q[4]) {
+  const float *from = tile->from[r] + i;
+  float rest[16];
+  if (count < 16) {
+    for (uint32_t j = 0; j < 16; j++) rest[j] = j < count ? from[j] : 0;
+    from = rest;
+  }
   for (uint32_t j = 0; j < 4; j++) {
     v128_t v = wasm_f32x4_mul(wasm_v128_load(from + 4 * j), tile->inverse[r]);
     q[j] = wasm_i32x4_sub(wasm_f32x4_add(v, tile->large), tile->offset[r]);
   }
-}
-
-// Up to sixteen values, then zeros.
-INLINE void rest16(float rest[16], const float *from, uint32_t count) {
-  for (uint32_t j = 0; j < 16; j++) rest[j] = j < count ? from[j] : 0;
 }
 
 // Sixteen values of every row to 7 bits; of the last ones only `count` are there.
@@ -86,10 +87,7 @@ INLINE void step7(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, ui
   v128_t bytes[ROWS];
   for (uint32_t r = 0; r < lanes; r++) {
     v128_t q[4];
-    float rest[16];
-    const float *from = tile->from[r] + i;
-    if (count < 16) rest16(rest, from, count), from = rest;
-    whole16(tile, r, from, q);
+    whole16(tile, r, i, count, q);
     v128_t low = wasm_i16x8_narrow_i32x4(q[0], q[1]), high = wasm_i16x8_narrow_i32x4(q[2], q[3]);
     bytes[r] = wasm_u8x16_min(wasm_u8x16_narrow_i16x8(low, high), tile->limit);
   }
