@@ -70,10 +70,11 @@ const network: Network = {
 };
 
 async function open(env: Env) {
-  const { logLevel, allowPrivateUrls, webhookSecrets, ...guard } = readSettings((name) => {
+  const { logLevel, allowPrivateUrls, webhookSecrets, backend, ...guard } = readSettings((name) => {
     const value = env[name];
     return typeof value === "string" ? value : undefined;
   });
+  if (backend !== "wasm") throw new RangeError(`expected BACKEND to be wasm in a Worker, found "${backend}"`);
   // deno-lint-ignore no-console -- where a Worker's log goes
   const log = createLog(logLevel, (line) => console.log(line));
   const onError = (error: unknown) => log("error", "failure", { error });

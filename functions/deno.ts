@@ -124,6 +124,7 @@ const settings = settingsOrFail();
 const {
   port,
   model: directory = TINY,
+  backend,
   threads,
   logLevel,
   allowPrivateUrls,
@@ -169,7 +170,13 @@ try {
   const since = performance.now();
   // As many as a machine may be asked at once; each holds its pixels, less than a megabyte.
   const serving = { metrics, maxWaiting: 256 };
-  pipeline = await loadModel(resolve(directory), { ...serving, threads, blobs: store?.blobs, onError });
+  pipeline = await loadModel(resolve(directory), {
+    ...serving,
+    backend,
+    threads,
+    blobs: store?.blobs,
+    onError,
+  });
   working = store && work && workOff(store, work, { signal: stopping.signal, onError });
   const seconds = ((performance.now() - since) / 1000).toFixed(1);
   say(

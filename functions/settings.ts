@@ -3,6 +3,7 @@
 import { type Level, LEVELS } from "../lib/http/guard/log.ts";
 import type { AppParts } from "../lib/http/app.ts";
 import { readSecrets } from "../lib/jobs/signature.ts";
+import type { Engine } from "./model.ts";
 
 /** What the environment says; the README has the table. */
 export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins"> {
@@ -10,6 +11,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly port: number;
   /** A model directory; undefined for the bundled model. */
   readonly model?: string;
+  /** What computes. */
+  readonly backend: Engine;
   /** Threads that compute. */
   readonly threads: number;
   readonly logLevel: Level;
@@ -20,6 +23,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   /** Sign webhooks and verify incoming ones that have no secret of their own. */
   readonly webhookSecrets: readonly string[];
 }
+
+const ENGINES: readonly Engine[] = ["wasm", "reference", "ort"];
 
 /** Limits of one key where there are keys and nothing else is said. */
 const KEY_LIMITS = { requestsPerMinute: 600, concurrent: 32 };
@@ -38,12 +43,12 @@ export function readSettings(get: (name: string) => string | undefined): Setting
       `expected ${name} to be a number from ${low} to ${high}, found ${JSON.stringify(value)}`,
     );
   };
-  const logLevel = get("LOG_LEVEL") || "warn";
-  if (!LEVELS.includes(logLevel as Level)) {
-    throw new RangeError(
-      `expected LOG_LEVEL to be ${LEVELS.join(" or ")}, found ${JSON.stringify(logLevel)}`,
-    );
-  }
+  const oneOf = <T extends string>(name: string, values: readonly T[], otherwise: T): T => {
+    const value = get(name) || otherwise;
+    const found = values.find((it) => it === value);
+    if (found) return found;
+    throw new RangeError(`expected ${name} to be ${values.join(" or ")}, found ${JSON.stringify(value)}`);
+  };
   const keys = list("API_KEYS");
   const webhookSecret = get("WEBHOOK_SECRET");
   const { requestsPerMinute, concurrent } = keys.length
@@ -52,6 +57,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
   return {
     port: whole("PORT", 0, 65535) ?? 8000,
     model: get("MODEL") || undefined,
+    backend: oneOf("BACKEND", ENGINES, "wasm"),
     threads: whole("THREADS", 1, 64) ?? 1,
     ...keys.length && { apiKeys: keys },
     limits: {
@@ -59,7 +65,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
       concurrent: whole("CONCURRENCY_LIMIT", 1, 1e9) ?? concurrent,
     },
     origins: list("CORS_ORIGINS"),
-    logLevel: logLevel as Level,
+    logLevel: oneOf("LOG_LEVEL", LEVELS, "warn"),
     dataDirectory: get("DATA_DIR") || undefined,
     webhookSecrets: webhookSecret ? readSecrets(webhookSecret, "WEBHOOK_SECRET") : [],
     allowPrivateUrls: /^(1|true)$/i.test(get("ALLOW_PRIVATE_URLS") ?? ""),

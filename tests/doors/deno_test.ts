@@ -106,6 +106,11 @@ Deno.test("a model directory that is none, a port in use and a port that is none
   const cases: [Record<string, string>, RegExp][] = [
     [{ MODEL: "/nowhere" }, /^Cannot load the model in \/nowhere: expected config\.json, found nothing\n$/],
     [{ MODEL: CHECKPOINT, PORT: port }, new RegExp(`^Cannot serve on port ${port}: .*\n$`)],
+    // Told from the directory's files, before an engine is fetched.
+    [
+      { MODEL: CHECKPOINT, BACKEND: "ort" },
+      /^Cannot load the model in .*pg1: expected onnx\/vision_encoder.*\n$/,
+    ],
     [
       { MODEL: CHECKPOINT, PORT: "http" },
       /^Cannot serve: expected PORT to be a number from 0 to 65535, found "http"\n$/,

@@ -19,14 +19,15 @@ export interface Door {
 
 /**
  * Starts the door with these variables and waits until it says where it answers, or ends. Without a `DATA_DIR` it has one
- * of its own, until it ends. A write that would make a file longer than `maxFileBytes` fails, as on a full disk.
+ * of its own, until it ends. A write that would make a file longer than `maxFileBytes` fails, as on a full disk; `flags`
+ * are Deno's.
  */
 export async function startDoor(
   env: Record<string, string>,
-  { maxFileBytes }: { maxFileBytes?: number } = {},
+  { maxFileBytes, flags = [] }: { maxFileBytes?: number; flags?: readonly string[] } = {},
 ): Promise<Door> {
   const own = env.DATA_DIR === undefined ? await Deno.makeTempDir() : undefined;
-  const command = [Deno.execPath(), "run", "-A", "--no-check", join(ROOT, "functions/deno.ts")];
+  const command = [Deno.execPath(), "run", "-A", "--no-check", ...flags, join(ROOT, "functions/deno.ts")];
   const limited = [
     "bash",
     "-c",

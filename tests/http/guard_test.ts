@@ -244,6 +244,7 @@ Deno.test("the environment is read with all its mistakes named", () => {
   assert.deepEqual(plain, {
     port: 8000,
     model: undefined,
+    backend: "wasm",
     threads: 1,
     limits: { requestsPerMinute: Infinity, concurrent: Infinity },
     origins: [],
@@ -253,7 +254,10 @@ Deno.test("the environment is read with all its mistakes named", () => {
   const { apiKeys, limits, origins } = read({ API_KEYS: "a, b", RATE_LIMIT: "5", CORS_ORIGINS: "*" });
   assert.deepEqual([apiKeys, limits, origins], [["a", "b"], { requestsPerMinute: 5, concurrent: 32 }, ["*"]]);
   for (
-    const [name, value] of [["PORT", "x"], ["PORT", "70000"], ["RATE_LIMIT", "0"], ["LOG_LEVEL", "loud"]]
+    const [name, value] of [["PORT", "x"], ["PORT", "70000"], ["RATE_LIMIT", "0"], ["LOG_LEVEL", "loud"], [
+      "BACKEND",
+      "gpu",
+    ]]
   ) {
     assert.throws(() => read({ [name]: value }), {
       name: "RangeError",

@@ -1,9 +1,10 @@
-/** ONNX files written and run from the command line: the picture goes in, the golden tokens come out. */
+/** ONNX files written and run from the command line and by the server: the picture goes in, the golden tokens come out. */
 
 import assert from "node:assert/strict";
 import { directoryFiles, loadModel } from "../../functions/model.ts";
 import { collect } from "../../lib/mod.ts";
 import { exportOnnx } from "../../models/export_onnx.ts";
+import { startDoor } from "../doors/door.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 const PHOTOS = `${ROOT}../shared/reference/images/`;
@@ -48,6 +49,15 @@ for (const family of ["pg1", "pg2"]) {
         answer(`${out}/m`, "--backend", "ort", "--threads", "2", "--weights", "f32"),
       ]);
       assert.equal(ours.tokenIds.length, 12);
+      const door = await startDoor({ MODEL: `${out}/m`, BACKEND: "ort" }, { flags: ["--no-lock"] });
+      const body = new FormData();
+      body.append("image", new Blob([await Deno.readFile(PICTURE)]), "scene.png");
+      const asked = { prompt: "caption en", maxTokens: "12", ignoreEos: "true" };
+      for (const [name, value] of Object.entries(asked)) body.append(name, value);
+      const served = await (await fetch(`${door.url}/v1/generate`, { method: "POST", body })).json();
+      door.kill("SIGTERM");
+      await door.status;
+      assert.deepEqual([served.tokenIds, served.text], [ours.tokenIds, ours.text]);
       for (const { tokenIds, text, logits } of [ort, threads]) {
         assert.deepEqual(tokenIds, ours.tokenIds);
         assert.equal(text, ours.text);
