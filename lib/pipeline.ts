@@ -2,51 +2,32 @@
  * One request from image bytes to answer events. The only file that knows the order of the stages.
  */
 
-import type { Backend, Tensor } from "./backend/backend.ts";
-import { checkLabels, likelihoods, normalised } from "./decode/classify.ts";
-import { decode, type DecodeWork } from "./decode/decode.ts";
-import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
-import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
+import { checkLabels, normalised } from "./decode/classify.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
+import { type Engine, type EngineParts, openEngine } from "./engine.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
-import { type Prepared, preprocess } from "./preprocess/preprocess.ts";
 import { type Metrics, observed } from "./metrics.ts";
-import { createPause, Line } from "./schedule/line.ts";
-import { createGrammar } from "./text/grammar.ts";
-import { findLocations, type Locations, nearby } from "./text/locations.ts";
+import type { Images, Work } from "./pool/pool.ts";
+import { prepare, type Prepared } from "./preprocess/preprocess.ts";
+import { Line } from "./schedule/line.ts";
 import { type BoxEvent, createBoxParser, inPixels, withoutDuplicates } from "./text/parse.ts";
 import { defaultMaxTokens, prefixIds } from "./text/prompt.ts";
-import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
 import type {
   Answer,
   AnswerEvent,
-  Cached,
   Classification,
   ClassifyQuestion,
-  Constraint,
   Embedding,
   EmbedQuestion,
   FinishReason,
   Item,
-  ModelFiles,
   ModelInfo,
-  Pause,
   Question,
   ResizeMethod,
-  Timings,
-  WeightFormat,
 } from "./types.ts";
-import {
-  type FeatureCacheOptions,
-  remembering,
-  type RememberingVision,
-  visionRevision,
-} from "./vision/feature_cache.ts";
 import { loadMasks, type Masks } from "./vision/mask.ts";
-import { embedded, loadVision, type Vision } from "./vision/siglip.ts";
-import { type ModelConfig, readConfig } from "./weights/config.ts";
-import { checkRoom, openWeights } from "./weights/load.ts";
-import { revisionOf } from "./weights/revision.ts";
+
+export type { Stages } from "./engine.ts";
 
 /** A loaded model that answers questions, one at a time, in the order they came. */
 export interface Pipeline {
@@ -77,35 +58,16 @@ export interface LocalPipeline extends Pipeline {
   embed(question: EmbedQuestion, signal?: AbortSignal): Promise<Embedding>;
 }
 
-/** The stages that hold weights, in the memory of a pipeline's backend or of an engine of their own. */
-export interface Stages {
-  readonly vision: Vision;
-  readonly decoder: Decoder;
-  /** Tells these weights from others. */
-  readonly revision: string;
-  /** Tells the vision weights from others, in their format and on their engine; by default the revision. */
-  readonly featureRevision?: string;
-}
-
 /** What a pipeline is made of. */
-export interface PipelineParts extends FeatureCacheOptions {
-  readonly backend: Backend;
-  /** A model directory in Hugging Face layout. */
-  readonly files: ModelFiles;
+export interface PipelineParts extends EngineParts {
   /** Name that clients see. */
   readonly name: string;
-  /** Stages opened by the caller; by default they are loaded from the safetensors among the files. */
-  readonly stages?: Stages;
-  readonly weights?: WeightFormat;
   /** How pictures are resized unless a question says otherwise. */
   readonly resize?: ResizeMethod;
-  readonly slidingWindow?: SlidingWindow;
   /** Larger pictures are refused from their header. */
   readonly maxPixels?: number;
   /** Questions that may wait while one is answered; more are refused with `overloaded`. */
   readonly maxWaiting?: number;
-  /** Bytes of keys and values kept for questions asked again word for word; 64 MiB by default, 0 for none. */
-  readonly prefixCacheBytes?: number;
   /** Counts the questions that wait, and the answers. */
   readonly metrics?: Metrics;
 }
@@ -117,68 +79,41 @@ export interface PipelineParts extends FeatureCacheOptions {
  * `model_too_large` before anything is read, with needed and available bytes.
  */
 export async function createPipeline(parts: PipelineParts): Promise<LocalPipeline> {
-  const { backend, files } = parts;
-  const config = await readConfig(files);
-  const tokenizer = await loadTokenizer(files);
-  const stages = parts.stages ?? await loadStages(parts, config);
-  const vision = remembering(stages.vision, backend, parts, stages.featureRevision ?? stages.revision);
-  const masks = await loadMasks(backend, files);
-  return new Loaded(parts, config, stages, tokenizer, vision, masks);
-}
-
-/** Loads vision and decoder into the backend. */
-async function loadStages(
-  { backend, files, weights: format, slidingWindow, blobs }: PipelineParts,
-  config: ModelConfig,
-): Promise<Stages> {
-  const weights = await openWeights(files, config, format);
-  checkRoom(weights, backend, files.place);
-  return {
-    // Without blobs, image tokens do not outlive this model, and whose they are need not be found out.
-    featureRevision: blobs && await visionRevision(weights, backend),
-    vision: await loadVision(backend, weights),
-    decoder: await loadDecoder(backend, weights, slidingWindow),
-    revision: await revisionOf(files),
-  };
+  return new Loaded(parts, await openEngine(parts), await loadMasks(parts.backend, parts.files));
 }
 
 /** What the model is shown, after all checks. */
 interface Shown {
-  readonly pictures: readonly Prepared[];
+  readonly images: Images;
+  readonly pictures: readonly Prepared["picture"][];
   readonly ids: readonly number[];
   readonly imageTokens: number;
   readonly preprocessMs: number;
 }
 
-/** A question after all checks: everything the stages need. */
+/** A question after all checks. */
 interface Checked extends Shown {
-  readonly options: Omit<DecodeWork, "prefix" | "ids">;
   readonly question: Question;
+  readonly work: Work;
 }
 
 class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
   readonly #line: Line;
-  readonly #locations: Locations;
-  readonly #prefixes: PrefixCache;
 
   constructor(
     private readonly parts: PipelineParts,
-    private readonly config: ModelConfig,
-    private readonly stages: Stages,
-    private readonly tokenizer: Tokenizer,
-    private readonly vision: RememberingVision,
+    private readonly engine: Engine,
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
-    this.#locations = findLocations(tokenizer);
-    this.#prefixes = new PrefixCache(parts.prefixCacheBytes ?? 64 * 2 ** 20);
+    const { config, imageTokens, stages } = engine;
     this.model = {
       name: parts.name,
       revision: stages.revision,
       family: config.decoder.family === "gemma" ? "paligemma" : "paligemma2",
       imageSize: config.vision.imageSize,
-      imageTokensPerImage: vision.imageTokens,
+      imageTokensPerImage: imageTokens,
       context: config.decoder.context,
       vocabulary: config.imageTokenId,
     };
@@ -207,23 +142,37 @@ class Loaded implements LocalPipeline {
     const { labels } = question;
     const prepare = async () => {
       checkLabels(labels);
-      const answers = labels.map((it) => this.tokenizer.encode(it, { tokens: question.tokens }));
+      const answers = labels.map((it) => this.engine.tokenizer.encode(it, { tokens: question.tokens }));
       return { answers, shown: await this.#show(question, Math.max(...answers.map((it) => it.length))) };
     };
-    return this.#line.take("classify", signal, prepare, ({ shown, answers }, pause) => {
-      return this.#score(shown, labels, answers, pause);
+    return this.#line.take("classify", signal, prepare, async ({ shown, answers }, pause) => {
+      const { images, ids, imageTokens, preprocessMs } = shown;
+      const { logprobs, timings, cached } = await this.engine.score(images, ids, answers, pause);
+      const probabilities = normalised(logprobs);
+      const scores = labels.map((label, i) => ({
+        label,
+        probability: probabilities[i],
+        logprob: logprobs[i],
+      }));
+      return {
+        labels: scores.sort((a, b) => b.logprob - a.logprob || 0),
+        promptTokenIds: ids,
+        imageTokens,
+        timings: { preprocess: preprocessMs, ...timings },
+        ...cached && { cached },
+      };
     });
   }
 
   embed({ stage = "projected", ...question }: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
     const prepare = () => this.#show({ ...question, prompt: "" }, 0);
-    return this.#line.take("embed", signal, prepare, ({ pictures }, pause) => {
-      return embedded(this.stages.vision, this.parts.backend, pictures, stage, pause);
+    return this.#line.take("embed", signal, prepare, ({ images }, pause) => {
+      return this.engine.embed(images, stage, pause);
     });
   }
 
   async #check(question: Question): Promise<Checked> {
-    const { config, tokenizer } = this;
+    const { config, tokenizer, revision } = this.engine;
     const sampling = { ...GREEDY, ...question.sampling };
     const { topLogits = 0, maxTokens = defaultMaxTokens(question.prompt), nms, locScale = 1024 } = question;
     checkSampling(sampling);
@@ -232,28 +181,28 @@ class Loaded implements LocalPipeline {
     checkThat(locScale === 1023 || locScale === 1024, "locScale", "1023 or 1024", locScale);
     checkThat(nms === undefined || nms > 0 && nms < 1, "nms", "between 0 and 1", nms);
     const forced = tokenizer.encode(question.answerStart ?? "", { tokens: question.tokens });
-    const constraint = this.#constraint(question, forced);
+    if (question.constrained) this.#checkGrammar(question, forced);
     const shown = await this.#show(question, forced.length + 1);
     const room = config.decoder.context - shown.imageTokens - shown.ids.length - forced.length;
-    return {
-      ...shown,
-      question,
-      options: {
-        maxTokens: Math.min(maxTokens, room),
-        sampling,
-        ignoreEos: question.ignoreEos ?? false,
-        topLogits,
-        forced,
-        constraint,
-      },
+    const work: Work = {
+      revision,
+      images: shown.images,
+      ids: shown.ids,
+      sampling,
+      maxTokens: Math.min(maxTokens, room),
+      ignoreEos: question.ignoreEos ?? false,
+      topLogits,
+      forced,
+      ...question.constrained && { grammar: question.prompt },
+      given: [],
     };
+    return { ...shown, question, work };
   }
 
-  #constraint(question: Question, forced: readonly number[]): Constraint | undefined {
-    if (!question.constrained) return undefined;
-    checkThat(!question.ignoreEos, "ignoreEos", "to be false where the answer is constrained", true);
-    const { prompt, answerStart } = question;
-    const grammar = createGrammar(this.tokenizer, this.#locations, prompt, this.config.eosIds);
+  /** Refuses a constraint that the prompt, or the answer's beginning, does not have. */
+  #checkGrammar({ ignoreEos, prompt, answerStart }: Question, forced: readonly number[]): void {
+    checkThat(!ignoreEos, "ignoreEos", "to be false where the answer is constrained", true);
+    const grammar = this.engine.grammar(prompt);
     if (!grammar) {
       throw new RequestError(
         "parameter_invalid",
@@ -268,7 +217,6 @@ class Loaded implements LocalPipeline {
       checkThat(allowed, "answerStart", "to follow the grammar of its task", answerStart);
       trial.advance(id);
     }
-    return grammar();
   }
 
   /** Checks that pictures, prompt and `answerTokens` more fit, and prepares the pictures. */
@@ -279,12 +227,13 @@ class Loaded implements LocalPipeline {
     >,
     answerTokens: number,
   ): Promise<Shown> {
-    const { config, parts } = this;
+    const { parts } = this;
+    const { config, tokenizer } = this.engine;
     if (!images.length) {
       throw new RequestError("image_missing", "Cannot answer: expected at least one picture, found none");
     }
-    const ids = prefixIds(this.tokenizer, prompt, { bosId: config.bosId, tokens });
-    const imageTokens = images.length * this.vision.imageTokens;
+    const ids = prefixIds(tokenizer, prompt, { bosId: config.bosId, tokens });
+    const imageTokens = images.length * this.engine.imageTokens;
     if (imageTokens + ids.length + answerTokens > config.decoder.context) {
       throw new RequestError(
         "prompt_too_long",
@@ -293,56 +242,39 @@ class Loaded implements LocalPipeline {
       );
     }
     const since = performance.now();
-    const pictures: Prepared[] = [];
+    const size = config.vision.imageSize;
+    const prepared: Prepared[] = [];
     for (const image of images) {
-      pictures.push(
-        await preprocess(image, {
-          size: config.vision.imageSize,
+      prepared.push(
+        await prepare(image, {
+          size,
           method: resize ?? parts.resize ?? "hf-bicubic",
           maxPixels: parts.maxPixels ?? 50_000_000,
           alpha,
-          mean: config.imageMean,
-          std: config.imageStd,
         }),
       );
     }
-    return { pictures, ids, imageTokens, preprocessMs: performance.now() - since };
+    return {
+      images: {
+        stage: "pixels",
+        dtype: "u8",
+        shape: [images.length, size, size, 3],
+        blocks: () => prepared.map((it) => it.samples),
+      },
+      pictures: prepared.map((it) => it.picture),
+      ids,
+      imageTokens,
+      preprocessMs: performance.now() - since,
+    };
   }
 
-  /**
-   * Writes the image tokens of all pictures to the first rows of prefix [T, D], unless the whole prefix is known from
-   * before, which then is given back.
-   */
-  async #encode(
-    prefix: Tensor,
-    { pictures, ids }: Shown,
-    pause: Pause,
-  ): Promise<{ known: PrefixEntry; cached?: Cached }> {
-    const { imageTokens } = this.vision;
-    const keys: string[] = [];
-    for (const picture of pictures) keys.push(await this.vision.key(picture));
-    const known = this.#prefixes.entry(keys, ids);
-    if (known.get()) return { known, cached: { images: pictures.length, prefix: true } };
-    let images = 0;
-    for (const [i, picture] of pictures.entries()) {
-      const out = this.parts.backend.slice(prefix, i * imageTokens, imageTokens);
-      if (await this.vision.encode(out, picture, keys[i], pause)) images++;
-    }
-    return { known, ...images && { cached: { images, prefix: false } } };
-  }
-
-  async *#run(checked: Checked, signal?: AbortSignal) {
-    const { pictures, ids, imageTokens, options, preprocessMs, question } = checked;
-    const { backend } = this.parts;
-    const pause = createPause(signal);
-    const timings = { preprocess: preprocessMs, vision: 0, prefill: 0, perToken: 0 };
-    const prefix = backend.tensor(imageTokens + ids.length, this.config.decoder.width);
-    const text = this.tokenizer.stream();
+  async *#run({ pictures, preprocessMs, question, work }: Checked, signal?: AbortSignal) {
+    const { tokenizer, locations } = this.engine;
+    const text = tokenizer.stream();
     const { locScale, nms } = question;
-    const boxes = createBoxParser(this.tokenizer, { locScale, locations: this.#locations });
-    const near = (id: number) => nearby(this.#locations, id);
-    const spelled = (id: number) => this.tokenizer.piece(id).replaceAll("▁", " ");
-    let [whole, count, items] = ["", 0, 0];
+    const boxes = createBoxParser(tokenizer, { locScale, locations });
+    const spelled = (id: number) => tokenizer.piece(id).replaceAll("▁", " ");
+    let [whole, items] = ["", 0];
     const held: BoxEvent[] = [];
     const complete = async (events: readonly BoxEvent[]): Promise<BoxEvent[]> => {
       items += events.length;
@@ -352,55 +284,23 @@ class Loaded implements LocalPipeline {
       return [];
     };
     let finishReason: FinishReason = "cancelled";
-    let tokens: ReturnType<typeof decode> | undefined;
-    let cached: Cached | undefined;
-    try {
-      const start = performance.now();
-      const encoding = await this.#encode(prefix, checked, pause);
-      cached = encoding.cached;
-      const encoded = performance.now();
-      timings.vision = encoded - start;
-      const { known } = encoding;
-      tokens = decode(this.stages.decoder, this.config, { prefix, ids, known, near, ...options }, pause);
-      let first = 0;
-      for (let next = await tokens.next();; next = await tokens.next()) {
-        const now = performance.now();
-        if (count === 0) [timings.prefill, first] = [now - encoded, now];
-        if (next.done) {
-          finishReason = next.value;
-          break;
-        }
-        if (count > 0) timings.perToken = (now - first) / count;
-        count++;
-        const { id, logprob, nearLogprob, top } = next.value;
+    let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
+    for await (const event of this.engine.submit(work, { signal })) {
+      if (event.type === "token") {
+        const { id, nearLogprob, ...token } = event;
         const piece = text.push(id);
         whole += piece;
-        yield {
-          type: "token",
-          id,
-          text: piece,
-          logprob,
-          ...options.topLogits && { top: top.map((it) => ({ ...it, text: spelled(it.id) })) },
-        } satisfies AnswerEvent;
+        const top = token.top?.map((it) => ({ ...it, text: spelled(it.id) }));
+        yield { ...token, id, text: piece, ...top && { top } } satisfies AnswerEvent;
         yield* await complete(boxes.push(id, nearLogprob));
-      }
-    } catch (error) {
-      if (!signal?.aborted) throw error;
-    } finally {
-      await tokens?.return("stop"); // frees the cache when the caller stopped listening
-      backend.free(prefix);
+      } else if (event.type === "usage") {
+        usage = { ...event, timings: { ...event.timings, preprocess: preprocessMs } };
+      } else finishReason = event.finishReason;
     }
     whole += text.end();
     yield* await complete(boxes.end({ truncated: finishReason !== "stop" }));
     if (nms !== undefined) yield* withoutDuplicates(held, nms);
-    yield {
-      type: "usage",
-      imageTokens,
-      promptTokenIds: ids,
-      completionTokens: count,
-      timings: timings satisfies Timings,
-      ...cached && { cached },
-    } satisfies AnswerEvent;
+    if (usage) yield usage;
     const { plainText, brokenItems } = boxes;
     yield {
       type: "done",
@@ -414,55 +314,15 @@ class Loaded implements LocalPipeline {
   /** Adds what only the picture and the mask decoder can tell; of several pictures nobody knows which was meant. */
   async #complete(
     item: BoxEvent,
-    pictures: readonly Prepared[],
+    pictures: readonly Prepared["picture"][],
     { masks = "rle" }: Question,
   ): Promise<BoxEvent> {
     if (pictures.length !== 1) return item;
-    const { picture } = pictures[0];
+    const [picture] = pictures;
     const { box, maskCodes } = item;
     const boxPixels = inPixels(box, picture);
     if (!maskCodes || !this.masks || item.flags) return { ...item, boxPixels };
     return { ...item, boxPixels, mask: await this.masks.draw(maskCodes, box, picture, masks) };
-  }
-
-  async #score(
-    shown: Shown,
-    labels: readonly string[],
-    answers: readonly (readonly number[])[],
-    pause: Pause,
-  ): Promise<Classification> {
-    const { ids, imageTokens, preprocessMs } = shown;
-    const { backend } = this.parts;
-    const prefix = backend.tensor(imageTokens + ids.length, this.config.decoder.width);
-    try {
-      const start = performance.now();
-      const { known, cached } = await this.#encode(prefix, shown, pause);
-      const encoded = performance.now();
-      let prefilled = encoded;
-      const onPrefill = () => prefilled = performance.now();
-      const work = { prefix, ids, known, answers, onPrefill };
-      const logprobs = await likelihoods(this.stages.decoder, this.config, work, pause);
-      const probabilities = normalised(logprobs);
-      const scores = labels.map((label, i) => ({
-        label,
-        probability: probabilities[i],
-        logprob: logprobs[i],
-      }));
-      return {
-        labels: scores.sort((a, b) => b.logprob - a.logprob || 0),
-        promptTokenIds: ids,
-        imageTokens,
-        timings: {
-          preprocess: preprocessMs,
-          vision: encoded - start,
-          prefill: prefilled - encoded,
-          labels: performance.now() - prefilled,
-        },
-        ...cached && { cached },
-      };
-    } finally {
-      backend.free(prefix);
-    }
   }
 }
 

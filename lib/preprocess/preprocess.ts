@@ -13,18 +13,32 @@ export interface PreprocessOptions extends DecodeOptions {
   readonly std: readonly number[];
 }
 
-/** Model input, and the size in pixels of the upright picture it was made from. */
-export interface Prepared extends Pixels {
+/** A picture of the model's size. */
+export interface Prepared {
+  /** Side, pixels. */
+  readonly size: number;
+  /** [size, size, 3] u8, row-major, RGB. */
+  readonly samples: Uint8Array;
+  /** The upright picture that it was made from, pixels. */
   readonly picture: { readonly width: number; readonly height: number };
 }
 
-/** @throws {RequestError} as `decodePicture`. */
-export async function preprocess(bytes: Uint8Array, options: PreprocessOptions): Promise<Prepared> {
-  const { size, method, mean, std } = options;
+/** Brings a picture to the model's square. @throws {RequestError} as `decodePicture`. */
+export async function prepare(
+  bytes: Uint8Array,
+  options: Omit<PreprocessOptions, "mean" | "std">,
+): Promise<Prepared> {
+  const { size, method } = options;
   const picture = await decodePicture(bytes, options);
   const resize = { "hf-bicubic": resizeBicubic, "bv-bilinear-aa": resizeBilinear }[method];
   const { width, height } = picture;
-  return { size, data: normalise(resize(picture, size), mean, std), picture: { width, height } };
+  return { size, samples: resize(picture, size), picture: { width, height } };
+}
+
+/** The whole way from bytes to model input. @throws {RequestError} as `decodePicture`. */
+export async function preprocess(bytes: Uint8Array, options: PreprocessOptions): Promise<Pixels> {
+  const { size, samples } = await prepare(bytes, options);
+  return { size, data: normalise(samples, options.mean, options.std) };
 }
 
 /**

@@ -31,6 +31,8 @@ export interface SiglipVision extends Vision {
   readonly featureWidth: number;
   /** Writes SigLIP's features of one picture, after its last norm and before the projector, to out [P, W]. */
   features(out: Tensor, pixels: Pixels, pause: Pause): Promise<void>;
+  /** Writes the image tokens of rows of features x [R, W] to out [R, D]. */
+  project(out: Tensor, x: Tensor): void;
 }
 
 /**
@@ -213,6 +215,7 @@ export async function loadVision(
     featureWidth: width,
     width: weights.config.decoder.width,
     encode: (out, pixels, pause) => withFeatures(pixels, pause, (x) => apply(out, x, projector)),
+    project: (out, x) => apply(out, x, projector),
     features: (out, pixels, pause) =>
       withFeatures(pixels, pause, async (x) => backend.write(out, await backend.read(x))),
   };

@@ -2,6 +2,7 @@
 
 import { Hono } from "hono";
 import * as z from "zod/mini";
+import { encodeRows, toInt8 } from "../../pool/rows.ts";
 import type { Embedding } from "../../types.ts";
 import { readFields } from "../body.ts";
 import type { Env } from "../guard/exchange.ts";
@@ -53,20 +54,12 @@ export function embeddingRoutes({ answering, maxBodyBytes, outbound }: RoutePart
 }
 
 /** Half floats, little-endian, row-major, in base64. */
-function encodeF16({ values }: Embedding): string {
-  return new Uint8Array(Float16Array.from(values).buffer).toBase64();
+function encodeF16({ values, shape: [, , width] }: Embedding): string {
+  return encodeRows("f16", values, width).toBase64();
 }
 
-/** Bytes and scales [N, P] as f32, both in base64: value = byte · scale of its row. The largest byte is ±127. */
-export function encodeInt8({ values, shape: [pictures, tokens, width] }: Embedding) {
-  const data = new Int8Array(values.length);
-  const scales = new Float32Array(pictures * tokens);
-  for (let row = 0; row < scales.length; row++) {
-    const [start, end] = [row * width, (row + 1) * width];
-    let most = 0;
-    for (let i = start; i < end; i++) most = Math.max(most, Math.abs(values[i]));
-    scales[row] = most / 127;
-    for (let i = start; i < end; i++) data[i] = most ? Math.round(values[i] / scales[row]) : 0;
-  }
+/** Bytes and scales [N, P] as f32, both in base64. */
+function encodeInt8({ values, shape: [, , width] }: Embedding) {
+  const { data, scales } = toInt8(values, width);
   return { data: new Uint8Array(data.buffer).toBase64(), scales: new Uint8Array(scales.buffer).toBase64() };
 }
