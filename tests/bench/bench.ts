@@ -5,8 +5,8 @@
  *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|words]
  *                     [--build simd|relaxed] [--least MS]
  *
- * Every work is first found right, then timed; figures are medians, each with its share of what this machine can do at
- * most. Works with a peer run before and after it. A peer that fails is absent and the reason is told; a work of ours
+ * Every work is first found right, then timed, in turns with what bounds it on this machine and with its peers; figures are
+ * medians. A peer that fails is absent and the reason is told; a work of ours
  * that fails makes the benchmark fail. What quantised weights cost in accuracy stands beside it, under `quality`.
  */
 
@@ -14,18 +14,19 @@ import { dirname } from "@std/path";
 import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
 import { oneOf, parseFlags, runCommand, threadsIn, UsageError, whole } from "./command_line.ts";
 import { KERNELS } from "./kernels.ts";
-import { type Limits, openYardstick, type Yardstick } from "./limits.ts";
+import { openYardstick, type Yardstick } from "./limits.ts";
 import { describeMachine, machineLines } from "./machine.ts";
 import { MODELS, withWeights } from "./models.ts";
+import { openPeer, type Peer, PEER_ENGINES, PEER_WORKS, type PeerEngine } from "./peers.ts";
 import { type Quality, quality, qualityLine } from "./quality.ts";
 import { median, type Patience, race } from "./statistics.ts";
 import { streamed } from "./streamed.ts";
-import { boundOf, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
+import { limitOf, type Settings, type Weights, type Work } from "./work.ts";
 
 /** One measured figure. */
 export interface Result {
   readonly work: string;
-  readonly engine: "wasm" | "onnxruntime-web" | "onnxruntime-node";
+  readonly engine: "wasm" | PeerEngine;
   readonly weights: Weights;
   readonly threads: number;
   /** Of one run; of `decode-32`, of one token. */
@@ -47,59 +48,57 @@ export interface Result {
 /** What a work is measured with. */
 export interface Means {
   readonly settings: Settings;
-  readonly limits: Limits;
   readonly yardstick: Yardstick;
   readonly patience: Patience;
 }
 
 /**
- * Measures one work of ours; `between` runs when half of the time is over. The read bandwidth of a machine that others
- * use too changes from second to second: where it is the limit it is measured anew, in turns with the work.
+ * Measures one work of ours in turns with what bounds it and with its peers: a machine that others use too changes from
+ * second to second. The share is the median of those of the turns. Peers that fail are left out.
  */
-export async function measure(work: Work, means: Means, between?: () => Promise<void>): Promise<Result> {
-  const { settings, limits, yardstick, patience } = means;
+export async function measure(work: Work, means: Means, peers: readonly Peer[] = []): Promise<Result[]> {
+  const { settings, yardstick, patience } = means;
   const prepared = await work.prepare(settings);
+  const limit = limitOf(prepared);
   const rates: number[] = [];
-  const reading = { run: async () => rates.push(await yardstick.measure("dramRead", 0)) };
-  const turns = prepared.bound === "dramRead" ? [prepared, reading] : [prepared];
+  // About a tenth of the time goes into the limit.
+  const readMs = patience.leastMs / patience.minRounds / 10;
+  const reading = {
+    async run() {
+      if (!limit) return;
+      const passes: number[] = [];
+      const since = performance.now();
+      do passes.push(await yardstick.measure(limit.name, 0)); while (performance.now() - since < readMs);
+      rates.push(median(passes));
+    },
+  };
   try {
-    const half = between
-      ? { leastMs: patience.leastMs / 2, minRounds: Math.ceil(patience.minRounds / 2) }
-      : patience;
-    const [times] = await race(turns, half);
-    if (between) {
-      await between();
-      times.push(...(await race(turns, half))[0]);
-    }
-    const now = rates.length ? { ...limits, dramRead: median(rates) } : limits;
-    return figure(work, prepared, settings, now, times);
+    const [times, , ...theirs] = await race([prepared, reading, ...peers], patience);
+    const { name, weights } = work;
+    const rows = peers.map(({ engine, weights, rssBytes, layersMeasured, failed }, i): Result | undefined =>
+      failed === undefined
+        ? {
+          ...{ work: name, engine, weights, threads: settings.threads, medianMs: median(theirs[i]) },
+          ...{ runs: theirs[i].length, rssBytes, ...layersMeasured && { layersMeasured } },
+        }
+        : undefined
+    );
+    const parts = prepared.parts ?? 1;
+    const medianMs = median(times) / parts;
+    const done = limit?.name === "dramRead" ? prepared.bytes : prepared.operations;
+    return [{
+      ...{ work: name, engine: "wasm", weights, threads: settings.threads, medianMs, runs: times.length },
+      ...limit && {
+        shareOfLimit: median(times.map((ms, i) => done * parts / ms / 1e6 / rates[i])),
+        limit: limit.title,
+        limitRate: median(rates),
+      },
+      ...{ gops: prepared.operations / medianMs / 1e6, gigabytes: prepared.bytes / medianMs / 1e6 },
+      ...prepared.extra?.(),
+    }, ...rows.filter((it) => it !== undefined)];
   } finally {
     await prepared.close();
   }
-}
-
-function figure(
-  { name: work, weights }: Work,
-  prepared: Prepared,
-  { threads }: Settings,
-  limits: Limits,
-  times: readonly number[],
-): Result {
-  const medianMs = median(times) / (prepared.parts ?? 1);
-  const [gops, gigabytes] = [prepared.operations / medianMs / 1e6, prepared.bytes / medianMs / 1e6];
-  const bound = boundOf(limits, prepared);
-  const share = bound && {
-    shareOfLimit: (prepared.bound === "dramRead" ? gigabytes : gops) / bound.rate,
-    limit: bound.name,
-    limitRate: bound.rate,
-  };
-  const runs = times.length;
-  return {
-    ...{ work, engine: "wasm", weights, threads, medianMs, runs },
-    ...share,
-    ...{ gops, gigabytes },
-    ...prepared.extra?.(),
-  };
 }
 
 /** Everything that can be asked for, in the order in which it is measured. */
@@ -146,20 +145,17 @@ async function main(): Promise<number> {
   for (const work of [...KERNELS, ...MODELS]) {
     if (!wanted(work.name)) continue;
     progress(`${work.name} …`);
-    const theirs: Result[] = [];
-    const between = async () => {
-      for await (const it of peerResults(work.name, settings.threads)) theirs.push(it);
-    };
     const patience = { leastMs, minRounds: work.rounds ?? 10 };
-    const ours = await measure(
-      work,
-      { settings, limits: machine.limits, yardstick, patience },
-      peers ? between : undefined,
-    );
-    add(ours);
-    for (const it of theirs) {
-      add(it);
-      print(`  ${it.engine} ${it.weights} takes ${(it.medianMs / ours.medianMs).toFixed(2)} times as long`);
+    const opened = peers ? await openPeers(work.name, settings.threads) : [];
+    try {
+      const [ours, ...theirs] = await measure(work, { settings, yardstick, patience }, opened);
+      add(ours);
+      for (const it of theirs) {
+        add(it);
+        print(`  ${it.engine} ${it.weights} takes ${(it.medianMs / ours.medianMs).toFixed(2)} times as long`);
+      }
+    } finally {
+      await Promise.all(opened.map((it) => it.close()));
     }
   }
   if (wanted("siglip-224-streamed")) {
@@ -195,19 +191,20 @@ async function streamedResult(threads: number): Promise<Result> {
   }));
 }
 
-/** What onnxruntime needs for a work, in each format it is worth comparing with; nothing of it is loaded without need. */
-async function* peerResults(work: string, threads: number): AsyncGenerator<Result> {
-  const { ortWorks, PEER_ENGINES, PEER_WORKS } = await import("./peer_ort.ts");
-  for (const { weights } of PEER_WORKS.filter((it) => it.work === work)) {
+/** The peers of a work, in each format it is worth comparing with. */
+async function openPeers(work: string, threads: number): Promise<Peer[]> {
+  const peers: Peer[] = [];
+  for (const it of PEER_WORKS.filter((it) => it.work === work)) {
     for (const engine of PEER_ENGINES) {
-      progress(`${work}, ${engine} ${weights} …`);
+      progress(`${work}, ${engine} ${it.weights} …`);
       try {
-        for await (const it of ortWorks({ only: [work], weights, engine, threads })) yield { ...it };
+        peers.push(await openPeer(it, engine, threads));
       } catch (error) {
-        progress(`${work}: ${engine} ${weights} is absent: ${(error as Error).message}`);
+        progress(`${work}: ${engine} ${it.weights} is absent: ${(error as Error).message}`);
       }
     }
   }
+  return peers;
 }
 
 function line(it: Result): string {

@@ -1,63 +1,67 @@
 import assert from "node:assert/strict";
 import { measure, WORKS } from "./bench.ts";
 import { kernel } from "./kernels.ts";
-import { type LimitName, type Limits, openLimits, type Yardstick } from "./limits.ts";
+import { type LimitName, openLimits, type Yardstick } from "./limits.ts";
+import type { Peer, PeerEngine } from "./peers.ts";
 import { judge, median, race } from "./statistics.ts";
 import { type Clock, openBackend, timed } from "./work.ts";
 
-const LIMITS: Limits = {
-  threads: 1,
-  dramRead: 20,
-  l3Read: 80,
-  dotAdd: 250,
-  pmaddubsw: { 1: 100, 2: 120, 4: 140, 8: 150, 16: 160 },
-  fma: 60,
-};
 const settings = { threads: 1 };
 const patience = { leastMs: 0, minRounds: 3 };
 
+/** Limits of 10, 20, 30 …, in the order in which they are asked for. */
 function yardstick(): Yardstick & { asked: LimitName[] } {
   const asked: LimitName[] = [];
-  return { threads: 1, asked, measure: (name) => Promise.resolve(asked.push(name) && 10), close() {} };
+  return { threads: 1, asked, measure: (name) => Promise.resolve(asked.push(name) * 10), close() {} };
 }
 
-Deno.test("a figure holds what the JSON promises, and its share is that of the limit that bounds it", async () => {
-  const means = { settings, limits: LIMITS, yardstick: yardstick(), patience };
-  const gemm = await measure(kernel("tiny", "f32", { t: 5, n: 24, k: 40 }), means);
+Deno.test("a figure holds what the JSON promises, its share is that of the limit measured in turns with it", async () => {
+  const means = { settings, yardstick: yardstick(), patience };
+  const [gemm] = await measure(kernel("tiny", "f32", { t: 5, n: 24, k: 40 }), means);
   assert.deepEqual(
     [gemm.work, gemm.engine, gemm.weights, gemm.threads, gemm.runs, gemm.limit],
     ["tiny", "wasm", "f32", 1, 3, "FMA"],
   );
-  assert.equal(gemm.gops, 2 * 5 * 24 * 40 / gemm.medianMs / 1e6);
-  assert.equal(gemm.shareOfLimit, gemm.gops! / 60);
-  assert.deepEqual(means.yardstick.asked, []);
+  assert.deepEqual(means.yardstick.asked, ["fma", "fma", "fma"]);
+  assert.equal(gemm.limitRate, 20);
+  const operations = 2 * 5 * 24 * 40;
+  assert.equal(gemm.gops, operations / gemm.medianMs / 1e6);
+
+  const [once] = await measure(kernel("tiny", "f32", { t: 5, n: 24, k: 40 }), {
+    ...means,
+    yardstick: yardstick(),
+    patience: { leastMs: 0, minRounds: 1 },
+  });
+  assert.equal(once.shareOfLimit, operations / once.medianMs / 1e6 / 10);
 });
 
-Deno.test("a token's figure is held against reads made in turns with it", async () => {
-  const means = { settings, limits: LIMITS, yardstick: yardstick(), patience };
-  const token = await measure(kernel("tiny", "int4", { t: 1, n: 16, k: 64 }, 1000), means);
+Deno.test("a token's figure is held against reads, integers against the kernel that multiplies them", async () => {
+  const means = { settings, yardstick: yardstick(), patience };
+  const [token] = await measure(kernel("tiny", "int4", { t: 1, n: 16, k: 64 }, 1000), means);
   assert.equal(token.limit, "DRAM read");
-  assert.equal(token.limitRate, 10);
-  assert.equal(token.shareOfLimit, token.gigabytes! / 10);
   assert.deepEqual(means.yardstick.asked, ["dramRead", "dramRead", "dramRead"]);
-});
-
-Deno.test("integers are held against the limit of the kernel that multiplies them", async () => {
   const work = kernel("tiny", "int8", { t: 4, n: 16, k: 64 });
   for (const [multiplier, limit] of [["dot", "dot-add"], ["words", "pmaddubsw S = 4"]] as const) {
-    const means = { settings: { ...settings, multiplier }, limits: LIMITS, yardstick: yardstick(), patience };
-    assert.equal((await measure(work, means)).limit, limit);
+    const [it] = await measure(work, { ...means, settings: { ...settings, multiplier } });
+    assert.equal(it.limit, limit);
   }
 });
 
-Deno.test("a peer runs when half of ours is done", async () => {
-  const means = { settings, limits: LIMITS, yardstick: yardstick(), patience: { leastMs: 0, minRounds: 4 } };
-  let calls = 0;
-  const { runs } = await measure(kernel("tiny", "f32", { t: 2, n: 8, k: 8 }), means, () => {
-    calls++;
-    return Promise.resolve();
+Deno.test("peers take their turns by their own clock, and one that failed is left out", async () => {
+  const order: string[] = [];
+  const peer = (engine: PeerEngine, more: Partial<Peer> = {}): Peer => ({
+    ...{ engine, weights: "int8", rssBytes: 1, close: () => Promise.resolve() },
+    run: () => Promise.resolve(order.push(engine)),
+    ...more,
   });
-  assert.deepEqual([calls, runs], [1, 4]);
+  const means = { settings, yardstick: yardstick(), patience };
+  const peers = [peer("onnxruntime-web"), peer("onnxruntime-node", { failed: "no memory", most: 1 })];
+  const [, ...rows] = await measure(kernel("tiny", "f32", { t: 2, n: 8, k: 8 }), means, peers);
+  assert.deepEqual(order, ["onnxruntime-web", "onnxruntime-node", "onnxruntime-web", "onnxruntime-web"]);
+  assert.deepEqual(rows, [{
+    ...{ work: "tiny", engine: "onnxruntime-web", weights: "int8", threads: 1, medianMs: 3, runs: 3 },
+    rssBytes: 1,
+  }]);
 });
 
 Deno.test("every work that the benchmark promises can be asked for", () => {
@@ -98,9 +102,6 @@ const wrong: [string, string[], RegExp][] = [
   ["compare.ts", ["no-such-thing"], /^Expected a git revision, found "no-such-thing"$/],
   ["compare.ts", ["HEAD", "--rounds", "x"], /^--rounds: expected a whole number of 1 or more, found "x"$/],
   ["workerd.ts", ["--ms", "-1"], /^.*--ms.*$/],
-  ["peer_ort.ts", ["--only", "gemm-int7"], /^--only: expected gemm-f32, .* found "gemm-int7"$/],
-  ["peer_ort.ts", ["--weights", "int3"], /^--weights: expected f32, int8, int4, found "int3"$/],
-  ["peer_ort.ts", ["--only", "gemm-f32", "--weights", "int4"], /^Expected one of gemm-f32 in f32, /],
 ];
 Deno.test("a command line that cannot be understood: status 2 and one line, before anything is measured", async () => {
   for (const [file, args, message] of wrong) {
@@ -135,7 +136,7 @@ Deno.test("medians, and turns that alternate", async () => {
   const order: string[] = [];
   const runner = (name: string) => ({
     ready: () => Promise.resolve(void order.push(`(${name})`)),
-    run: () => Promise.resolve(order.push(name)),
+    run: () => Promise.resolve(void order.push(name)),
   });
   const times = await race([runner("a"), runner("b")], { leastMs: 0, minRounds: 3 });
   assert.equal(order.join(" "), "(a) a (b) b (b) b (a) a (a) a (b) b");

@@ -50,9 +50,9 @@ async function prepare(
   await check(await backend.read(out), stored, input, t);
   let turn = 0;
   return {
-    run() {
+    async run() {
       backend.linear(out, x, matrices[turn++ % copies]);
-      return backend.read(backend.slice(out, 0, 1, 0, 1));
+      await backend.read(backend.slice(out, 0, 1, 0, 1));
     },
     operations: 2 * t * n * k,
     bytes: bytes + (stored.scale?.byteLength ?? 0),

@@ -16,7 +16,8 @@ export interface Limits {
   readonly fma: number;
 }
 
-const STEPS = [1, 2, 4, 8, 16] as const;
+/** 16-bit products summed before they are widened. */
+export const STEPS = [1, 2, 4, 8, 16] as const;
 
 /** One measurement by one thread. */
 export type LimitName = "dramRead" | "l3Read" | "dotAdd" | "fma" | `words_${(typeof STEPS)[number]}`;
@@ -138,9 +139,4 @@ function answer(worker: Worker, question: { name: LimitName; budgetMs: number })
     worker.onerror = (event) => reject(new Error(event.message));
     worker.postMessage(question);
   });
-}
-
-/** The limit of a product by the kernel that computes it: 0 is the dot product with addition, else steps in 16 bits. */
-export function integerLimit(limits: Limits, kernel: number): number | undefined {
-  return kernel === 0 ? limits.dotAdd : limits.pmaddubsw[kernel as 1];
 }

@@ -19,10 +19,10 @@ const IDS = Array.from({ length: TEXT_TOKENS }, (_, i) => 5 + i);
 const pause = () => Promise.resolve();
 
 export const MODELS: readonly Work[] = [
-  { name: "siglip-224", weights: "int8", rounds: 4, prepare: (settings) => siglip(224, settings) },
+  { name: "siglip-224", weights: "int8", rounds: 5, prepare: (settings) => siglip(224, settings) },
   { name: "siglip-448", weights: "int8", rounds: 2, prepare: (settings) => siglip(448, settings) },
   { name: "prefill-264", weights: "int4", rounds: 2, prepare: (settings) => prefill(settings) },
-  { name: "decode-32", weights: "int4", rounds: 3, prepare: (settings) => decode(settings) },
+  { name: "decode-32", weights: "int4", rounds: 5, prepare: (settings) => decode(settings) },
 ];
 
 /** Writes random weights of a published shape to a temporary directory, cut to what a stage reads, and hands it on. */

@@ -4,8 +4,10 @@
 export interface Contestant {
   /** Called before each run, off the clock. */
   ready?(): Promise<void>;
-  /** One run; resolves when its result is there. */
-  run(): Promise<unknown>;
+  /** One run; resolves when its result is there, to its milliseconds where it has a clock of its own. */
+  run(): Promise<number | void>;
+  /** Runs at the most; then it sits out. */
+  readonly most?: number;
 }
 
 /** How long to go on. */
@@ -34,10 +36,11 @@ export async function race(contestants: readonly Contestant[], patience: Patienc
     const order = [...contestants.keys()];
     if (round % 2) order.reverse();
     for (const i of order) {
+      if (round >= (contestants[i].most ?? Infinity)) continue;
       await contestants[i].ready?.();
       const before = performance.now();
-      await contestants[i].run();
-      times[i].push(performance.now() - before);
+      const own = await contestants[i].run();
+      times[i].push(own ?? performance.now() - before);
     }
   }
   return times;

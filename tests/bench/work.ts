@@ -5,7 +5,7 @@ import type { WasmBackend } from "../../lib/backend/wasm.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
-import { integerLimit, type Limits } from "./limits.ts";
+import { type LimitName, STEPS } from "./limits.ts";
 
 /** Formats that a figure is given for. */
 export type Weights = "f32" | "int8" | "int4";
@@ -22,7 +22,7 @@ export interface Settings {
 export interface Prepared {
   /** Called before each run, off the clock. */
   ready?(): Promise<void>;
-  run(): Promise<unknown>;
+  run(): Promise<void>;
   /** Parts of a run that the figure is given for: 32 tokens. */
   readonly parts?: number;
   /** Multiplications and additions of a part, in matrices. */
@@ -46,14 +46,13 @@ export interface Work {
   prepare(settings: Settings): Promise<Prepared>;
 }
 
-/** The limit that bounds a work, 10⁹ a second, and how it is called. */
-export function boundOf(limits: Limits, { bound }: Prepared): { name: string; rate: number } | undefined {
-  if (bound === "dramRead") return { name: "DRAM read", rate: limits.dramRead };
-  if (bound === "fma") return { name: "FMA", rate: limits.fma };
-  const rate = integerLimit(limits, bound.kernel);
-  return rate === undefined
-    ? undefined
-    : { name: bound.kernel ? `pmaddubsw S = ${bound.kernel}` : "dot-add", rate };
+/** The limit that bounds a work, and how it is called; none where nobody knows one. */
+export function limitOf({ bound }: Prepared): { name: LimitName; title: string } | undefined {
+  if (bound === "dramRead") return { name: bound, title: "DRAM read" };
+  if (bound === "fma") return { name: bound, title: "FMA" };
+  if (bound.kernel === 0) return { name: "dotAdd", title: "dot-add" };
+  const steps = STEPS.find((it) => it === bound.kernel);
+  return steps && { name: `words_${steps}`, title: `pmaddubsw S = ${steps}` };
 }
 
 /** The backend under test, and what ends its threads. */
