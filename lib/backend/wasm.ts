@@ -29,7 +29,7 @@ import {
   probeMultiplier,
   STACK_BYTES,
 } from "./wasm_kernels.ts";
-import { attentionInt8Scratch, attentionScratch, attentionUnits, TILE } from "./wasm_parts.ts";
+import { attentionInt8Scratch, attentionScratch, attentionUnits } from "./wasm_parts.ts";
 import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
@@ -232,14 +232,16 @@ export class Wasm implements WasmBackend {
     const rows = qs.rows;
     const scratchBytes = attentionInt8Scratch(rows, headDim);
     const scratch = this.#reserve(scratchBytes * this.#crew.threads);
+    const kernel = this.#multiplier === "dot" ? 0 : 8;
+    const tile = this.#kernels.tile_rows(kernel);
     const args = [
       ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],
-      ...[rows, heads, headDim, scale, scratch, scratchBytes, this.#multiplier === "dot" ? 0 : 8],
+      ...[rows, heads, headDim, scale, scratch, scratchBytes, kernel, tile],
     ];
     this.#crew.run(
       "attention_int8",
       args,
-      heads * Math.ceil(rows / TILE),
+      heads * Math.ceil(rows / tile),
       rows * rows * heads * headDim * ATTEND_NS,
     );
   }

@@ -3,6 +3,8 @@
  * trusted. Pointers are byte addresses below 2³², strides count elements.
  */
 
+import { TILE } from "./wasm_parts.ts";
+
 /** A kernel; C tells the meaning and order of its arguments. */
 type Kernel = (...addressesAndNumbers: number[]) => void;
 
@@ -37,6 +39,8 @@ export interface Kernels extends
   readonly __stack_pointer: WebAssembly.Global;
   /** Steps of four k that may be summed in 16 bits: 8, 4 or 1. */
   bound_int8(w: number, padded: number, panels: number): number;
+  /** Rows of a tile of activations for int8 weights and a kernel, by its number. */
+  tile_rows(kernel: number): number;
   /** What the engine makes of a dot product out of range. */
   probe_dot(a: number, b: number): number;
 }
@@ -149,9 +153,9 @@ function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): 
   return undefined;
 }
 
-/** 5 rows, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
+/** A tile, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
 function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
-  const [rows, k] = [5, 96];
+  const k = 96;
   const at = {
     a: from,
     x: from + 1024,
@@ -190,14 +194,15 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     return sum;
   };
   const [right8, right4] = [dot(seven, weight), dot(eight, (c, i) => nibble(c, i) - 8)];
-  const fill = (x: typeof seven) => {
+  const fill = (x: typeof seven, rows: number) => {
     for (let t = 0; t < rows; t++) {
       for (let i = 0; i < k; i++) bytes[at.a + ((i >> 2) * rows + t) * 4 + i % 4] = x(t, i);
     }
     for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
   };
-  fill(seven);
   for (const kernel of [0, 1, 4, 8]) {
+    const rows = kernels.tile_rows(kernel);
+    fill(seven, rows);
     const weights = [at.w8, at.ones, sums];
     const gemm = [at.a, at.zeros, at.ones, ...weights, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
     kernels.gemm_int8(...gemm);
@@ -206,7 +211,6 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
       (kernels.gemv_int8(...gemv), wrong(`gemv_int8 ${kernel}`, 8, right8));
     if (found) return found;
   }
-  fill(eight);
   const words = new Int16Array(memory.buffer);
   const preset = (t: number, group: number, pair: number) => {
     let sum = 0;
@@ -214,11 +218,13 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     return -8 * sum;
   };
   const single = scratch - 64;
-  for (let at = 0; at < k / 32 * rows * 2; at++) {
-    words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
-  }
   for (let at = 0; at < k / 32 * 2; at++) words[single / 2 + at] = preset(0, at >> 1, at % 2);
+  const rows = TILE;
   for (const kernel of [0, 8]) {
+    fill(eight, rows);
+    for (let at = 0; at < k / 32 * rows * 2; at++) {
+      words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
+    }
     const rest = [scratch, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
     kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
     const gemv = [at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain, kernel];

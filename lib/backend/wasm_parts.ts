@@ -11,8 +11,9 @@ import type { Kernels } from "./wasm_kernels.ts";
 
 /** Columns that a product of several rows takes at once: two panels, a line of the cache in a row of the result. */
 export const PAIR = 2 * PANEL;
-/** Rows of a tile of packed activations. */
+/** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
 export const TILE = 5;
+export const MOST_ROWS = 6;
 /** Rows of an attention that go together at least: the kernel takes eight queries at once. */
 const QUERY_ROWS = 8;
 /** Query heads that the attention of one row takes at once. */
@@ -43,18 +44,18 @@ export const PARTS = {
     kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k);
   },
 
-  /** Tiles of rows to 7 bits; `lanes` is 1 for a row alone. */
+  /** Tiles of rows to 7 bits; `lanes` is the rows of a tile, or 1 for a row alone. */
   quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded, lanes], from, end) {
-    const row = from * TILE;
-    const [count, of] = [Math.min(rows, end * TILE) - row, x + row * stride * 4];
+    const row = from * lanes;
+    const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
     const to = values + row * padded;
     kernels.quantize7(to, zeros + row * 4, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
-  /** Tiles of rows to 8 bits, with their presets. */
+  /** Tiles of rows to 8 bits, with their presets; `lanes` as above. */
   quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded, lanes], from, end) {
-    const row = from * TILE;
-    const [count, of] = [Math.min(rows, end * TILE) - row, x + row * stride * 4];
+    const row = from * lanes;
+    const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
     const [to, preset] = [values + row * padded, presets + row * (padded / GROUP) * 4];
     kernels.quantize8(to, preset, scales + row * 4, of, stride, count, k, padded, lanes);
   },
@@ -235,17 +236,17 @@ export const PARTS = {
     }
   },
 
-  /** Tiles of queries, of one head, then of the next; scratch as above. */
+  /** Tiles of `tile` queries, of one head, then of the next; scratch as above. */
   attention_int8(kernels, args, from, end, thread) {
     const [out, outStride, q, qStride, k, kStride, v, vStride, rows, heads, dim, scale] = args;
-    const [scratch, scratchBytes, kernel] = args.slice(12);
-    const tiles = Math.ceil(rows / TILE);
+    const [scratch, scratchBytes, kernel, tile] = args.slice(12);
+    const tiles = Math.ceil(rows / tile);
     for (let unit = from; unit < Math.min(end, heads * tiles);) {
       const head = Math.floor(unit / tiles);
       const first = unit - head * tiles;
       const last = Math.min(end - head * tiles, tiles);
       unit = head * tiles + last;
-      const [row, col] = [first * TILE, head * dim * 4];
+      const [row, col] = [first * tile, head * dim * 4];
       kernels.attention_int8(
         out + row * outStride * 4 + col,
         outStride,
@@ -255,7 +256,7 @@ export const PARTS = {
         kStride,
         v + col,
         vStride,
-        Math.min(rows, last * TILE) - row,
+        Math.min(rows, last * tile) - row,
         rows,
         dim,
         scale,
@@ -283,6 +284,6 @@ export function attentionScratch(rows: number, keys: number, dim: number): numbe
 /** The same for `attention_int8`, which divides it as `wasm/src/attention_int8.c` says. */
 export function attentionInt8Scratch(keys: number, dim: number): number {
   const [all, wide] = [roundUp(keys, 16), roundUp(dim, PANEL)];
-  const tiles = 2 * TILE * all + roundUp(TILE * (dim + 12), 16);
-  return roundUp(all * (dim + wide) + tiles + 4 * (2 * all + wide + Math.max(TILE * all, dim)), 16);
+  const tiles = 2 * MOST_ROWS * all + roundUp(MOST_ROWS * (dim + 12), 16);
+  return roundUp(all * (dim + wide) + tiles + 4 * (2 * all + wide + Math.max(MOST_ROWS * all, dim)), 16);
 }

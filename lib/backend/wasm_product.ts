@@ -8,7 +8,7 @@ import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Arena, Piece, WasmTensor } from "./wasm_arena.ts";
 import type { Kernels, Multiplier } from "./wasm_kernels.ts";
-import { PAIR, TILE } from "./wasm_parts.ts";
+import { MOST_ROWS, PAIR, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -33,6 +33,8 @@ export class WasmMatrix implements Matrix {
     readonly sums: number,
     /** The kernel's number: 0 is the dot product with addition, otherwise the steps summed in 16 bits. */
     readonly kernel: number,
+    /** Rows of a tile of activations for it. */
+    readonly tile: number,
   ) {}
 }
 
@@ -69,7 +71,7 @@ export function takeMatrix(
   const piece = arena.allocate(matrixBytes(scheme, n, k), `a matrix [${n}, ${k}] of scheme ${scheme}`);
   if (scheme === "f32") {
     packPanels(stored, new Float32Array(arena.memory.buffer, piece.start, rows * k));
-    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0);
+    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE);
   }
   new Uint8Array(arena.memory.buffer, piece.start, bytes).set(stored.data as Uint8Array);
   const scale = piece.start + bytes;
@@ -77,12 +79,12 @@ export function takeMatrix(
   scales.set(stored.scale!);
   scales.fill(0, n);
   if (scheme === "int4-g32-p8") {
-    return new WasmMatrix(scheme, n, k, piece, padded, scale, 0, multiplier === "dot" ? 0 : 8);
+    return new WasmMatrix(scheme, n, k, piece, padded, scale, 0, multiplier === "dot" ? 0 : 8, TILE);
   }
   const sums = scale + rows * 4;
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
   const kernel = multiplier === "dot" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
-  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel);
+  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, kernels.tile_rows(kernel));
 }
 
 /** f32 [N, K] to [N/8][K][8], zeros for the columns that are not there. */
@@ -102,7 +104,7 @@ export function multiply(
   x: WasmTensor,
   steps: readonly { readonly w: WasmMatrix; readonly finish: Finish }[],
 ): void {
-  const most = rowsAtOnce(x.rows);
+  const most = rowsAtOnce(x.rows, Math.max(...steps.map(({ w }) => w.tile)));
   for (let row = 0; row < x.rows; row += most) {
     const rows = Math.min(most, x.rows - row);
     const [from, to] = [x.slice(row, rows), out.slice(row, rows)];
@@ -111,26 +113,33 @@ export function multiply(
       const { residual } = finish;
       const added = residual ? residual.start + row * residual.stride * 4 : 0;
       // Activations are packed once for matrices that read them the same way.
-      if (packed?.scheme !== w.scheme) packed = pack(crew, scratch, from, w);
+      if (packed?.scheme !== w.scheme || packed.tile !== w.tile) packed = pack(crew, scratch, from, w);
       product(crew, packed, to, w, finish, added);
     }
   }
 }
 
-/** Bytes of scratch that a product with `rows` rows of K values takes. */
+/** Bytes of scratch that a product with `rows` rows of K values takes at most. */
 export function productScratch(scheme: Scheme, rows: number, k: number, threads: number): number {
-  const sizes = packedSizes(scheme, Math.min(rows, rowsAtOnce(rows)), paddedK(scheme, k), threads);
+  const tile = scheme === "int8-p8-s4" ? MOST_ROWS : TILE;
+  const sizes = packedSizes(
+    scheme,
+    Math.min(rows, rowsAtOnce(rows, tile)),
+    tile,
+    paddedK(scheme, k),
+    threads,
+  );
   return sizes.values + sizes.zeros + sizes.scales + sizes.rooms;
 }
 
-/** Rows in one block, the blocks being about equal. */
-function rowsAtOnce(rows: number): number {
-  return roundUp(Math.ceil(rows / Math.ceil(rows / BLOCK_ROWS)), TILE);
+/** Rows in one block, whole tiles, the blocks being about equal. */
+function rowsAtOnce(rows: number, tile: number): number {
+  return roundUp(Math.ceil(rows / Math.ceil(rows / BLOCK_ROWS)), tile);
 }
 
 /** Bytes of activations as a kernel reads them, in this order; a single f32 row is read where it lies. */
-function packedSizes(scheme: Scheme, rows: number, padded: number, threads: number) {
-  const tiled = rows > 1 ? roundUp(rows, TILE) : 1;
+function packedSizes(scheme: Scheme, rows: number, tile: number, padded: number, threads: number) {
+  const tiled = rows > 1 ? roundUp(rows, tile) : 1;
   if (scheme === "f32") return { values: rows > 1 ? tiled * padded * 4 : 0, zeros: 0, scales: 0, rooms: 0 };
   const zeros = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
   return {
@@ -144,6 +153,7 @@ function packedSizes(scheme: Scheme, rows: number, padded: number, threads: numb
 /** Activations as a kernel reads them; addresses. */
 interface Packed {
   readonly scheme: Scheme;
+  readonly tile: number;
   readonly rows: number;
   readonly values: number;
   readonly scales: number;
@@ -154,29 +164,24 @@ interface Packed {
 }
 
 function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packed {
-  const { scheme, padded } = w;
+  const { scheme, padded, tile } = w;
   const { rows, stride } = x;
-  const tiled = rows > 1 ? roundUp(rows, TILE) : 1;
-  const [tiles, cost] = [tiled / TILE, tiled * padded * PACK_NS];
-  const sizes = packedSizes(scheme, rows, padded, crew.threads);
+  const lanes = rows > 1 ? tile : 1;
+  const tiles = Math.ceil(rows / lanes);
+  const cost = tiles * lanes * padded * PACK_NS;
+  const sizes = packedSizes(scheme, rows, tile, padded, crew.threads);
   if (scheme === "f32") {
     const values = rows > 1 ? scratch(sizes.values) : x.start;
     if (rows > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
-    return { scheme, rows, values, scales: 0, zeros: 0, room: 0 };
+    return { scheme, tile, rows, values, scales: 0, zeros: 0, room: 0 };
   }
   const values = scratch(sizes.values + sizes.zeros + sizes.scales + sizes.rooms);
   const zeros = values + sizes.values;
   const scales = zeros + sizes.zeros;
   const room = scales + sizes.scales;
   const part = scheme === "int8-p8-s4" ? "quantize7" : "quantize8";
-  const lanes = rows > 1 ? TILE : 1;
-  crew.run(
-    part,
-    [values, zeros, scales, x.start, stride, rows, x.cols, padded, lanes],
-    Math.ceil(tiles),
-    cost,
-  );
-  return { scheme, rows, values, scales, zeros, room };
+  crew.run(part, [values, zeros, scales, x.start, stride, rows, x.cols, padded, lanes], tiles, cost);
+  return { scheme, tile, rows, values, scales, zeros, room };
 }
 
 function product(

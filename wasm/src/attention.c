@@ -22,7 +22,7 @@ INLINE void sum_tile(const float *a, const float *b, uint32_t steps, uint32_t fi
     tile_f32(a, b, now, c);
     for (uint32_t i = 0; i < 10; i++) sums[i] = wasm_f32x4_add(sums[i], c[i]);
   }
-  straighten(sums, y);
+  straighten(sums, y, ROWS);
 }
 
 // v [keys, dim] as [dim/5][keys][5], zeros past the last column.

@@ -1,7 +1,7 @@
 // softmax(q · kᵀ · scale) · v where every query sees every key, in integers: queries in 7 bits, keys and values in 8,
 // weights in 14, the softmax in f32. lib/backend/backend.ts tells what is rounded to what.
 //
-// Five queries at a time, as rows of a tile; keys are the columns of the first product, the head's columns those of
+// As many queries at a time as a tile has rows; keys are the columns of the first product, the head's columns those of
 // the second. With dot-add the 14 bits are two operands of seven, and the second adds to 128 times the sums of the
 // first. Without it they are 16-bit words as they are, which is as fast there and gives the same integers.
 #include "quantize.h"
@@ -16,9 +16,9 @@ typedef struct {
   int8_t *keys, *values;            // panels [keys/8][steps][8][4], [dim/8][keys/4][8][4]
   float *key_scale, *value_scale;   // [keys], [dim]
   int32_t *key_sums;                // [keys]
-  float *scores;                    // [5][keys]
-  int8_t *queries;                  // a tile, [steps][5][4]
-  int8_t *weights;                  // a tile of words, or two of bytes, [keys/4][5][4] each
+  float *scores;                    // [rows][keys]
+  int8_t *queries;                  // a tile, [steps][rows][4]
+  int8_t *weights;                  // a tile of words, or two of bytes, [keys/4][rows][4] each
   uint32_t all, dim, steps;         // keys padded to 16, columns of a head, ⌈dim / 4⌉
 } Head;
 
@@ -144,23 +144,23 @@ static void pack_values(const Head *h, const float *v, uint32_t stride, uint32_t
   if (c < h->dim) place_values(h, v, stride, keys, c, 1);
 }
 
-// Weights of four keys and five queries, from 0 to 2¹⁴ - 1, to their places.
-INLINE void place_weights(const Head *h, uint32_t step, v128_t q[ROWS], uint32_t kernel) {
+// Weights of four keys and the queries of a tile, from 0 to 2¹⁴ - 1, to their places.
+INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t kernel) {
   v128_t ab = wasm_i16x8_narrow_i32x4(q[0], q[1]), cd = wasm_i16x8_narrow_i32x4(q[2], q[3]);
-  v128_t e = wasm_i16x8_narrow_i32x4(q[4], q[4]);
+  v128_t ef = wasm_i16x8_narrow_i32x4(q[4], q[rows_of(kernel) - 1]);
   if (!split(kernel)) {
     int8_t *to = h->weights + 2 * STEP_ROWS * step;
     wasm_v128_store(to, ab);
     wasm_v128_store(to + 16, cd);
-    wasm_v128_store64_lane(to + 32, e, 0);
+    wasm_v128_store64_lane(to + 32, ef, 0);
     return;
   }
   v128_t low = wasm_u16x8_extend_low_u8x16(wasm_v128_load(SEVEN_BITS));
-  int8_t *to = h->weights + STEP_ROWS * step, *rest = to + STEP_ROWS * (h->all / 4);
+  int8_t *to = h->weights + STEP_TALL * step, *rest = to + STEP_TALL * (h->all / 4);
   wasm_v128_store(to, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(ab, 7), wasm_u16x8_shr(cd, 7)));
-  wasm_v128_store32_lane(to + 16, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(e, 7), e), 0);
+  wasm_v128_store64_lane(to + 16, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(ef, 7), ef), 0);
   wasm_v128_store(rest, wasm_u8x16_narrow_i16x8(wasm_v128_and(ab, low), wasm_v128_and(cd, low)));
-  wasm_v128_store32_lane(rest + 16, wasm_u8x16_narrow_i16x8(wasm_v128_and(e, low), e), 0);
+  wasm_v128_store64_lane(rest + 16, wasm_u8x16_narrow_i16x8(wasm_v128_and(ef, low), ef), 0);
 }
 
 // Five rows of words [step][5][4] by a panel of bytes [step][8][4]: y[2 * row + half].
@@ -185,15 +185,15 @@ INLINE void tile_words(const int8_t *a, const int8_t *b, uint32_t steps, v128_t 
 
 // Weights of keys [4 · from, 4 · (from + count)) by a panel of their values.
 INLINE void tile_weights(const Head *h, const int8_t *panel, uint32_t from, uint32_t count, uint32_t kernel,
-                         v128_t y[10]) {
+                         v128_t y[2 * TALL]) {
 #ifdef __wasm_relaxed_simd__
   if (split(kernel)) {
-    v128_t c[10];
-    for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_const_splat(0);
-    tile_vnni(h->weights + STEP_ROWS * from, panel + STEP * from, count, c);
-    for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_shl(c[i], 7);
-    tile_vnni(h->weights + STEP_ROWS * (h->all / 4 + from), panel + STEP * from, count, c);
-    straighten(c, y);
+    v128_t c[2 * TALL];
+    for (uint32_t i = 0; i < 2 * TALL; i++) c[i] = wasm_i32x4_const_splat(0);
+    tile_vnni(h->weights + STEP_TALL * from, panel + STEP * from, count, c);
+    for (uint32_t i = 0; i < 2 * TALL; i++) c[i] = wasm_i32x4_shl(c[i], 7);
+    tile_vnni(h->weights + STEP_TALL * (h->all / 4 + from), panel + STEP * from, count, c);
+    straighten(c, y, TALL);
     return;
   }
 #endif
@@ -202,31 +202,32 @@ INLINE void tile_weights(const Head *h, const int8_t *panel, uint32_t from, uint
 }
 
 // Queries to a tile; their zero points, and their scales times `scale`.
-INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_t count, float scale,
-                         int32_t zeros[ROWS], float scales[ROWS]) {
-  tile7((uint8_t *)h->queries, zeros, scales, q, stride, count, h->dim, ROWS);
-  for (uint32_t r = 0; r < ROWS; r++) {
+INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_t count, float scale, uint32_t kernel,
+                         int32_t zeros[TALL], float scales[TALL]) {
+  uint32_t rows = rows_of(kernel);
+  tile7((uint8_t *)h->queries, zeros, scales, q, stride, count, h->dim, rows);
+  for (uint32_t r = 0; r < rows; r++) {
     if (r < count) scales[r] *= scale;
     else zeros[r] = 0, scales[r] = 0;
   }
 }
 
-// Scores of five queries; the greatest of each in the lanes of most[r].
-INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[ROWS], const float scales[ROWS], uint32_t kernel,
-                  v128_t most[ROWS]) {
+// Scores of the queries of a tile; the greatest of each in the lanes of most[r].
+INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const float scales[TALL], uint32_t kernel,
+                  v128_t most[TALL]) {
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
-  for (uint32_t r = 0; r < ROWS; r++) most[r] = unseen;
+  uint32_t rows = rows_of(kernel);
+  for (uint32_t r = 0; r < rows; r++) most[r] = unseen;
   for (uint32_t s = 0; s < h->all; s += 8) {
-    v128_t y[10];
+    v128_t y[2 * TALL];
     const int8_t *panel = h->keys + (uint64_t)s * h->dim;
-    if (split(kernel)) tile_int8(h->queries, panel, h->dim, VNNI, y);
-    else tile_int8(h->queries, panel, h->dim, 1, y);
+    tile_int8(h->queries, panel, h->dim, kernel, y);
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
       v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);
       v128_t seen = wasm_u32x4_lt(wasm_i32x4_add(wasm_i32x4_splat(at), wasm_i32x4_const(0, 1, 2, 3)),
                                   wasm_i32x4_splat(keys));
-      for (uint32_t r = 0; r < ROWS; r++) {
+      for (uint32_t r = 0; r < rows; r++) {
         v128_t v = y[2 * r + half];
         v = descale_int8(v, wasm_i32x4_splat(zeros[r]), sums, wasm_f32x4_splat(scales[r]), scale);
         if (s + 8 > keys) v = wasm_v128_bitselect(v, unseen, seen);
@@ -238,17 +239,18 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[ROWS], const
 }
 
 // Scores to weights, as a tile; sums of the weights.
-INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[ROWS], v128_t sums[ROWS]) {
-  v128_t large = wasm_v128_load(LARGE), one = wasm_f32x4_const_splat(ONE), top[ROWS];
-  for (uint32_t r = 0; r < ROWS; r++) {
+INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[TALL], v128_t sums[TALL]) {
+  v128_t large = wasm_v128_load(LARGE), one = wasm_f32x4_const_splat(ONE), top[TALL];
+  uint32_t rows = rows_of(kernel);
+  for (uint32_t r = 0; r < rows; r++) {
     v128_t m = wasm_f32x4_pmax(most[r], LANES(most[r], most[r], 2, 3, 0, 1));
     top[r] = wasm_f32x4_pmax(m, LANES(m, m, 1, 0, 3, 2));
     sums[r] = wasm_i32x4_const_splat(0);
   }
   uint32_t steps = h->all / 4;
   for (uint32_t i = 0; i < steps; i++) {
-    v128_t x[ROWS];
-    for (uint32_t r = 0; r < ROWS; r++) {
+    v128_t x[TALL];
+    for (uint32_t r = 0; r < rows; r++) {
       v128_t e = exp_f32(wasm_f32x4_sub(wasm_v128_load(h->scores + (uint64_t)r * h->all + 4 * i), top[r]));
       x[r] = round_i32(wasm_f32x4_mul(e, one), large);
       sums[r] = wasm_i32x4_add(sums[r], x[r]);
@@ -257,22 +259,23 @@ INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[ROWS], v128_
   }
 }
 
-INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint32_t kernel, const v128_t sums[ROWS]) {
-  v128_t shares[ROWS];
-  for (uint32_t r = 0; r < ROWS; r++) {
+INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint32_t kernel, const v128_t sums[TALL]) {
+  v128_t shares[TALL];
+  uint32_t rows = rows_of(kernel);
+  for (uint32_t r = 0; r < rows; r++) {
     v128_t sum = wasm_i32x4_add(sums[r], LANES(sums[r], sums[r], 2, 3, 0, 1));
     sum = wasm_i32x4_add(sum, LANES(sum, sum, 1, 0, 3, 2));
     shares[r] = wasm_f32x4_div(wasm_f32x4_const_splat(1), wasm_f32x4_convert_i32x4(sum));
   }
   uint32_t steps = h->all / 4;
   for (uint32_t c = 0; c < h->dim; c += 8) {
-    v128_t total[10];
-    for (uint32_t i = 0; i < 10; i++) total[i] = wasm_f32x4_const_splat(0);
+    v128_t total[2 * TALL];
+    for (uint32_t i = 0; i < 2 * rows; i++) total[i] = wasm_f32x4_const_splat(0);
     for (uint32_t from = 0; from < steps; from += KEYS / 4) {
-      v128_t y[10];
+      v128_t y[2 * TALL];
       uint32_t now = steps - from < KEYS / 4 ? steps - from : KEYS / 4;
       tile_weights(h, h->values + (uint64_t)c * h->all, from, now, kernel, y);
-      for (uint32_t i = 0; i < 10; i++) total[i] = wasm_f32x4_add(total[i], wasm_f32x4_convert_i32x4(y[i]));
+      for (uint32_t i = 0; i < 2 * rows; i++) total[i] = wasm_f32x4_add(total[i], wasm_f32x4_convert_i32x4(y[i]));
     }
     for (uint32_t r = 0; r < count; r++) {
       float *to = out + (uint64_t)r * stride + c;
@@ -282,6 +285,22 @@ INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint
       v128_t high = wasm_f32x4_mul(wasm_f32x4_mul(total[2 * r + 1], shares[r]), wasm_v128_load(h->value_scale + c + 4));
       wasm_v128_store(to + 4, high);
     }
+  }
+}
+
+// One head as below, by a kernel known when this is compiled.
+INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q, uint32_t q_stride, uint32_t rows,
+                 uint32_t keys, float scale, uint32_t kernel) {
+  uint32_t tall = rows_of(kernel);
+  for (uint32_t row = 0; row < rows; row += tall) {
+    int32_t zeros[TALL];
+    float scales[TALL];
+    v128_t most[TALL], sums[TALL];
+    uint32_t count = rows - row < tall ? rows - row : tall;
+    pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale, kernel, zeros, scales);
+    score(h, keys, zeros, scales, kernel, most);
+    weigh(h, kernel, most, sums);
+    mix(h, out + (uint64_t)row * out_stride, out_stride, count, kernel, sums);
   }
 }
 
@@ -296,21 +315,13 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.keys = scratch;
   h.values = h.keys + h.all * dim;
   h.weights = h.values + h.all * wide;
-  h.queries = h.weights + 2 * ROWS * h.all;
-  h.key_scale = (float *)(h.queries + (ROWS * (dim + 12) + 15) / 16 * 16);
+  h.queries = h.weights + 2 * TALL * h.all;
+  h.key_scale = (float *)(h.queries + (TALL * (dim + 12) + 15) / 16 * 16);
   h.key_sums = (int32_t *)(h.key_scale + h.all);
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
   pack_keys(&h, k, k_stride, keys);
   pack_values(&h, v, v_stride, keys);
-  for (uint32_t row = 0; row < rows; row += ROWS) {
-    int32_t zeros[ROWS];
-    float scales[ROWS];
-    v128_t most[ROWS], sums[ROWS];
-    uint32_t count = rows - row < ROWS ? rows - row : ROWS;
-    pack_queries(&h, q + (uint64_t)row * q_stride, q_stride, count, scale, zeros, scales);
-    score(&h, keys, zeros, scales, kernel, most);
-    weigh(&h, kernel, most, sums);
-    mix(&h, out + (uint64_t)row * out_stride, out_stride, count, kernel, sums);
-  }
+  if (kernel == VNNI) head(&h, out, out_stride, q, q_stride, rows, keys, scale, VNNI);
+  else head(&h, out, out_stride, q, q_stride, rows, keys, scale, 1);
 }

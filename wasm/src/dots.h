@@ -1,6 +1,6 @@
-// Integer products of a tile: 5 rows of activations × 8 columns of weights, exact, the same on every engine.
+// Integer products of a tile: 5 rows of activations, or 6, × 8 columns of weights, exact, the same on every engine.
 //
-// Activations [k/4][5 rows][4], weights [k/4][8 columns][4], bytes. Of the two operands of the relaxed dot product
+// Activations [k/4][rows][4], weights [k/4][8 columns][4], bytes. Of the two operands of the relaxed dot product
 // one may be taken as unsigned or signed as the engine likes: it must lie in 0…127 (`seven`). With int8 weights that
 // is the activation, with int4 weights the nibble; the other is `eight`.
 #pragma once
@@ -8,10 +8,20 @@
 #include "simd.h"
 
 #define STEP 32        // bytes of weights for 4 values of k
-#define STEP_ROWS (4 * ROWS) // bytes of activations for 4 values of k
+#define STEP_ROWS (4 * ROWS)  // bytes of activations for 4 values of k
+#define STEP_TALL (4 * TALL)
 
 // Which kernel computes a product. In the plain build there is one, and this is not looked at.
 enum { VNNI = 0 };  // dot-add; otherwise the number of steps summed in 16 bits: 1, 4 or 8
+
+// Rows of a tile of bytes for it; of a product with int4 weights, where every group of them ends all sums, ROWS.
+INLINE uint32_t rows_of(uint32_t kernel) {
+#ifdef __wasm_relaxed_simd__
+  return kernel == VNNI ? TALL : ROWS;
+#else
+  return (void)kernel, ROWS;
+#endif
+}
 
 // Two sums of pairs of k, columns 0, 1 and columns 2, 3, to columns 0 … 3.
 #define JOIN(x, y) wasm_i32x4_add(LANES(x, y, 0, 2, 4, 6), LANES(x, y, 1, 3, 5, 7))
@@ -44,35 +54,43 @@ INLINE void gather(v128_t sums[], v128_t c[], uint32_t count) {
 #define DOT16(eight, seven) wasm_i16x8_relaxed_dot_i8x16_i7x16(eight, seven)
 #define DOT32(eight, seven, sum) wasm_i32x4_relaxed_dot_i8x16_i7x16_add(eight, seven, sum)
 
-// Adds `steps` steps of int8 weights to the sums c, 32 bits, ordered as `straighten` takes them.
-INLINE void tile_vnni(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
+// One step of the sums of six rows, c0 … c11.
+#define STEP_VNNI(a, b)                                           \
+  b0 = wasm_v128_load(b), b1 = wasm_v128_load((b) + 16);          \
+  va = wasm_v128_load(a);                                         \
+  c0 = DOT32(b0, va, c0), c4 = DOT32(b1, va, c4);                 \
+  va = ROTATE(va, 1);                                             \
+  c1 = DOT32(b0, va, c1), c5 = DOT32(b1, va, c5);                 \
+  va = ROTATE(va, 1);                                             \
+  c2 = DOT32(b0, va, c2), c6 = DOT32(b1, va, c6);                 \
+  va = ROTATE(va, 1);                                             \
+  c3 = DOT32(b0, va, c3), c7 = DOT32(b1, va, c7);                 \
+  va = wasm_v128_load64_splat((a) + 16);                          \
+  c8 = DOT32(b0, va, c8), c9 = DOT32(b1, va, c9);                 \
+  va = ROTATE(va, 1);                                             \
+  c10 = DOT32(b0, va, c10), c11 = DOT32(b1, va, c11);
+
+// Adds `steps` steps of int8 weights to the sums c of six rows, 32 bits, ordered as `straighten` takes them.
+INLINE void tile_vnni(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[2 * TALL]) {
   v128_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7], c8 = c[8], c9 = c[9];
-  do {
-    v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
-    c0 = DOT32(b0, va, c0);
-    c4 = DOT32(b1, va, c4);
-    va = ROTATE(va, 1);
-    c1 = DOT32(b0, va, c1);
-    c5 = DOT32(b1, va, c5);
-    va = ROTATE(va, 1);
-    c2 = DOT32(b0, va, c2);
-    c6 = DOT32(b1, va, c6);
-    va = ROTATE(va, 1);
-    c3 = DOT32(b0, va, c3);
-    c7 = DOT32(b1, va, c7);
-    va = wasm_v128_load32_splat(a + 16);
-    c8 = DOT32(b0, va, c8);
-    c9 = DOT32(b1, va, c9);
-    a += STEP_ROWS;
-    b += STEP;
+  v128_t c10 = c[10], c11 = c[11], b0, b1, va;
+  if (steps & 1) {
+    STEP_VNNI(a, b)
+    a += STEP_TALL, b += STEP;
+  }
+  for (uint32_t two = steps / 2; two; two--) {
+    STEP_VNNI(a, b)
+    STEP_VNNI(a + STEP_TALL, b + STEP)
+    a += 2 * STEP_TALL, b += 2 * STEP;
     KEEP(a);
     KEEP(b);
-    KEEP(steps);
-  } while (--steps);
+    KEEP(two);
+  }
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
+  c[10] = c10, c[11] = c11;
 }
 
-// Sums in 16 bits of `steps` steps of int8 weights, at least one; the first needs no addition.
+// Sums in 16 bits of `steps` steps of int8 weights of five rows, at least one; the first needs no addition.
 INLINE void tile_words_int8(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[10]) {
   v128_t b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16), va = wasm_v128_load(a);
   v128_t c0 = DOT16(b0, va);
@@ -157,10 +175,10 @@ INLINE void tile_plain(const int8_t *a, const int8_t *b, uint32_t steps, v128_t 
 #endif
 
 // Sums of a tile of bytes over the whole of k, a multiple of 4: y[2 * row + half].
-INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_t kernel, v128_t y[10]) {
+INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_t kernel, v128_t y[2 * TALL]) {
   uint32_t steps = padded / 4;
 #ifdef __wasm_relaxed_simd__
-  v128_t c[10] = {0};
+  v128_t c[2 * TALL] = {0};
   if (kernel == VNNI) {
     tile_vnni(a, b, steps, c);
   } else {
@@ -170,7 +188,7 @@ INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_
       for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_add(c[i], wasm_i32x4_extadd_pairwise_i16x8(s[i]));
     }
   }
-  straighten(c, y);
+  straighten(c, y, rows_of(kernel));
 #else
   (void)kernel;
   tile_plain(a, b, steps, y);

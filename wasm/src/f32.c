@@ -51,7 +51,7 @@ INLINE void tile_exact(const float *a, const float *w, uint32_t k, v128_t y[10])
     gather_f64(sums, part, 10);
   }
   for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
-  straighten(c, y);
+  straighten(c, y, ROWS);
 }
 
 // out [rows, n] = a · Wᵀ with a as pack_f32 leaves it.
@@ -61,14 +61,14 @@ void gemm_f32(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    for (uint32_t row = 0; row < rows; row += BLOCK_ROWS) {
-      float y[PAIR * BLOCK_ROWS];
-      uint32_t count = rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS;
+    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
+      float y[PAIR * BLOCK_TILES * ROWS];
+      uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
       for (uint32_t half = 0; half < cols; half += 8) {
         for (uint32_t r = 0; r < count; r += ROWS) {
           v128_t sums[10];
           tile_exact(a + (uint64_t)(row + r) * k, w + (uint64_t)half * k, k, sums);
-          keep_tile(y + PAIR * r + half, sums);
+          keep_tile(y + PAIR * r + half, sums, ROWS);
         }
       }
       finish(&f, row, count, col, cols, y);

@@ -87,7 +87,7 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
   }
   for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
 #ifdef __wasm_relaxed_simd__
-  straighten(c, y);
+  straighten(c, y, ROWS);
 #else
   for (uint32_t i = 0; i < 10; i++) y[i] = c[i];
 #endif
@@ -126,9 +126,9 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * GROUP_BYTES * groups) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
     unpack(room, w, (cols + 7) / 8 * groups);
-    for (uint32_t row = 0; row < rows; row += BLOCK_ROWS) {
-      float y[PAIR * BLOCK_ROWS];
-      uint32_t count = rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS;
+    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
+      float y[PAIR * BLOCK_TILES * ROWS];
+      uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
       for (uint32_t half = 0; half < cols; half += 8) {
         const int8_t *panel = room + half * padded, *from = w + half / 8 * GROUP_BYTES * groups;
         for (uint32_t r = 0; r < count; r += ROWS) {
@@ -137,7 +137,7 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
           const int16_t *preset = presets + (uint64_t)(row + r) * groups * 2;
           if (kernel == VNNI) tile_int4(tile, preset, panel, from, groups, VNNI, sums);
           else tile_int4(tile, preset, panel, from, groups, 8, sums);
-          keep_tile(y + PAIR * r + half, sums);
+          keep_tile(y + PAIR * r + half, sums, ROWS);
         }
         descale_block(y + half, count, scales + row, w_scale + col + half);
       }

@@ -63,27 +63,38 @@ INLINE void descale_block(float *y, uint32_t count, const int32_t *zeros, const 
   }
 }
 
-// out [rows, n] = a · Wᵀ; a in tiles of 5 rows, as quantize7 leaves them.
+// Rows of a tile of packed activations, of the attention too.
+EXPORT(tile_rows)
+uint32_t tile_rows(uint32_t kernel) { return rows_of(kernel); }
+
+// A tile by a panel, to its place in a block.
+INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32_t padded, uint32_t kernel) {
+  v128_t sums[2 * TALL];
+  tile_int8(tile, panel, padded, kernel, sums);
+  keep_tile(y, sums, rows_of(kernel));
+}
+
+// out [rows, n] = a · Wᵀ; a in tiles, as quantize7 leaves them.
 EXPORT(gemm_int8)
 void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
                const int32_t *w_sums, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
                const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
+  uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall;
   for (uint32_t col = 0; col < n; col += PAIR, w += PAIR * padded) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    for (uint32_t row = 0; row < rows; row += BLOCK_ROWS) {
-      float y[PAIR * BLOCK_ROWS];
-      uint32_t count = rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS;
+    for (uint32_t row = 0; row < rows; row += block) {
+      float y[PAIR * BLOCK_TILES * TALL];
+      uint32_t count = rows - row < block ? rows - row : block;
       for (uint32_t half = 0; half < cols; half += 8) {
         const int8_t *panel = w + half * padded;
-        for (uint32_t r = 0; r < count; r += ROWS) {
-          v128_t sums[10];
+        for (uint32_t r = 0; r < count; r += tall) {
+          float *to = y + PAIR * r + half;
           const int8_t *tile = a + (uint64_t)(row + r) * padded;
-          if (kernel == VNNI) tile_int8(tile, panel, padded, VNNI, sums);
-          else if (kernel == 4) tile_int8(tile, panel, padded, 4, sums);
-          else if (kernel == 8) tile_int8(tile, panel, padded, 8, sums);
-          else tile_int8(tile, panel, padded, 1, sums);
-          keep_tile(y + PAIR * r + half, sums);
+          if (kernel == VNNI) block_int8(to, tile, panel, padded, VNNI);
+          else if (kernel == 4) block_int8(to, tile, panel, padded, 4);
+          else if (kernel == 8) block_int8(to, tile, panel, padded, 8);
+          else block_int8(to, tile, panel, padded, 1);
         }
         descale_block(y + half, count, zeros + row, scales + row, w_scale + col + half, w_sums + col + half);
       }

@@ -47,8 +47,9 @@ EXPORT(quantize7)
 void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows, uint32_t k,
                uint32_t padded, uint32_t lanes) {
   if (lanes == 1) return tile7(out, zeros, scales, x, stride, 1, k, 1);
-  for (uint32_t r = 0; r < rows; r += ROWS, x += (uint64_t)ROWS * stride, out += ROWS * padded) {
-    tile7(out, zeros + r, scales + r, x, stride, rows - r, k, ROWS);
+  for (uint32_t r = 0; r < rows; r += lanes, x += (uint64_t)lanes * stride, out += lanes * padded) {
+    if (lanes == TALL) tile7(out, zeros + r, scales + r, x, stride, rows - r, k, TALL);
+    else tile7(out, zeros + r, scales + r, x, stride, rows - r, k, ROWS);
   }
 }
 

@@ -1,7 +1,7 @@
 // Rows of activations to integers; lib/backend/layout.ts tells how and why.
 //
-// Rows lie in tiles of five, [k/4][5][4], or alone, [k/4][4]; `lanes` is 5 or 1. The values of four rows come together
-// by a transposition of 32-bit lanes, the fifth row is stored lane by lane. k is rounded up to 16 values.
+// Rows lie in tiles, [k/4][rows][4], or alone, [k/4][4]; `lanes` is 6, 5 or 1. The values of four rows come together
+// by a transposition of 32-bit lanes, the others are stored lane by lane. k is rounded up to 16 values.
 #pragma once
 
 #include "dots.h"
@@ -40,7 +40,15 @@ INLINE void place(uint8_t *out, v128_t bytes[], uint32_t lanes) {
     return;
   }
   transpose(bytes);
-  for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + STEP_ROWS * j, bytes[j]);
+  for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + 4 * lanes * j, bytes[j]);
+  if (lanes == TALL) {
+    v128_t low = LANES(bytes[4], bytes[5], 0, 4, 1, 5), high = LANES(bytes[4], bytes[5], 2, 6, 3, 7);
+    wasm_v128_store64_lane(out + 16, low, 0);
+    wasm_v128_store64_lane(out + STEP_TALL + 16, low, 1);
+    wasm_v128_store64_lane(out + 2 * STEP_TALL + 16, high, 0);
+    wasm_v128_store64_lane(out + 3 * STEP_TALL + 16, high, 1);
+    return;
+  }
   wasm_v128_store32_lane(out + 16, bytes[4], 0);
   wasm_v128_store32_lane(out + STEP_ROWS + 16, bytes[4], 1);
   wasm_v128_store32_lane(out + 2 * STEP_ROWS + 16, bytes[4], 2);
@@ -51,8 +59,8 @@ INLINE void place(uint8_t *out, v128_t bytes[], uint32_t lanes) {
 // that nothing is left behind the point, x · inverse stands in the last bits of the sum; minus `offset`, that number's
 // bits less the zero point. A row that is not there, or all zeros, has an inverse of 0 and no zero point.
 typedef struct {
-  const float *from[ROWS];
-  v128_t inverse[ROWS], offset[ROWS];
+  const float *from[TALL];
+  v128_t inverse[TALL], offset[TALL];
   v128_t large, limit;  // constants: an engine builds one in code from three instructions at every use
 } Tile;
 
@@ -84,7 +92,7 @@ INLINE void whole16(const Tile *tile, uint32_t r, uint32_t i, uint32_t count, v1
 
 // Sixteen values of every row to 7 bits; of the last ones only `count` are there.
 INLINE void step7(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, uint32_t lanes) {
-  v128_t bytes[ROWS];
+  v128_t bytes[TALL];
   for (uint32_t r = 0; r < lanes; r++) {
     v128_t q[4];
     whole16(tile, r, i, count, q);

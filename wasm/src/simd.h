@@ -50,17 +50,23 @@ INLINE void transpose(v128_t x[4]) {
 // Activations are multiplied in tiles of five rows: the ten sums, two halves of a panel, one vector of the rows and
 // one to spare are what the registers hold. Four rows lie across a vector, which is rotated lane by lane, so that
 // lane i of c[j] belongs to row (i + j) mod 4, column i; the fifth is spread over a vector of its own.
-enum { ROWS = 5 };
+//
+// Where one instruction multiplies and adds, none is to spare, and a tile has six rows: its twelve sums take longer
+// than the five cycles after which that instruction may go on with the same one, ten do not. The fifth row and the
+// sixth alternate in a vector, rotated once.
+enum { ROWS = 5, TALL = 6 };
 
-// From the sums of a tile, c[0..3] and c[4..7] diagonals, c[8..9] straight, to y[2 * row + half].
-INLINE void straighten(const v128_t c[10], v128_t y[10]) {
+// From the sums of a tile, c[0..3] and c[4..7] diagonals, c[8..9] straight, or with c[10..11] diagonals of two rows,
+// to y[2 * row + half].
+INLINE void straighten(const v128_t c[2 * TALL], v128_t y[2 * TALL], uint32_t rows) {
   for (uint32_t half = 0; half < 2; half++) {
     const v128_t *d = c + 4 * half;
     for (uint32_t r = 0; r < 4; r++) {
       v128_t a = LANES(d[r], d[(r + 3) & 3], 0, 5, 2, 7), b = LANES(d[(r + 2) & 3], d[(r + 1) & 3], 0, 5, 2, 7);
       y[2 * r + half] = LANES(a, b, 0, 1, 6, 7);
     }
-    y[8 + half] = c[8 + half];
+    y[8 + half] = rows == TALL ? LANES(c[8 + half], c[10 + half], 0, 5, 2, 7) : c[8 + half];
+    if (rows == TALL) y[10 + half] = LANES(c[10 + half], c[8 + half], 0, 5, 2, 7);
   }
 }
 
@@ -135,15 +141,15 @@ INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float
 }
 
 // Rows are finished in blocks of so many, two panels at once, so that whole lines of the cache are written: the sums
-// of a block wait in an array of the stack, [BLOCK_ROWS][PAIR].
-enum { BLOCK_ROWS = 4 * ROWS, PAIR = 16 };
+// of a block wait in an array of the stack, [BLOCK_TILES * rows of a tile][PAIR].
+enum { BLOCK_TILES = 4, PAIR = 16 };
 
 // Finishes and stores columns [col, col + cols) of rows [row, row + rows); cols at most PAIR, y [rows][PAIR].
 void finish(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols, const float *y);
 
 // The sums of a tile, as `straighten` leaves them, to a panel of such an array.
-INLINE void keep_tile(float *y, const v128_t tile[10]) {
-  for (uint32_t r = 0; r < ROWS; r++) {
+INLINE void keep_tile(float *y, const v128_t tile[2 * TALL], uint32_t rows) {
+  for (uint32_t r = 0; r < rows; r++) {
     wasm_v128_store(y + PAIR * r, tile[2 * r]);
     wasm_v128_store(y + PAIR * r + 4, tile[2 * r + 1]);
   }
