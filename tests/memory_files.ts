@@ -30,6 +30,8 @@ export function memoryFiles(
 /** All files of a directory as bytes, by name. */
 export function directoryBytes(directory: string): Record<string, Uint8Array> {
   return Object.fromEntries(
-    [...Deno.readDirSync(directory)].map(({ name }) => [name, Deno.readFileSync(`${directory}/${name}`)]),
+    [...Deno.readDirSync(directory)].filter((it) => it.isFile).map((
+      { name },
+    ) => [name, Deno.readFileSync(`${directory}/${name}`)]),
   );
 }
