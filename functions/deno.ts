@@ -12,6 +12,7 @@ import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
 import { loadModel, TINY } from "./model.ts";
 import { createNetwork } from "./network.ts";
+import { openPool } from "./pool.ts";
 import { measureBacklog, openStore, workOff } from "./store.ts";
 import { readSettings, type Settings } from "./settings.ts";
 import { createWork } from "./work.ts";
@@ -130,6 +131,7 @@ const {
   allowPrivateUrls,
   dataDirectory,
   webhookSecrets,
+  pool,
   ...guard
 } = settings;
 const stopping = new AbortController();
@@ -169,7 +171,7 @@ const url = `http://localhost:${server.addr.port}`;
 try {
   const since = performance.now();
   // As many as a machine may be asked at once; each holds its pixels, less than a megabyte.
-  const serving = { metrics, maxWaiting: 256 };
+  const serving = { metrics, maxWaiting: 256, pool: pool && await openPool(pool, onError) };
   pipeline = await loadModel(resolve(directory), {
     ...serving,
     backend,

@@ -10,6 +10,7 @@ import {
   type PipelineParts,
   RequestError,
 } from "../lib/mod.ts";
+import { type Engine as ComputingEngine, openEngine } from "../lib/engine.ts";
 import { createThreadedBackend } from "../lib/backend/threads.ts";
 import { openOnnx } from "./ort.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
@@ -74,15 +75,15 @@ export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "f
 }
 
 /**
- * Loads the model in a directory.
+ * Opens a model directory: what a pipeline, or an engine alone, is made of.
  *
- * @throws {RequestError} `model_invalid` when its files do not fit together; `parameter_invalid` for a setting that the
+ * @throws {RequestError} `model_invalid` when ONNX files do not fit together; `parameter_invalid` for a setting that the
  * engine does not have.
  */
-export async function loadModel(
+async function openParts(
   directory: string,
-  { backend: engine = "wasm", threads = 1, ...parts }: ModelOptions = {},
-): Promise<LocalPipeline> {
+  { backend: engine = "wasm", threads = 1, ...parts }: ModelOptions,
+): Promise<PipelineParts> {
   const files = directoryFiles(directory);
   const backend = engine === "reference"
     ? createReferenceBackend()
@@ -95,11 +96,21 @@ export async function loadModel(
       "Cannot load ONNX files with --sliding-window hf: they keep the windows that they were exported with",
     );
   }
-  return await createPipeline({
+  return {
     backend,
     files,
     name: resolve(directory).split("/").at(-1)!,
     stages: engine === "ort" ? await openOnnx(files, backend, { threads, ...parts }) : undefined,
     ...parts,
-  });
+  };
+}
+
+/** Loads the model in a directory. @throws {RequestError} as `createPipeline`, and for a setting that is wrong. */
+export async function loadModel(directory: string, options: ModelOptions = {}): Promise<LocalPipeline> {
+  return await createPipeline(await openParts(directory, options));
+}
+
+/** Loads the half of it that computes. @throws {RequestError} as {@link loadModel}. */
+export async function loadEngine(directory: string, options: ModelOptions = {}): Promise<ComputingEngine> {
+  return await openEngine(await openParts(directory, options));
 }

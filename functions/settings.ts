@@ -3,7 +3,22 @@
 import { type Level, LEVELS } from "../lib/http/guard/log.ts";
 import type { AppParts } from "../lib/http/app.ts";
 import { readSecrets } from "../lib/jobs/signature.ts";
+import type { Capacity } from "../lib/pool/serving.ts";
 import type { Engine } from "./model.ts";
+
+/** What the environment says about a pool. */
+export interface PoolSettings extends Capacity {
+  /** Of the broker: `nats:`, `tls:`, `ws:` or `wss:`. */
+  readonly url: string;
+  /** The seed by which the broker lets this process in, or the file it is in. */
+  readonly nkey?: string;
+  /** A file with the certificates to trust beside the well-known ones, PEM. */
+  readonly ca?: string;
+  /** The private key that signs work, a JWK, or the file it is in; of those who ask. */
+  readonly signingKey?: string;
+  /** The public keys whose work is taken, a JWKS, or the file they are in; of workers. */
+  readonly trustedKeys?: string;
+}
 
 /** What the environment says; the README has the table. */
 export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins"> {
@@ -22,6 +37,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly dataDirectory?: string;
   /** Sign webhooks and verify incoming ones that have no secret of their own. */
   readonly webhookSecrets: readonly string[];
+  /** Where there is a POOL_URL. */
+  readonly pool?: PoolSettings;
 }
 
 const ENGINES: readonly Engine[] = ["wasm", "reference", "ort"];
@@ -49,6 +66,12 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     if (found) return found;
     throw new RangeError(`expected ${name} to be ${values.join(" or ")}, found ${JSON.stringify(value)}`);
   };
+  const poolUrl = get("POOL_URL");
+  if (poolUrl && !/^(nats|tls|wss?):\/\/./.test(poolUrl)) {
+    throw new RangeError(
+      `expected POOL_URL to begin with nats:, tls:, ws: or wss:, found ${JSON.stringify(poolUrl)}`,
+    );
+  }
   const keys = list("API_KEYS");
   const webhookSecret = get("WEBHOOK_SECRET");
   const { requestsPerMinute, concurrent } = keys.length
@@ -68,6 +91,17 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     logLevel: oneOf("LOG_LEVEL", LEVELS, "warn"),
     dataDirectory: get("DATA_DIR") || undefined,
     webhookSecrets: webhookSecret ? readSecrets(webhookSecret, "WEBHOOK_SECRET") : [],
+    ...poolUrl && {
+      pool: {
+        url: poolUrl,
+        nkey: get("POOL_NKEY") || undefined,
+        ca: get("POOL_CA") || undefined,
+        signingKey: get("POOL_SIGNING_KEY") || undefined,
+        trustedKeys: get("POOL_TRUSTED_KEYS") || undefined,
+        maxActive: whole("POOL_ACTIVE", 1, 256) ?? 8,
+        maxWaiting: whole("POOL_WAITING", 0, 10_000) ?? 16,
+      },
+    },
     allowPrivateUrls: /^(1|true)$/i.test(get("ALLOW_PRIVATE_URLS") ?? ""),
   };
 }

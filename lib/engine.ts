@@ -10,6 +10,7 @@ import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts
 import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
 import { decodeRows } from "./pool/rows.ts";
+import type { ModelShape } from "./pool/work.ts";
 import { normalise } from "./preprocess/preprocess.ts";
 import { createPause } from "./schedule/line.ts";
 import { createGrammar } from "./text/grammar.ts";
@@ -105,6 +106,20 @@ export class Engine implements Pool {
   /** Image tokens of one picture. */
   get imageTokens(): number {
     return this.vision.imageTokens;
+  }
+
+  /** What work for this engine has to fit. */
+  get shape(): ModelShape {
+    const { config, revision, imageTokens, stages: { vision } } = this;
+    return {
+      revision,
+      imageSize: config.vision.imageSize,
+      imageTokens,
+      ..."project" in vision && { featureWidth: config.vision.width },
+      width: config.decoder.width,
+      context: config.decoder.context,
+      vocabulary: config.imageTokenId,
+    };
   }
 
   /** A fresh grammar of the answers to a prompt of `detect` or `segment`; undefined for others. */

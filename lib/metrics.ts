@@ -129,6 +129,12 @@ export function createMetrics() {
     routes: new Metric("paligemma_routes_total", "counter", "Answers by where they were computed.", [
       "route",
     ]),
+    detours: new Metric(
+      "paligemma_detours_total",
+      "counter",
+      "Answers, or the rest of them, that a place did not do, by why: they went on elsewhere.",
+      ["route", "reason"],
+    ),
     budgets: new Metric("paligemma_budget_total", "counter", "Latency budgets: met, missed.", ["result"]),
     timeToFirstToken: new Histogram(
       "paligemma_time_to_first_token_seconds",
@@ -138,6 +144,28 @@ export function createMetrics() {
     answer: new Histogram(
       "paligemma_answer_seconds",
       "From the question's arrival to the end of its answer.",
+    ),
+  };
+}
+
+/** All that a worker of a pool counts. */
+export type WorkerMetrics = ReturnType<typeof createWorkerMetrics>;
+
+/** Numbers at zero. */
+export function createWorkerMetrics() {
+  return {
+    answers: new Metric(
+      "paligemma_worker_answers_total",
+      "counter",
+      "Answers by how they ended: stop, length, cancelled, or the code of a refusal.",
+      ["result"],
+    ),
+    tokens: new Metric("paligemma_worker_tokens_total", "counter", "Tokens given."),
+    active: new Metric("paligemma_worker_active", "gauge", "Answers being computed."),
+    waiting: new Metric("paligemma_worker_waiting", "gauge", "Answers that wait."),
+    timeToFirstToken: new Histogram(
+      "paligemma_worker_time_to_first_token_seconds",
+      "From the arrival of the whole work, with its wait, to its first token.",
     ),
   };
 }
@@ -193,7 +221,7 @@ export async function* observed(
 }
 
 /** All numbers as Prometheus reads them, `text/plain; version=0.0.4`. */
-export function exposition(metrics: Metrics): string {
+export function exposition(metrics: Metrics | WorkerMetrics): string {
   return Object.values(metrics).flatMap((it) => [...it.lines()]).join("\n") + "\n";
 }
 

@@ -7,7 +7,16 @@ import { checkSampling, GREEDY } from "./decode/sampler.ts";
 import { type Engine, type EngineParts, openEngine } from "./engine.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Metrics, observed } from "./metrics.ts";
-import type { Images, Work } from "./pool/pool.ts";
+import {
+  type Images,
+  type Pool,
+  PoolError,
+  type PoolEvent,
+  type SubmitOptions,
+  type Work,
+} from "./pool/pool.ts";
+import { type Place, Relay } from "./pool/relay.ts";
+import type { ModelShape } from "./pool/work.ts";
 import { prepare, type Prepared } from "./preprocess/preprocess.ts";
 import { Line } from "./schedule/line.ts";
 import { type BoxEvent, createBoxParser, inPixels, withoutDuplicates } from "./text/parse.ts";
@@ -68,6 +77,8 @@ export interface PipelineParts extends EngineParts {
   readonly maxPixels?: number;
   /** Questions that may wait while one is answered; more are refused with `overloaded`. */
   readonly maxWaiting?: number;
+  /** Workers elsewhere that have the same model: they are asked first, and what they do not do is done here. */
+  readonly pool?: (model: ModelShape) => Pool;
   /** Counts the questions that wait, and the answers. */
   readonly metrics?: Metrics;
 }
@@ -97,9 +108,13 @@ interface Checked extends Shown {
   readonly work: Work;
 }
 
+/** How many workers are asked for one answer, one after another, before it is computed here. */
+const POOL_ATTEMPTS = 3;
+
 class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
   readonly #line: Line;
+  readonly #relay: Relay;
 
   constructor(
     private readonly parts: PipelineParts,
@@ -107,6 +122,16 @@ class Loaded implements LocalPipeline {
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
+    const pool = parts.pool?.(engine.shape);
+    const places: Place[] = [{ name: "local", submit: (work, options) => this.#here(work, options) }];
+    if (pool) {
+      const submit = pool.submit.bind(pool);
+      places.unshift({ name: "pool", attempts: POOL_ATTEMPTS, submit });
+    }
+    this.#relay = new Relay(places, {
+      answered: (place) => parts.metrics?.routes.add(1, place),
+      left: (place, code) => parts.metrics?.detours.add(1, place, code),
+    });
     const { config, imageTokens, stages } = engine;
     this.model = {
       name: parts.name,
@@ -126,15 +151,22 @@ class Loaded implements LocalPipeline {
   async *#answer(question: Question, signal?: AbortSignal): AsyncGenerator<AnswerEvent, void> {
     const leave = this.#line.enter();
     try {
-      const checked = await this.#check(question);
-      const release = await this.#line.turn(signal);
-      try {
-        yield* this.#run(checked, signal);
-      } finally {
-        release();
-      }
+      yield* this.#run(await this.#check(question), signal);
+    } catch (error) {
+      if (error instanceof PoolError) throw new RequestError("overloaded", error.message, { cause: error });
+      throw error;
     } finally {
       leave();
+    }
+  }
+
+  /** Computes on this machine, when it is the work's turn. */
+  async *#here(work: Work, options: SubmitOptions = {}): AsyncGenerator<PoolEvent, void> {
+    const release = await this.#line.turn(options.signal);
+    try {
+      yield* this.engine.submit(work, options);
+    } finally {
+      release();
     }
   }
 
@@ -285,7 +317,7 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
-    for await (const event of this.engine.submit(work, { signal })) {
+    for await (const event of this.#relay.submit(work, { signal })) {
       if (event.type === "token") {
         const { id, nearLogprob, ...token } = event;
         const piece = text.push(id);

@@ -1,0 +1,98 @@
+/** How a door on a machine with files joins a pool: the connection to the broker, and the keys. */
+
+import { type NatsConnection, nkeyAuthenticator, wsconnect } from "@nats-io/nats-core";
+import { connect } from "@nats-io/transport-node";
+import { RequestError } from "../lib/mod.ts";
+import { INBOX, NatsPool } from "../lib/pool/nats.ts";
+import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
+import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
+import type { ModelShape } from "../lib/pool/work.ts";
+import type { PoolSettings } from "./settings.ts";
+
+/** A broker that restarts is found again this soon. */
+const RECONNECT_MS = 200;
+
+/** What a setting says: itself, or the file it names. */
+async function contents(name: string, value: string): Promise<string> {
+  if (/^\s*[[{]|^SU[A-Z2-7]{56}$/.test(value)) return value;
+  try {
+    return (await Deno.readTextFile(value)).trim();
+  } catch (cause) {
+    throw new RequestError(
+      "parameter_invalid",
+      `Cannot read ${name}, ${value}: ${(cause as Error).message}`,
+      { cause },
+    );
+  }
+}
+
+async function json<T>(name: string, value: string): Promise<T> {
+  const text = await contents(name, value);
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new RequestError("parameter_invalid", `Cannot read ${name}: expected JSON, found something else`, {
+      cause,
+    });
+  }
+}
+
+/** Connects, and again whenever the connection breaks; waits where nobody is there yet. */
+export async function connectBroker(
+  { url, nkey, ca }: PoolSettings,
+  role: keyof typeof INBOX,
+): Promise<NatsConnection> {
+  const seed = nkey === undefined ? undefined : new TextEncoder().encode(await contents("POOL_NKEY", nkey));
+  return await (/^wss?:/.test(url) ? wsconnect : connect)({
+    servers: url,
+    name: `paligemma-edge ${role}`,
+    inboxPrefix: INBOX[role],
+    authenticator: seed && nkeyAuthenticator(seed),
+    tls: url.startsWith("tls:") ? { ...ca && { caFile: ca } } : undefined,
+    waitOnFirstConnect: true,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: RECONNECT_MS,
+    reconnectJitter: RECONNECT_MS,
+    ignoreAuthErrorAbort: true,
+  });
+}
+
+/**
+ * The pool of a server, for its pipeline. While the broker is not reached there is nobody in it.
+ *
+ * @throws {RequestError} `parameter_invalid` when there is no key to sign with.
+ */
+export async function openPool(
+  settings: PoolSettings,
+  onError: (error: unknown) => void,
+): Promise<(model: ModelShape) => Pool> {
+  if (settings.signingKey === undefined) {
+    throw new RequestError(
+      "parameter_invalid",
+      "Cannot join a pool: expected POOL_SIGNING_KEY beside POOL_URL. deno task pool:keys makes one",
+    );
+  }
+  const sign = await createSign(await json("POOL_SIGNING_KEY", settings.signingKey));
+  const connecting = connectBroker(settings, "server");
+  return (model) => {
+    let pool: NatsPool | undefined;
+    connecting.then((it) => pool = new NatsPool(it, { model, sign, onError }), onError);
+    return {
+      submit(work: Work, options?: SubmitOptions) {
+        if (!pool) throw new PoolError("nobody", "Cannot reach the pool: there is no connection yet");
+        return pool.submit(work, options);
+      },
+    };
+  };
+}
+
+/** The public keys whose work a worker takes. @throws {RequestError} `parameter_invalid` when there are none. */
+export async function trustedKeys({ trustedKeys: keys }: PoolSettings): Promise<readonly TrustedKey[]> {
+  if (keys === undefined) {
+    throw new RequestError(
+      "parameter_invalid",
+      "Cannot serve a pool: expected POOL_TRUSTED_KEYS, the public keys of its servers. deno task pool:keys makes some",
+    );
+  }
+  return (await json<{ keys: TrustedKey[] }>("POOL_TRUSTED_KEYS", keys)).keys;
+}

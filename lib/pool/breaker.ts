@@ -1,0 +1,40 @@
+/** Whom not to ask for a while: workers that were slow, or answered what cannot be. */
+
+/** How long a worker is left alone after its first failure, and at most; each further one in a row doubles it. */
+const FIRST_MS = 1000;
+const MOST_MS = 60_000;
+
+interface State {
+  readonly failures: number;
+  readonly until: number;
+}
+
+/** One circuit for each worker: closed, or open for a time; what is asked of it then shows whether it is well again. */
+export class Breakers {
+  readonly #states = new Map<string, State>();
+
+  constructor(private readonly now: () => number = () => performance.now()) {}
+
+  /** Opens a worker's circuit. */
+  failed(worker: string): void {
+    const failures = (this.#states.get(worker)?.failures ?? 0) + 1;
+    const ms = Math.min(MOST_MS, FIRST_MS * 2 ** (failures - 1));
+    this.#states.set(worker, { failures, until: this.now() + ms });
+  }
+
+  /** Closes it. */
+  succeeded(worker: string): void {
+    this.#states.delete(worker);
+  }
+
+  /** Whether a worker is to be left alone. */
+  open(worker: string): boolean {
+    const state = this.#states.get(worker);
+    return state !== undefined && this.now() < state.until;
+  }
+
+  /** Whether any circuit is open. */
+  get some(): boolean {
+    return [...this.#states.keys()].some((it) => this.open(it));
+  }
+}

@@ -1,0 +1,67 @@
+/** A picture goes in at the server, tokens come back from a worker process over nats-server, and when it is killed, too. */
+
+import assert from "node:assert/strict";
+import { join } from "@std/path";
+import { haveNats, startBroker } from "../pool/broker.ts";
+import { startDoor } from "./door.ts";
+import { startWorker } from "./pool_worker.ts";
+
+const PICTURE = await Deno.readFile(join(import.meta.dirname!, "../../models/tiny/pictures/five_shapes.png"));
+
+async function ask(url: string, more: object = {}) {
+  const body = JSON.stringify({ image: PICTURE.toBase64(), prompt: "caption en", ...more });
+  const answer = await fetch(`${url}/v1/generate`, {
+    method: "POST",
+    body,
+    headers: { "content-type": "application/json" },
+  });
+  assert.equal(answer.status, 200, await answer.clone().text());
+  const { timings: _, cached: __, ...rest } = await answer.json();
+  return rest;
+}
+
+async function metric(url: string, name: string): Promise<number> {
+  const text = await (await fetch(`${url}/metrics`)).text();
+  return Number(new RegExp(`^${RegExp.escape(name)} (\\S+)$`, "m").exec(text)?.[1] ?? 0);
+}
+
+Deno.test({
+  name:
+    "server, broker and worker as processes: the same answer, from the pool; without the worker from here" +
+    (haveNats ? "" : " (skipped: there is no nats-server)"),
+  ignore: !haveNats,
+  async fn() {
+    const broker = await startBroker();
+    const [alone, door, worker] = await Promise.all([
+      startDoor({}),
+      startDoor(broker.env("server")),
+      startWorker(broker.env("worker")),
+    ]);
+    try {
+      for (
+        const more of [{}, { prompt: "detect star ; heart" }, { temperature: 1, seed: 4 }, {
+          prompt: "detect star",
+          constrained: true,
+          nms: 0.5,
+        }]
+      ) {
+        assert.deepEqual(await ask(door.url, more), await ask(alone.url, more));
+      }
+      assert.equal(await metric(door.url, 'paligemma_routes_total{route="pool"}'), 4);
+      assert.equal(await metric(worker.url, 'paligemma_worker_answers_total{result="stop"}'), 4);
+      const { status, active, maxActive, tokenMs } = await (await fetch(`${worker.url}/health`)).json();
+      assert.deepEqual([status, active, maxActive], ["ok", 0, 8]);
+      assert.ok(tokenMs > 0);
+
+      worker.kill("SIGTERM");
+      assert.equal((await worker.status).code, 0);
+      assert.deepEqual(await ask(door.url), await ask(alone.url));
+      assert.equal(await metric(door.url, 'paligemma_routes_total{route="local"}'), 1);
+      assert.equal(await metric(door.url, 'paligemma_detours_total{route="pool",reason="nobody"}'), 1);
+    } finally {
+      for (const it of [alone, door, worker]) it.kill("SIGKILL");
+      await Promise.all([alone.status, door.status, worker.status]);
+      await broker.stop();
+    }
+  },
+});
