@@ -57,7 +57,8 @@ Options
   --masks rle|polygon|png   form of masks
   --allow-tokens        read <loc0001> and <seg001> in the prompt as tokens, not as text
   --backend wasm|reference|ort   our kernels, plain loops, or onnxruntime-web on the ONNX files in DIR/onnx
-  --threads N           of our kernels, 1 by default, with the same answers; or of onnxruntime-web
+  --threads N           of our kernels, with the same answers, or of onnxruntime-web; by default 1, for
+                        models above 128 MB as many as the machine has, at most 8
   --weights as-stored|f32|int8|int4
   --resize hf-bicubic|bv-bilinear-aa
   --alpha drop|white    transparency: ignored, or on white
@@ -97,7 +98,7 @@ function parse(args: readonly string[], jsonTakesFile: boolean) {
         seed: { type: "string" },
         logits: { type: "string" },
         backend: { type: "string", default: "wasm" },
-        threads: { type: "string", default: "1" },
+        threads: { type: "string" },
         weights: { type: "string", default: "as-stored" },
         resize: { type: "string", default: "hf-bicubic" },
         alpha: { type: "string", default: "drop" },
@@ -134,8 +135,8 @@ function number(flag: string, value: string | undefined): number | undefined {
 }
 
 function modelOptions(flags: Flags): ModelOptions {
-  const threads = number("threads", flags.threads)!;
-  if (!Number.isInteger(threads) || threads < 1 || threads > 64) {
+  const threads = number("threads", flags.threads);
+  if (threads !== undefined && (!Number.isInteger(threads) || threads < 1 || threads > 64)) {
     throw new UsageError(`--threads: expected a whole number from 1 to 64, found "${flags.threads}"`);
   }
   return {

@@ -70,8 +70,23 @@ export type Engine = "reference" | "wasm" | "ort";
 /** How to load a model; everything has a default but the directory. */
 export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name" | "stages">> {
   readonly backend?: Engine;
-  /** Threads of our kernels or of onnxruntime-web, 1 by default. With ours the answers are the same. */
+  /** Threads of our kernels or of onnxruntime-web; by default as {@link usualThreads}. With ours the answers are the same. */
   readonly threads?: number;
+}
+
+/** Bytes of weights from which on a model is shared out: a small one is done before other threads have heard of it. */
+const LARGE_BYTES = 128 * 2 ** 20;
+/** What reads weights from memory gains nothing from more. */
+const MOST_THREADS = 8;
+
+/** Threads for a model where nobody says how many: one for a small one, for a large one those of the machine, at most 8. */
+export async function usualThreads(
+  files: ModelFiles,
+  cores = navigator.hardwareConcurrency,
+): Promise<number> {
+  const weights = (await files.list()).filter((it) => it.endsWith(".safetensors"));
+  const sizes = await Promise.all(weights.map(async (it) => await files.size(it) ?? 0));
+  return sizes.reduce((a, b) => a + b, 0) < LARGE_BYTES ? 1 : Math.min(cores, MOST_THREADS);
 }
 
 /**
@@ -82,9 +97,10 @@ export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "f
  */
 async function openParts(
   directory: string,
-  { backend: engine = "wasm", threads = 1, ...parts }: ModelOptions,
+  { backend: engine = "wasm", ...parts }: ModelOptions,
 ): Promise<PipelineParts> {
   const files = directoryFiles(directory);
+  const threads = parts.threads ?? await usualThreads(files);
   const backend = engine === "reference"
     ? createReferenceBackend()
     : engine === "ort" || threads === 1
@@ -100,7 +116,7 @@ async function openParts(
     backend,
     files,
     name: resolve(directory).split("/").at(-1)!,
-    stages: engine === "ort" ? await openOnnx(files, backend, { threads, ...parts }) : undefined,
+    stages: engine === "ort" ? await openOnnx(files, backend, { ...parts, threads }) : undefined,
     ...parts,
   };
 }

@@ -28,8 +28,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly model?: string;
   /** What computes. */
   readonly backend: Engine;
-  /** Threads that compute. */
-  readonly threads: number;
+  /** Threads that compute; by default as the model's size asks for. */
+  readonly threads?: number;
   readonly logLevel: Level;
   /** Whether pictures and webhooks may be on private networks. */
   readonly allowPrivateUrls: boolean;
@@ -81,7 +81,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     port: whole("PORT", 0, 65535) ?? 8000,
     model: get("MODEL") || undefined,
     backend: oneOf("BACKEND", ENGINES, "wasm"),
-    threads: whole("THREADS", 1, 64) ?? 1,
+    threads: whole("THREADS", 1, 64),
     ...keys.length && { apiKeys: keys },
     limits: {
       requestsPerMinute: whole("RATE_LIMIT", 1, 1e9) ?? requestsPerMinute,
