@@ -319,12 +319,12 @@ class Loaded implements LocalPipeline {
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
     for await (const event of this.#relay.submit(work, { signal })) {
       if (event.type === "token") {
-        const { id, nearLogprob, ...token } = event;
-        const piece = text.push(id);
+        const { nearLogprob, ...token } = event;
+        const piece = text.push(token.id);
         whole += piece;
         const top = token.top?.map((it) => ({ ...it, text: spelled(it.id) }));
-        yield { ...token, id, text: piece, ...top && { top } } satisfies AnswerEvent;
-        yield* await complete(boxes.push(id, nearLogprob));
+        yield { ...token, text: piece, ...top && { top } } satisfies AnswerEvent;
+        yield* await complete(boxes.push(token.id, nearLogprob));
       } else if (event.type === "usage") {
         usage = { ...event, timings: { ...event.timings, preprocess: preprocessMs } };
       } else finishReason = event.finishReason;
