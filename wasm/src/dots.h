@@ -54,37 +54,40 @@ INLINE void gather(v128_t sums[], v128_t c[], uint32_t count) {
 #define DOT16(eight, seven) wasm_i16x8_relaxed_dot_i8x16_i7x16(eight, seven)
 #define DOT32(eight, seven, sum) wasm_i32x4_relaxed_dot_i8x16_i7x16_add(eight, seven, sum)
 
-// One step of the sums of six rows, c0 … c11.
-#define STEP_VNNI(a, b)                                           \
-  b0 = wasm_v128_load(b), b1 = wasm_v128_load((b) + 16);          \
-  va = wasm_v128_load(a);                                         \
-  c0 = DOT32(b0, va, c0), c4 = DOT32(b1, va, c4);                 \
-  va = ROTATE(va, 1);                                             \
-  c1 = DOT32(b0, va, c1), c5 = DOT32(b1, va, c5);                 \
-  va = ROTATE(va, 1);                                             \
-  c2 = DOT32(b0, va, c2), c6 = DOT32(b1, va, c6);                 \
-  va = ROTATE(va, 1);                                             \
-  c3 = DOT32(b0, va, c3), c7 = DOT32(b1, va, c7);                 \
-  va = wasm_v128_load64_splat((a) + 16);                          \
-  c8 = DOT32(b0, va, c8), c9 = DOT32(b1, va, c9);                 \
-  va = ROTATE(va, 1);                                             \
-  c10 = DOT32(b0, va, c10), c11 = DOT32(b1, va, c11);
+// One step of the sums of six rows, c0 … c11, and on to the next. An engine that has to look whether an address is in
+// the memory works the bound out once for all steps of a turn, if it is the pointers that move.
+#define STEP_VNNI                                           \
+  b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16);      \
+  va = wasm_v128_load(a);                                   \
+  c0 = DOT32(b0, va, c0), c4 = DOT32(b1, va, c4);           \
+  va = ROTATE(va, 1);                                       \
+  c1 = DOT32(b0, va, c1), c5 = DOT32(b1, va, c5);           \
+  va = ROTATE(va, 1);                                       \
+  c2 = DOT32(b0, va, c2), c6 = DOT32(b1, va, c6);           \
+  va = ROTATE(va, 1);                                       \
+  c3 = DOT32(b0, va, c3), c7 = DOT32(b1, va, c7);           \
+  va = wasm_v128_load64_splat(a + 16);                      \
+  c8 = DOT32(b0, va, c8), c9 = DOT32(b1, va, c9);           \
+  va = ROTATE(va, 1);                                       \
+  c10 = DOT32(b0, va, c10), c11 = DOT32(b1, va, c11);       \
+  a += STEP_TALL, b += STEP;                                \
+  KEEP(a);                                                  \
+  KEEP(b);
 
 // Adds `steps` steps of int8 weights to the sums c of six rows, 32 bits, ordered as `straighten` takes them.
 INLINE void tile_vnni(const int8_t *a, const int8_t *b, uint32_t steps, v128_t c[2 * TALL]) {
   v128_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7], c8 = c[8], c9 = c[9];
   v128_t c10 = c[10], c11 = c[11], b0, b1, va;
-  if (steps & 1) {
-    STEP_VNNI(a, b)
-    a += STEP_TALL, b += STEP;
+  for (uint32_t rest = steps % 4; rest; rest--) {
+    STEP_VNNI
+    KEEP(rest);
   }
-  for (uint32_t two = steps / 2; two; two--) {
-    STEP_VNNI(a, b)
-    STEP_VNNI(a + STEP_TALL, b + STEP)
-    a += 2 * STEP_TALL, b += 2 * STEP;
-    KEEP(a);
-    KEEP(b);
-    KEEP(two);
+  for (uint32_t turns = steps / 4; turns; turns--) {
+    STEP_VNNI
+    STEP_VNNI
+    STEP_VNNI
+    STEP_VNNI
+    KEEP(turns);
   }
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
   c[10] = c10, c[11] = c11;
