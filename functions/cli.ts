@@ -56,7 +56,8 @@ Options
   --nms IOU             of boxes of one label that overlap more, keep the surest
   --masks rle|polygon|png   form of masks
   --allow-tokens        read <loc0001> and <seg001> in the prompt as tokens, not as text
-  --backend wasm|reference|ort   our kernels, plain loops, or onnxruntime-web on the ONNX files in DIR/onnx
+  --backend wasm|webgpu|reference|ort   our kernels, the same on a GPU (npm's webgpu is fetched), plain loops, or
+                        onnxruntime-web on the ONNX files in DIR/onnx
   --threads N           of our kernels, with the same answers, or of onnxruntime-web; by default 1, for
                         models above 128 MB as many as the machine has, at most 8
   --weights as-stored|f32|int8|int4
@@ -141,7 +142,8 @@ function modelOptions(flags: Flags): ModelOptions {
   }
   return {
     threads,
-    backend: oneOf<Engine>("backend", flags.backend!, ["wasm", "reference", "ort"]),
+    backend: oneOf<Engine>("backend", flags.backend!, ["wasm", "webgpu", "reference", "ort"]),
+    onNotice: warn,
     weights: oneOf<WeightFormat>("weights", flags.weights!, ["as-stored", "f32", "int8", "int4"]),
     resize: oneOf<ResizeMethod>("resize", flags.resize!, ["hf-bicubic", "bv-bilinear-aa"]),
     slidingWindow: oneOf<"off" | "hf">("sliding-window", flags["sliding-window"]!, ["off", "hf"]),

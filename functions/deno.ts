@@ -178,6 +178,7 @@ try {
     threads,
     blobs: store?.blobs,
     onError,
+    onNotice: (notice) => log("warn", "backend", { notice }),
   });
   working = store && work && workOff(store, work, { signal: stopping.signal, onError });
   const seconds = ((performance.now() - since) / 1000).toFixed(1);

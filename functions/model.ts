@@ -2,6 +2,7 @@
 
 import { join, resolve } from "@std/path";
 import {
+  type Backend,
   createPipeline,
   createReferenceBackend,
   createWasmBackend,
@@ -12,6 +13,7 @@ import {
 } from "../lib/mod.ts";
 import { type Engine as ComputingEngine, openEngine } from "../lib/engine.ts";
 import { createThreadedBackend } from "../lib/backend/threads.ts";
+import { openGpu } from "./gpu.ts";
 import { openOnnx } from "./ort.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import * as shared from "../wasm/kernels_shared.js";
@@ -64,14 +66,19 @@ export function directoryFiles(directory: string): ModelFiles {
   };
 }
 
-/** What computes: plain loops, our kernels, or onnxruntime-web, which runs the ONNX files of the directory. */
-export type Engine = "reference" | "wasm" | "ort";
+/**
+ * What computes: plain loops, our kernels in WebAssembly or on a GPU, or onnxruntime-web, which runs the ONNX files of
+ * the directory.
+ */
+export type Engine = "reference" | "wasm" | "webgpu" | "ort";
 
 /** How to load a model; everything has a default but the directory. */
 export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name" | "stages">> {
   readonly backend?: Engine;
   /** Threads of our kernels or of onnxruntime-web; by default as {@link usualThreads}. With ours the answers are the same. */
   readonly threads?: number;
+  /** Told what the operator should know, in a sentence. */
+  readonly onNotice?: (notice: string) => void;
 }
 
 /** Bytes of weights from which on a model is shared out: a small one is done before other threads have heard of it. */
@@ -97,15 +104,11 @@ export async function usualThreads(
  */
 async function openParts(
   directory: string,
-  { backend: engine = "wasm", ...parts }: ModelOptions,
+  { backend: engine = "wasm", onNotice, ...parts }: ModelOptions,
 ): Promise<PipelineParts> {
   const files = directoryFiles(directory);
   const threads = parts.threads ?? await usualThreads(files);
-  const backend = engine === "reference"
-    ? createReferenceBackend()
-    : engine === "ort" || threads === 1
-    ? createWasmBackend({ simd, relaxed })
-    : createThreadedBackend(shared, { threads });
+  const backend = await openBackend(engine, threads, onNotice);
   if (engine === "ort" && parts.slidingWindow === "hf") {
     throw new RequestError(
       "parameter_invalid",
@@ -129,4 +132,28 @@ export async function loadModel(directory: string, options: ModelOptions = {}): 
 /** Loads the half of it that computes. @throws {RequestError} as {@link loadModel}. */
 export async function loadEngine(directory: string, options: ModelOptions = {}): Promise<ComputingEngine> {
   return await openEngine(await openParts(directory, options));
+}
+
+async function openBackend(
+  engine: Engine,
+  threads: number,
+  onNotice?: (notice: string) => void,
+): Promise<Backend> {
+  switch (engine) {
+    case "reference":
+      return createReferenceBackend();
+    case "webgpu": {
+      const backend = await openGpu();
+      if (backend.software) {
+        onNotice?.(`No GPU here: ${backend.adapter} stands in, slower than --backend wasm.`);
+      }
+      return backend;
+    }
+    case "ort":
+      return createWasmBackend({ simd, relaxed });
+    case "wasm":
+      return threads === 1
+        ? createWasmBackend({ simd, relaxed })
+        : createThreadedBackend(shared, { threads });
+  }
 }

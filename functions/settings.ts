@@ -41,7 +41,7 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly pool?: PoolSettings;
 }
 
-const ENGINES: readonly Engine[] = ["wasm", "reference", "ort"];
+const ENGINES: readonly Engine[] = ["wasm", "webgpu", "reference", "ort"];
 
 /** Limits of one key where there are keys and nothing else is said. */
 const KEY_LIMITS = { requestsPerMinute: 600, concurrent: 32 };

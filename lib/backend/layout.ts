@@ -113,6 +113,24 @@ export function unpack(stored: StoredMatrix): { values: Int8Array; groupScales?:
   return { values, groupScales };
 }
 
+/**
+ * Writes columns [first, first + n) of a matrix f32 [N, K] to panels: [⌈n/8⌉][K][8], zeros for columns that are not
+ * there.
+ */
+export function packPanels(
+  panels: Float32Array,
+  data: Float32Array,
+  k: number,
+  first: number,
+  n: number,
+): void {
+  for (let row = 0; row < panels.length / k; row++) {
+    let to = (row - row % PANEL) * k + row % PANEL;
+    const from = (first + row) * k;
+    for (let i = 0; i < k; i++, to += PANEL) panels[to] = row < n ? data[from + i] : 0;
+  }
+}
+
 /** A matrix of any scheme as f32 [N, K]. */
 export function dequantize(stored: StoredMatrix): Float32Array {
   if (stored.scheme === "f32") return stored.data as Float32Array;

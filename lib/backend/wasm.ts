@@ -18,7 +18,8 @@ import type {
 import { alone, type Crew } from "./crew.ts";
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
-import { Arena, type Piece, WasmTensor } from "./wasm_arena.ts";
+import type { Piece } from "./pieces.ts";
+import { Arena, WasmTensor } from "./wasm_arena.ts";
 import {
   type Builds,
   chooseKernels,

@@ -5,8 +5,9 @@
 
 import type { Matrix, Scheme, StoredMatrix } from "./backend.ts";
 import type { Crew } from "./crew.ts";
-import { GROUP, packedBytes, paddedK, PANEL, roundUp } from "./layout.ts";
-import type { Arena, Piece, WasmTensor } from "./wasm_arena.ts";
+import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layout.ts";
+import type { Piece } from "./pieces.ts";
+import type { Arena, WasmTensor } from "./wasm_arena.ts";
 import type { Kernels, Multiplier } from "./wasm_kernels.ts";
 import { MOST_ROWS, PAIR, TILE } from "./wasm_parts.ts";
 
@@ -70,7 +71,8 @@ export function takeMatrix(
   const bytes = packedBytes(scheme, rows, k);
   const piece = arena.allocate(matrixBytes(scheme, n, k), `a matrix [${n}, ${k}] of scheme ${scheme}`);
   if (scheme === "f32") {
-    packPanels(stored, new Float32Array(arena.memory.buffer, piece.start, rows * k));
+    const panels = new Float32Array(arena.memory.buffer, piece.start, rows * k);
+    packPanels(panels, stored.data as Float32Array, k, 0, n);
     return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE);
   }
   new Uint8Array(arena.memory.buffer, piece.start, bytes).set(stored.data as Uint8Array);
@@ -85,15 +87,6 @@ export function takeMatrix(
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
   const kernel = multiplier === "dot" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
   return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, kernels.tile_rows(kernel));
-}
-
-/** f32 [N, K] to [N/8][K][8], zeros for the columns that are not there. */
-function packPanels({ n, k, data }: StoredMatrix, panels: Float32Array): void {
-  for (let row = 0; row < panels.length / k; row++) {
-    let to = (row - row % PANEL) * k + row % PANEL;
-    const from = row * k;
-    for (let i = 0; i < k; i++, to += PANEL) panels[to] = row < n ? data[from + i] : 0;
-  }
 }
 
 /** out = x · Wᵀ for one matrix after the other, each finished in its own way; the shapes are checked. */

@@ -1,6 +1,6 @@
 /**
  * Every logit of the small random models against transformers 5.18 in float32 (tests/golden/tiny): vision, projector,
- * prefix-LM prefill and eight steps, one and two pictures, PaliGemma 1 and 2, on every backend.
+ * prefix-LM prefill and eight steps, one and two pictures, PaliGemma 1 and 2 with its caps and windows, on every backend.
  */
 
 import assert from "node:assert/strict";
@@ -13,6 +13,7 @@ import { loadVision } from "../../lib/vision/siglip.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
+import { openSoftware } from "../backend/gpus.ts";
 import { memoryFiles } from "../memory_files.ts";
 
 interface Golden {
@@ -34,6 +35,9 @@ const backends: [string, () => Backend][] = [
   ["reference", createReferenceBackend],
   ["wasm", () => createWasmBackend({ simd, relaxed })],
 ];
+const gpu = await openSoftware({ driver: "lavapipe" });
+if (gpu) backends.push(["webgpu on lavapipe", () => gpu]);
+else Deno.test({ name: "webgpu: logits (skipped: no driver)", ignore: true, fn() {} });
 
 for (const family of ["pg1", "pg2"]) {
   const weightBytes = Deno.readFileSync(new URL(`${family}.safetensors`, GOLDEN));

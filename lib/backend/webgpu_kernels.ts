@@ -1,0 +1,128 @@
+/**
+ * WGSL put together: constants, what all kernels share, and the kernel; and what this device's WGSL can do.
+ *
+ * Runtimes differ in two words. `enable subgroups;` is demanded by Tint (Dawn, Chromium) and refused by older naga
+ * (Deno), which does not list the feature either; so it is written exactly where the feature is listed.
+ */
+
+import add from "./wgsl/add.wgsl" with { type: "text" };
+import arena from "./wgsl/arena.wgsl" with { type: "text" };
+import attention from "./wgsl/attention.wgsl" with { type: "text" };
+import attentionInt8 from "./wgsl/attention_int8.wgsl" with { type: "text" };
+import dot4Builtin from "./wgsl/dot4_builtin.wgsl" with { type: "text" };
+import dot4Plain from "./wgsl/dot4_plain.wgsl" with { type: "text" };
+import embed from "./wgsl/embed.wgsl" with { type: "text" };
+import gemmF32 from "./wgsl/gemm_f32.wgsl" with { type: "text" };
+import gemmInt from "./wgsl/gemm_int.wgsl" with { type: "text" };
+import matvec from "./wgsl/matvec.wgsl" with { type: "text" };
+import norm from "./wgsl/norm.wgsl" with { type: "text" };
+import patches from "./wgsl/patches.wgsl" with { type: "text" };
+import product from "./wgsl/product.wgsl" with { type: "text" };
+import quantise from "./wgsl/quantise.wgsl" with { type: "text" };
+import rope from "./wgsl/rope.wgsl" with { type: "text" };
+import rows1 from "./wgsl/rows1.wgsl" with { type: "text" };
+import rows4 from "./wgsl/rows4.wgsl" with { type: "text" };
+import sumShared from "./wgsl/sum_shared.wgsl" with { type: "text" };
+import sumSubgroups from "./wgsl/sum_subgroups.wgsl" with { type: "text" };
+import type { Scheme } from "./backend.ts";
+
+/** What kernels may use beyond plain WGSL. The results are the same with and without. */
+export interface Features {
+  /** Sums over neighbouring lanes without workgroup memory. */
+  readonly subgroups: boolean;
+  /** DP4A: four products of eight bits at a time. */
+  readonly dot4: boolean;
+}
+
+/** A kernel to be compiled. */
+export interface Kernel {
+  /** Tells it from others, with its constants. */
+  readonly name: string;
+  readonly text: string;
+  readonly entry: string;
+  /** Whether it writes `side`, binding 2. */
+  readonly writesSide: boolean;
+}
+
+const SCHEMES: Readonly<Record<Scheme, number>> = { f32: 0, "int8-p8-s4": 1, "int4-g32-p8": 2 };
+
+/** Rows that are multiplied with weights read once. */
+export const FEW_ROWS = 16;
+
+/** Makes the texts. */
+export class Kernels {
+  constructor(private readonly features: Features) {}
+
+  readonly add = this.#kernel("add", [add]);
+  readonly rope = this.#kernel("rope", [rope]);
+  readonly patches = this.#kernel("patches", [patches]);
+
+  #kernel(
+    name: string,
+    parts: readonly string[],
+    constants: Readonly<Record<string, string>> = {},
+    { entry = "main", writesSide = false } = {},
+  ): Kernel {
+    const given = Object.entries(constants).map(([key, value]) => `const ${key} = ${value};\n`).join("");
+    const dot4 = this.features.dot4 ? dot4Builtin : dot4Plain;
+    return {
+      name: [name, entry, ...Object.values(constants)].join(" "),
+      text: [given, arena, dot4, ...parts].join("\n"),
+      entry,
+      writesSide,
+    };
+  }
+
+  norm(centred: boolean): Kernel {
+    return this.#kernel("norm", [norm], { CENTRED: `${centred}` });
+  }
+
+  /** Activations for integer weights, in tiles of 1 or 4 rows. */
+  quantise(scheme: Scheme, tile: number): Kernel {
+    const constants = { SEVEN_BITS: `${scheme === "int8-p8-s4"}`, TILE: `${tile}u` };
+    return this.#kernel("quantise", [quantise], constants, { writesSide: true });
+  }
+
+  embed(scheme: Scheme): Kernel {
+    return this.#kernel("embed", [embed], schemes(scheme));
+  }
+
+  /** For at most {@link FEW_ROWS} rows: workgroups of one panel of 8 columns each. */
+  matvec(scheme: Scheme, rows: number): Kernel {
+    const tiles = rows > 8 ? 4 : rows > 4 ? 2 : 1;
+    const { subgroups } = this.features;
+    const body = matvec
+      .replace("SUBGROUP_SIZE", subgroups ? "@builtin(subgroup_size) size: u32," : "")
+      .replace("SIZE", subgroups ? "size" : "0u");
+    const kernel = this.#kernel(
+      "matvec",
+      [product, rows > 1 ? rows4 : rows1, subgroups ? sumSubgroups : sumShared, body],
+      { ...schemes(scheme), LANES: rows > 1 ? "32u" : "64u", TILES: `${tiles}u` },
+    );
+    return subgroups ? { ...kernel, text: `enable subgroups;\n${kernel.text}` } : kernel;
+  }
+
+  /** For any number of rows: workgroups of 64 rows and 64 columns. */
+  gemm(scheme: Scheme): Kernel {
+    return this.#kernel("gemm", [product, scheme === "f32" ? gemmF32 : gemmInt], schemes(scheme));
+  }
+
+  attention(headDim: number, rows: number): Kernel {
+    return this.#kernel("attention", [attention], heads(headDim, rows));
+  }
+
+  /** The stages in the order they run. */
+  attentionInt8(headDim: number, rows: number): readonly Kernel[] {
+    return ["means", "rows", "values", "mix"].map((entry) =>
+      this.#kernel("attention_int8", [attentionInt8], heads(headDim, rows), { entry, writesSide: true })
+    );
+  }
+}
+
+function schemes(scheme: Scheme): Readonly<Record<string, string>> {
+  return { SCHEME: `${SCHEMES[scheme]}`, F32: "0", INT8: "1" };
+}
+
+function heads(headDim: number, rows: number): Readonly<Record<string, string>> {
+  return { HEAD: `${Math.ceil(headDim / 64) * 64}u`, ROWS: `${rows}u` };
+}

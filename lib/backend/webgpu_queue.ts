@@ -1,0 +1,277 @@
+/**
+ * Work for a GPU, collected and submitted at once: dispatches go into one pass until something is read. Parameters of
+ * all of them travel in one buffer ahead of the submission.
+ */
+
+import type { Features, Kernel } from "./webgpu_kernels.ts";
+
+/** Flags of the WebGPU specification, which not every runtime has as globals. */
+export const USAGE = {
+  mapRead: 0x1,
+  copySource: 0x4,
+  copyTarget: 0x8,
+  uniform: 0x40,
+  storage: 0x80,
+} as const;
+const COMPUTE = 0x4;
+const MAP_READ = 0x1;
+
+/** Words between the parameters of one dispatch and those of the next: dynamic offsets are multiples of 256 bytes. */
+const PARAMETER_WORDS = 64;
+/** Words of parameters, ids included, in one submission. */
+const TABLE_WORDS = 64 * 1024;
+const SCOPES: readonly GPUErrorFilter[] = ["validation", "out-of-memory", "internal"];
+/** Buffers that reads come back in, kept for the next. */
+const KEPT_READS = 8;
+
+/** A word that holds an f32. */
+export class Float {
+  constructor(readonly value: number) {}
+}
+
+/** A buffer as kernels see it, by a number that no other has. */
+export interface Bound {
+  readonly id: number;
+  readonly buffer: GPUBuffer;
+}
+
+/** One call of a kernel. */
+export interface Dispatch {
+  readonly kernel: Kernel;
+  readonly parameters: readonly (number | Float)[];
+  /** Binding 2, by default the table of parameters. */
+  readonly side?: Bound;
+  /** Binding 3. */
+  readonly weights?: Bound;
+  readonly groups: readonly [number, number?, number?];
+}
+
+/** The queue of one device. */
+export class Queue {
+  readonly #layouts: Readonly<Record<"reads" | "writes", GPUBindGroupLayout>>;
+  readonly #pipelines = new Map<string, GPUComputePipeline>();
+  readonly #groups = new Map<string, GPUBindGroup>();
+  readonly #words = new Uint32Array(TABLE_WORDS);
+  readonly #floats = new Float32Array(this.#words.buffer);
+  readonly #table: Bound;
+  readonly #none: Bound;
+  readonly #reads: GPUBuffer[] = [];
+  readonly #dropped: GPUBuffer[] = [];
+  #wordsUsed = 0;
+  #count = 0;
+  #encoder: GPUCommandEncoder | undefined;
+  #pass: GPUComputePassEncoder | undefined;
+  #flushing: Promise<void> | undefined;
+  #failure: Error | undefined;
+  /** Submissions so far. */
+  submissions = 0;
+
+  constructor(readonly device: GPUDevice, readonly features: Features) {
+    const entry = (binding: number, type: GPUBufferBindingType, hasDynamicOffset = false) => ({
+      binding,
+      visibility: COMPUTE,
+      buffer: { type, hasDynamicOffset },
+    });
+    const layout = (side: GPUBufferBindingType) =>
+      device.createBindGroupLayout({
+        entries: [
+          entry(0, "storage"),
+          entry(1, "uniform", true),
+          entry(2, side),
+          entry(3, "read-only-storage"),
+        ],
+      });
+    this.#layouts = { reads: layout("read-only-storage"), writes: layout("storage") };
+    this.#table = this.buffer(TABLE_WORDS * 4, USAGE.uniform | USAGE.storage | USAGE.copyTarget);
+    this.#none = this.buffer(256, USAGE.storage);
+    this.#watch();
+    device.lost.then(({ message }) => this.#failure ??= new Error(`The GPU was lost: ${message}`));
+  }
+
+  /** A buffer of at least so many bytes. */
+  buffer(bytes: number, usage: number): Bound {
+    const size = Math.ceil(Math.max(bytes, 16) / 16) * 16;
+    return { id: this.#count++, buffer: this.device.createBuffer({ size, usage }) };
+  }
+
+  /** Destroys a buffer when what was issued with it is submitted. */
+  drop({ id, buffer }: Bound): void {
+    for (const key of this.#groups.keys()) if (key.split(" ").includes(`${id}`)) this.#groups.delete(key);
+    this.#dropped.push(buffer);
+    if (!this.#encoder) this.#destroyDropped();
+  }
+
+  /** Puts words beside the parameters and tells where; a dispatch that follows reads them there as `side`. */
+  words(values: Uint32Array): number {
+    const size = Math.ceil(values.length / PARAMETER_WORDS) * PARAMETER_WORDS;
+    this.#need(size + PARAMETER_WORDS);
+    const at = this.#wordsUsed;
+    this.#words.set(values, at);
+    this.#wordsUsed += size;
+    return at;
+  }
+
+  /** Words that {@link words} takes at once. */
+  readonly maxWords = TABLE_WORDS / 4;
+
+  dispatch(
+    arena: Bound,
+    { kernel, parameters, side = this.#table, weights = this.#none, groups }: Dispatch,
+  ): void {
+    this.#need(PARAMETER_WORDS);
+    const at = this.#wordsUsed;
+    parameters.forEach((it, i) => {
+      if (it instanceof Float) this.#floats[at + i] = it.value;
+      else this.#words[at + i] = it;
+    });
+    this.#wordsUsed += PARAMETER_WORDS;
+    this.#pass ??= this.#encode().beginComputePass();
+    this.#pass.setPipeline(this.#pipeline(kernel));
+    this.#pass.setBindGroup(0, this.#group(kernel, arena, side, weights), [at * 4]);
+    this.#pass.dispatchWorkgroups(...groups as [number, number, number]);
+  }
+
+  /** Copies bytes from one buffer to another, in order with what was dispatched. */
+  copy(from: Bound, start: number, to: Bound, target: number, bytes: number): void {
+    this.#leavePass().copyBufferToBuffer(from.buffer, start, to.buffer, target, bytes);
+  }
+
+  /** Writes bytes, in order with what was dispatched; both in multiples of four. */
+  write({ buffer }: Bound, start: number, data: Float32Array | Uint8Array | Uint32Array): void {
+    this.flush();
+    this.device.queue.writeBuffer(buffer, start, data as BufferSource);
+  }
+
+  /**
+   * Reads rows of `bytes`, `stride` bytes apart, when all that was issued before is done. Reads that are asked for in
+   * one go are submitted together.
+   *
+   * @throws {Error} when the device was lost or something issued before was refused.
+   */
+  async read(
+    { buffer }: Bound,
+    start: number,
+    rows: number,
+    bytes: number,
+    stride: number,
+  ): Promise<ArrayBuffer> {
+    const size = rows * bytes;
+    const at = this.#reads.findIndex((it) => it.size >= size);
+    const back = at >= 0 ? this.#reads.splice(at, 1)[0] : this.device.createBuffer({
+      size: Math.max(4096, 2 ** Math.ceil(Math.log2(size || 1))),
+      usage: USAGE.mapRead | USAGE.copyTarget,
+    });
+    const encoder = this.#leavePass();
+    const together = bytes === stride ? rows : 1;
+    for (let r = 0; r < rows; r += together) {
+      encoder.copyBufferToBuffer(buffer, start + r * stride, back, r * bytes, together * bytes);
+    }
+    await (this.#flushing ??= Promise.resolve().then(() => this.flush()));
+    try {
+      await back.mapAsync(MAP_READ, 0, Math.max(size, 4));
+      this.check();
+    } catch (cause) {
+      back.destroy();
+      throw this.#failure ?? new Error("Cannot read from the GPU", { cause });
+    }
+    const values = back.getMappedRange(0, Math.max(size, 4)).slice(0, size);
+    back.unmap();
+    if (this.#reads.length < KEPT_READS) this.#reads.push(back);
+    else back.destroy();
+    return values;
+  }
+
+  /** @throws {Error} once the device was lost or has refused something. */
+  check(): void {
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** Submits what was issued. */
+  flush(): void {
+    this.#flushing = undefined;
+    if (!this.#encoder) return;
+    this.#pass?.end();
+    this.#pass = undefined;
+    const commands = this.#encoder.finish();
+    this.#encoder = undefined;
+    this.device.queue.writeBuffer(this.#table.buffer, 0, this.#words, 0, this.#wordsUsed);
+    this.device.queue.submit([commands]);
+    this.submissions++;
+    this.#wordsUsed = 0;
+    this.#destroyDropped();
+    this.#look();
+    this.#watch();
+  }
+
+  /** Ends the device. */
+  close(): void {
+    this.flush();
+    this.device.destroy();
+  }
+
+  /** From now on, notes what the device refuses. */
+  #watch(): void {
+    for (const it of SCOPES) this.device.pushErrorScope(it);
+  }
+
+  /** Notes what the device has refused since {@link #watch}. */
+  #look(): void {
+    for (const _ of SCOPES) {
+      this.device.popErrorScope().then((error) => {
+        if (error) this.#failure ??= new Error(`The GPU failed: ${error.message}`);
+      }, () => {}); // lost, which has its own words
+    }
+  }
+
+  #encode(): GPUCommandEncoder {
+    return this.#encoder ??= this.device.createCommandEncoder();
+  }
+
+  #leavePass(): GPUCommandEncoder {
+    this.#pass?.end();
+    this.#pass = undefined;
+    return this.#encode();
+  }
+
+  /** Makes room for so many words in the table. */
+  #need(words: number): void {
+    if (this.#wordsUsed + words > TABLE_WORDS) this.flush();
+  }
+
+  #pipeline(kernel: Kernel): GPUComputePipeline {
+    const { name, text, entry, writesSide } = kernel;
+    const found = this.#pipelines.get(name);
+    if (found) return found;
+    const { device } = this;
+    const pipeline = device.createComputePipeline({
+      label: name,
+      layout: device.createPipelineLayout({
+        bindGroupLayouts: [this.#layouts[writesSide ? "writes" : "reads"]],
+      }),
+      compute: { module: device.createShaderModule({ label: name, code: text }), entryPoint: entry },
+    });
+    this.#pipelines.set(name, pipeline);
+    return pipeline;
+  }
+
+  #group({ writesSide }: Kernel, arena: Bound, side: Bound, weights: Bound): GPUBindGroup {
+    const key = `${writesSide} ${arena.id} ${side.id} ${weights.id}`;
+    const found = this.#groups.get(key);
+    if (found) return found;
+    const group = this.device.createBindGroup({
+      layout: this.#layouts[writesSide ? "writes" : "reads"],
+      entries: [
+        { binding: 0, resource: { buffer: arena.buffer } },
+        { binding: 1, resource: { buffer: this.#table.buffer, size: PARAMETER_WORDS * 4 } },
+        { binding: 2, resource: { buffer: side.buffer } },
+        { binding: 3, resource: { buffer: weights.buffer } },
+      ],
+    });
+    this.#groups.set(key, group);
+    return group;
+  }
+
+  #destroyDropped(): void {
+    for (const buffer of this.#dropped.splice(0)) buffer.destroy();
+  }
+}

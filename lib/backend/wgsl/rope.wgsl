@@ -1,0 +1,27 @@
+// Rotates pairs (i, i + C/2) of each head by angles from a table: cosines [positions, C/2], then sines. GPUs are not
+// held to any precision for the sine of 8191.
+
+struct Params {
+  x: u32,
+  stride: u32,
+  pairs: u32,
+  half: u32,
+  position: u32,
+  sines: u32,
+}
+
+@group(0) @binding(2) var<storage, read> table: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  if (id.x >= p.pairs) { return; }
+  let i = id.x % p.half;
+  let at = p.x + id.y * p.stride + id.x / p.half * p.half * 2 + i;
+  let angle = (p.position + id.y) * p.half + i;
+  let c = table[angle];
+  let s = table[p.sines + angle];
+  let a = load(at);
+  let b = load(at + p.half);
+  store(at, a * c - b * s);
+  store(at + p.half, b * c + a * s);
+}

@@ -1,0 +1,31 @@
+/** Software GPUs for tests: drivers for Vulkan that need no hardware, where the machine has them. */
+
+import { type GpuProvider, openGpu } from "../../functions/gpu.ts";
+import type { WebgpuBackend, WebgpuOptions } from "../../lib/backend/webgpu.ts";
+
+/** As Debian installs them: `mesa-vulkan-drivers` 25 or later (Dawn refuses 22), `chromium`. */
+const DRIVERS = {
+  lavapipe: "/usr/share/vulkan/icd.d/lvp_icd.json",
+  swiftshader: "/usr/lib/chromium/vk_swiftshader_icd.json",
+} as const;
+
+/** What to open. */
+export interface Software {
+  readonly driver: keyof typeof DRIVERS;
+  readonly provider?: GpuProvider;
+  readonly options?: WebgpuOptions;
+}
+
+/** A backend on a driver; undefined where the machine has no such driver, which under CI it must have. */
+export async function openSoftware(
+  { driver, provider = "dawn", options }: Software,
+): Promise<WebgpuBackend | undefined> {
+  // The loader reads it for every device anew.
+  Deno.env.set("VK_DRIVER_FILES", DRIVERS[driver]);
+  try {
+    return await openGpu(provider, options);
+  } catch (error) {
+    if (Deno.env.get("CI")) throw error;
+    return undefined;
+  }
+}

@@ -1,0 +1,85 @@
+/**
+ * The suite on drivers that compute WebGPU in software: lavapipe with all that kernels may use, SwiftShader without, each
+ * through Dawn; and what only this backend promises.
+ */
+
+import assert from "node:assert/strict";
+import { pack } from "../../lib/weights/load.ts";
+import { openSoftware, type Software } from "./gpus.ts";
+import { random, tensor, testBackend } from "./suite.ts";
+
+const plain = { features: { subgroups: false, dot4: false } };
+
+const machines: readonly [string, Software][] = [
+  ["webgpu on lavapipe", { driver: "lavapipe" }],
+  ["webgpu on SwiftShader, without subgroups and DP4A", { driver: "swiftshader", options: plain }],
+];
+for (const [name, machine] of machines) {
+  const backend = await openSoftware(machine);
+  if (backend) testBackend(name, () => backend);
+  else Deno.test({ name: `${name}: the suite (skipped: no such driver)`, ignore: true, fn() {} });
+}
+
+const backend = await openSoftware({ driver: "lavapipe", options: { maxBindingBytes: 1 << 20 } });
+const test = (name: string, fn: (b: NonNullable<typeof backend>) => Promise<void>) =>
+  Deno.test({
+    name: `webgpu: ${name}` + (backend ? "" : " (skipped: no driver)"),
+    ignore: !backend,
+    fn: () => fn(backend!),
+  });
+
+test("a program that stands in for a GPU says so", async (b) => {
+  assert.equal(b.software, true);
+  assert.match(b.name, /^webgpu in software \(llvmpipe/);
+  assert.deepEqual(b.features, { subgroups: true, dot4: true });
+  await b.read(b.tensor(1, 1));
+});
+
+test("matrices larger than a binding are cut, and activations larger than one refused", async (b) => {
+  const [n, k, t] = [4100, 96, 3];
+  for (const scheme of ["f32", "int8-p8-s4", "int4-g32-p8"] as const) {
+    const stored = pack(scheme, random(n * k, 1), n, k);
+    const [whole, cut] = [await openSoftware({ driver: "lavapipe" }), b].map((it) => {
+      const w = it!.matrix(stored);
+      const x = tensor(it!, t, k, random(t * k, 2));
+      const [out, rows] = [it!.tensor(t, n), it!.tensor(2, k)];
+      it!.linear(out, x, w, { bias: tensor(it!, 1, n, random(n, 3)) });
+      it!.embed(rows, Uint32Array.of(5, n - 1), w, 2);
+      return Promise.all([it!.read(out), it!.read(rows)]);
+    });
+    assert.deepEqual(await cut, await whole);
+  }
+  assert.throws(() => b.tensor(512, 513), { name: "RangeError", message: /1050624 bytes needed/ });
+});
+
+test("what is issued between two reads is one submission, and reads of one go are one too", async (b) => {
+  const w = b.matrix(pack("int8-p8-s4", random(64 * 64, 1), 64, 64));
+  const [x, y] = [tensor(b, 1, 64, random(64, 2)), b.tensor(1, 64)];
+  await b.read(x);
+  const before = b.submissions;
+  for (let i = 0; i < 100; i++) {
+    b.embed(x, Uint32Array.of(i % 64), w, 1);
+    b.linear(y, x, w, { residual: y });
+    b.rmsNorm(y, y, x, 1e-6);
+  }
+  await Promise.all([b.read(x), b.read(y), b.read(y)]);
+  assert.equal(b.submissions, before + 1);
+});
+
+test("activations outlive the growth of the memory they lie in, whatever was issued before", async (b) => {
+  const kept = tensor(b, 3, 4, random(12, 1));
+  b.add(kept, kept);
+  const more = Array.from({ length: 6 }, () => b.tensor(100, 256));
+  b.add(kept, kept);
+  assert.deepEqual(await b.read(kept), random(12, 1).map((it) => it * 4));
+  b.free(...more);
+});
+
+test("reads fail with the reason once the device is gone", async () => {
+  const own = (await openSoftware({ driver: "lavapipe" }))!;
+  const x = tensor(own, 1, 4, random(4, 1));
+  await own.read(x);
+  own.close();
+  await own.lost;
+  await assert.rejects(async () => await own.read(x), { name: "Error", message: /GPU/ });
+});

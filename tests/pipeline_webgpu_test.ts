@@ -1,0 +1,85 @@
+/** Whole requests on a GPU, the picture encoded there too: the same greedy tokens as WASM's, logits within a tolerance. */
+
+import assert from "node:assert/strict";
+import { directoryFiles, loadModel, TINY } from "../functions/model.ts";
+import { collect, createPipeline, type ModelFiles, type Question, type WeightFormat } from "../lib/mod.ts";
+import { createWasmBackend } from "../lib/backend/wasm.ts";
+import { examples } from "../models/demo.ts";
+import { relaxed, simd } from "../wasm/kernels.js";
+import { openSoftware } from "./backend/gpus.ts";
+
+const CHECKPOINTS = new URL("./golden/checkpoints/", import.meta.url).pathname;
+const SCENE = Deno.readFileSync(new URL("./fixtures/scene.png", import.meta.url));
+
+const machines = {
+  "lavapipe": await openSoftware({ driver: "lavapipe" }),
+  "SwiftShader": await openSoftware({ driver: "swiftshader" }),
+  "lavapipe by Deno's own WebGPU": await openSoftware({ driver: "lavapipe", provider: "deno" }),
+};
+
+for (const [name, backend] of Object.entries(machines)) {
+  const test = (what: string, fn: (gpu: NonNullable<typeof backend>) => Promise<void>) =>
+    Deno.test({
+      name: `webgpu on ${name}: ${what}` + (backend ? "" : " (skipped: no such driver)"),
+      ignore: !backend,
+      fn: () => fn(backend!),
+    });
+
+  for (const family of ["pg1", "pg2"]) {
+    for (const weights of ["f32", "int8", "int4"] as const) {
+      test(`the tokens of ${family} in ${weights} are WASM's`, async (gpu) => {
+        const files = directoryFiles(CHECKPOINTS + family);
+        const question = { images: [SCENE], prompt: "detect a ; b", maxTokens: 12, ignoreEos: true };
+        await same(gpu, files, { ...question, topLogits: 20 }, weights);
+      });
+    }
+  }
+
+  test("the bundled model answers as on WASM", async (gpu) => {
+    const { directory, list } = await examples();
+    const reference = await loadModel(TINY);
+    const pipeline = await createPipeline({ backend: gpu, files: directoryFiles(TINY), name: "tiny" });
+    for (const { image, prompt } of name === "lavapipe" ? list : list.filter((it) => it.prompt === "ocr")) {
+      const images = [Deno.readFileSync(`${directory}/${image}`)];
+      const [expected, found] = [
+        await collect(reference.answer({ images, prompt })),
+        await collect(pipeline.answer({ images, prompt })),
+      ];
+      assert.deepEqual(found.tokenIds, expected.tokenIds, prompt);
+      assert.equal(found.text, expected.text);
+    }
+  });
+}
+
+/**
+ * The same on both backends: greedy tokens, and the best logits within 1e-4 in f32. Where activations are rounded, one
+ * that lies between two integers may go either way, which comes to 0.07 in these; it does between WASM and plain loops.
+ */
+async function same(
+  gpu: Parameters<typeof createPipeline>[0]["backend"],
+  files: ModelFiles,
+  question: Question,
+  weights: WeightFormat,
+): Promise<void> {
+  const answers = [];
+  for (const backend of [createWasmBackend({ simd, relaxed }), gpu]) {
+    const pipeline = await createPipeline({
+      backend,
+      files,
+      name: "checkpoint",
+      weights,
+      slidingWindow: "hf",
+    });
+    answers.push(await collect(pipeline.answer(question)));
+  }
+  const [expected, found] = answers;
+  assert.deepEqual(found.tokenIds, expected.tokenIds);
+  const limit = weights === "f32" ? 1e-4 : 0.1;
+  found.logits!.forEach((step, i) => {
+    const wanted = new Map(expected.logits![i].map((it) => [it.id, it.logit]));
+    for (const { id, logit } of step.slice(0, 5)) {
+      const difference = Math.abs(logit - wanted.get(id)!);
+      assert.ok(difference <= limit, `step ${i}, id ${id}: ${logit} for ${wanted.get(id)}`);
+    }
+  });
+}
