@@ -123,7 +123,7 @@ const wrong: [string, string[], number, RegExp][] = [
     "an unknown backend",
     ["run", "--image", PICTURE, "--prompt", "", "--backend", "gpu"],
     2,
-    /expected wasm or reference or ort, found "gpu"/,
+    /expected wasm or webgpu or reference or ort, found "gpu"/,
   ],
   ["no prompt", ["run", "--image", PICTURE], 2, /expected --prompt TEXT/],
   ["no picture", ["detect"], 2, /detect: expected a picture/],
