@@ -3,7 +3,7 @@
  * and how an answer is counted, whoever asked for it.
  */
 
-import { SpanStatusCode, trace } from "@opentelemetry/api";
+import { type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import { RequestError } from "./errors.ts";
 import type { AnswerEvent, ModelInfo } from "./types.ts";
 
@@ -170,6 +170,18 @@ export function createWorkerMetrics() {
   };
 }
 
+/** Whose answers are counted. */
+type Model = Pick<ModelInfo, "name" | "imageTokensPerImage">;
+
+/** What a question took. */
+export interface Taken {
+  readonly imageTokens: number;
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** Of its pictures, those whose image tokens were known; undefined where nobody looked. */
+  readonly known?: number;
+}
+
 /**
  * Passes the events of an answer on, counts them, and makes a span of them by OpenTelemetry's conventions for generative
  * models, in the trace in which the first event is asked for. Nothing of the question or the answer is in it.
@@ -178,13 +190,11 @@ export function createWorkerMetrics() {
  */
 export async function* observed(
   events: AsyncIterable<AnswerEvent>,
-  model: Pick<ModelInfo, "name" | "imageTokensPerImage">,
+  model: Model,
   metrics = createMetrics(),
 ): AsyncGenerator<AnswerEvent, void> {
   const since = performance.now();
-  const span = trace.getTracer("paligemma-edge").startSpan("generate_content", {
-    attributes: { "gen_ai.operation.name": "generate_content", "gen_ai.request.model": model.name },
-  });
+  const span = startSpan("generate_content", model);
   let last: number | undefined;
   try {
     for await (const event of events) {
@@ -195,16 +205,9 @@ export async function* observed(
         if (last === undefined) span.addEvent("first_token");
         last = now;
       } else if (event.type === "usage") {
-        const known = event.cached?.images ?? 0;
-        metrics.features.add(known, "hit");
-        metrics.features.add(event.imageTokens / model.imageTokensPerImage - known, "miss");
-        metrics.tokens.add(event.imageTokens, "image");
-        metrics.tokens.add(event.promptTokenIds.length, "prompt");
-        metrics.tokens.add(event.completionTokens, "completion");
-        span.setAttributes({
-          "gen_ai.usage.input_tokens": event.imageTokens + event.promptTokenIds.length,
-          "gen_ai.usage.output_tokens": event.completionTokens,
-        });
+        const { imageTokens, promptTokenIds, completionTokens, cached } = event;
+        const taken = { imageTokens, promptTokens: promptTokenIds.length, completionTokens };
+        count({ ...taken, known: cached?.images ?? 0 }, model, metrics, span);
       } else if (event.type === "done") {
         metrics.answer.observe((now - since) / 1000);
         span.setAttribute("gen_ai.response.finish_reasons", [event.finishReason]);
@@ -212,12 +215,69 @@ export async function* observed(
       yield event;
     }
   } catch (error) {
-    const message = error instanceof RequestError ? error.code : "internal";
-    span.setStatus({ code: SpanStatusCode.ERROR, message });
+    failed(span, error);
     throw error;
   } finally {
     span.end();
   }
+}
+
+/**
+ * Counts a question that is answered as a whole, and makes a span of it, as {@link observed} does.
+ *
+ * @param operation its name in the span.
+ * @param takenOf what the answer took.
+ */
+export async function observedWhole<T>(
+  operation: "classify" | "embeddings",
+  work: () => Promise<T>,
+  takenOf: (answer: T) => Taken,
+  model: Model,
+  metrics = createMetrics(),
+): Promise<T> {
+  const since = performance.now();
+  const span = startSpan(operation, model);
+  try {
+    const answer = await work();
+    count(takenOf(answer), model, metrics, span);
+    metrics.answer.observe((performance.now() - since) / 1000);
+    return answer;
+  } catch (error) {
+    failed(span, error);
+    throw error;
+  } finally {
+    span.end();
+  }
+}
+
+function startSpan(operation: string, { name }: Model): Span {
+  return trace.getTracer("paligemma-edge").startSpan(operation, {
+    attributes: { "gen_ai.operation.name": operation, "gen_ai.request.model": name },
+  });
+}
+
+function count(
+  { imageTokens, promptTokens, completionTokens, known }: Taken,
+  { imageTokensPerImage }: Model,
+  { features, tokens }: Metrics,
+  span: Span,
+): void {
+  if (known !== undefined) {
+    features.add(known, "hit");
+    features.add(imageTokens / imageTokensPerImage - known, "miss");
+  }
+  tokens.add(imageTokens, "image");
+  tokens.add(promptTokens, "prompt");
+  tokens.add(completionTokens, "completion");
+  span.setAttributes({
+    "gen_ai.usage.input_tokens": imageTokens + promptTokens,
+    "gen_ai.usage.output_tokens": completionTokens,
+  });
+}
+
+function failed(span: Span, error: unknown): void {
+  const message = error instanceof RequestError ? error.code : "internal";
+  span.setStatus({ code: SpanStatusCode.ERROR, message });
 }
 
 /** All numbers as Prometheus reads them, `text/plain; version=0.0.4`. */

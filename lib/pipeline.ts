@@ -6,7 +6,7 @@ import { checkLabels, normalised } from "./decode/classify.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
 import { type Engine, type EngineParts, openEngine } from "./engine.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
-import { type Metrics, observed } from "./metrics.ts";
+import { type Metrics, observed, observedWhole } from "./metrics.ts";
 import {
   type Images,
   type Pool,
@@ -171,6 +171,17 @@ class Loaded implements LocalPipeline {
   }
 
   classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
+    const taken = ({ imageTokens, promptTokenIds, cached }: Classification) => ({
+      imageTokens,
+      promptTokens: promptTokenIds.length,
+      completionTokens: 0,
+      known: cached?.images ?? 0,
+    });
+    const work = () => this.#classify(question, signal);
+    return observedWhole("classify", work, taken, this.model, this.parts.metrics);
+  }
+
+  #classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
     const { labels } = question;
     const prepare = async () => {
       checkLabels(labels);
@@ -196,7 +207,17 @@ class Loaded implements LocalPipeline {
     });
   }
 
-  embed({ stage = "projected", ...question }: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
+  embed(question: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
+    const taken = ({ shape: [pictures, tokens] }: Embedding) => ({
+      imageTokens: pictures * tokens,
+      promptTokens: 0,
+      completionTokens: 0,
+    });
+    const work = () => this.#embed(question, signal);
+    return observedWhole("embeddings", work, taken, this.model, this.parts.metrics);
+  }
+
+  #embed({ stage = "projected", ...question }: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
     const prepare = () => this.#show({ ...question, prompt: "" }, 0);
     return this.#line.take("embed", signal, prepare, ({ images }, pause) => {
       return this.engine.embed(images, stage, pause);
