@@ -11,11 +11,11 @@ import { createMetrics } from "../lib/metrics.ts";
 import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
 import { loadModel, TINY } from "./model.ts";
-import { createNetwork } from "./network.ts";
+import { createNetwork, isDenied } from "./network.ts";
 import { openPool } from "./pool.ts";
-import { measureBacklog, openStore, workOff } from "./store.ts";
+import { openStore, workOff } from "./store.ts";
 import { readSettings, type Settings } from "./settings.ts";
-import { createWork } from "./work.ts";
+import { createWork, measureBacklog } from "./work.ts";
 
 /** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
 const GRACE_MS = 4000;
@@ -115,6 +115,16 @@ function stopOnSignal(
   }
 }
 
+/** What has to reach a network that Deno was told to deny would wait for ever. */
+async function failIfDenied(setting: string, host: string): Promise<void> {
+  const addresses = await createNetwork().lookup(host).catch(() => []);
+  if (addresses.some(isDenied)) {
+    fail(
+      `Cannot serve with ${setting}: deno task start denies private networks, deno task start:private does not`,
+    );
+  }
+}
+
 /** A line to paste into a second terminal. */
 function example(url: string, samples: readonly Sample[], directory: string): string {
   const picture = samples.length ? relative(Deno.cwd(), join(directory, samples[0].name)) : "picture.jpg";
@@ -134,6 +144,8 @@ const {
   pool,
   ...guard
 } = settings;
+if (allowPrivateUrls) await failIfDenied("ALLOW_PRIVATE_URLS", "127.0.0.1");
+if (pool) await failIfDenied("POOL_URL", new URL(pool.url).hostname.replace(/^\[(.*)\]$/, "$1"));
 const stopping = new AbortController();
 const metrics = createMetrics();
 const { samples, directory: pictures } = await readSamples();

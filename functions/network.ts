@@ -10,6 +10,12 @@ import { isIP } from "node:net";
 import { Readable } from "node:stream";
 import type { Network } from "../lib/http/outbound.ts";
 
+/** Whether Deno was told to let nobody here reach an address, as `deno task start` does for private ones. */
+export function isDenied(address: string): boolean {
+  const host = isIP(address) === 6 ? `[${address}]` : address;
+  return Deno.permissions.querySync({ name: "net", host }).state === "denied";
+}
+
 /** The network of this machine. @param ca certificates to trust instead of the well-known ones, PEM. */
 export function createNetwork({ ca }: { ca?: string } = {}): Network {
   return {
@@ -17,6 +23,8 @@ export function createNetwork({ ca }: { ca?: string } = {}): Network {
       return (await lookup(host, { all: true })).map((it) => it.address);
     },
     async fetch(url, { method, headers, body, signal }, address) {
+      // `node:http` would throw it where nobody can catch it.
+      if (isDenied(address)) throw new Deno.errors.NotCapable(`--deny-net forbids ${address}`);
       const request = (url.protocol === "https:" ? secure : plain)(url, {
         method,
         headers: headers as Record<string, string>,
