@@ -1,4 +1,4 @@
-/** Spans leave through Deno's own OpenTelemetry exporter, as children of the caller's trace. */
+/** Spans leave through Deno's own OpenTelemetry exporter, as children of the caller's trace, which webhooks carry on. */
 
 import assert from "node:assert/strict";
 import { CHECKPOINT, startDoor } from "./door.ts";
@@ -13,7 +13,7 @@ interface Span {
   readonly attributes: { readonly key: string; readonly value: Record<string, unknown> }[];
 }
 
-Deno.test("a collector gets the span of an answer, and of one in a job, within the caller's trace, with counts and no content", async () => {
+Deno.test("a collector gets the span of an answer, and of one in a job, within the caller's trace, with counts and no content; the job's webhook names its trace", async () => {
   const spans: Span[] = [];
   const bodies: string[] = [];
   const collector = Deno.serve({ port: 0, onListen() {} }, async (request) => {
@@ -27,8 +27,16 @@ Deno.test("a collector gets the span of an answer, and of one in a job, within t
     }
     return Response.json({});
   });
+  const letter = Promise.withResolvers<Headers>();
+  const receiver = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, async (request) => {
+    letter.resolve(request.headers);
+    await request.body?.cancel();
+    return new Response(null, { status: 204 });
+  });
   const door = await startDoor({
     MODEL: CHECKPOINT,
+    ALLOW_PRIVATE_URLS: "1",
+    WEBHOOK_SECRET: `whsec_${new Uint8Array(24).toBase64()}`,
     OTEL_DENO: "true",
     OTEL_EXPORTER_OTLP_PROTOCOL: "http/json",
     OTEL_EXPORTER_OTLP_ENDPOINT: `http://localhost:${collector.addr.port}`,
@@ -46,8 +54,10 @@ Deno.test("a collector gets the span of an answer, and of one in a job, within t
     const response = await post("/v1/generate", item, trace);
     assert.equal(response.status, 200);
     await response.text();
-    const { id } = await (await post("/v1/jobs", { items: [item] }, jobTrace)).json();
+    const webhook = { url: `http://127.0.0.1:${receiver.addr.port}/` };
+    const { id } = await (await post("/v1/jobs", { items: [item], webhook }, jobTrace)).json();
     await (await fetch(`${door.url}/v1/jobs/${id}/events`)).text(); // until it has ended
+    assert.equal((await letter.promise).get("traceparent"), `00-${jobTrace}-00f067aa0ba902b7-01`);
     const numbers = await (await fetch(`${door.url}/metrics`)).text();
     for (
       const line of [
@@ -60,7 +70,7 @@ Deno.test("a collector gets the span of an answer, and of one in a job, within t
   } finally {
     door.kill("SIGTERM"); // what waits is sent
     await door.status;
-    await collector.shutdown();
+    await Promise.all([collector.shutdown(), receiver.shutdown()]);
   }
   const answers = spans.filter((it) => it.name === "generate_content");
   assert.deepEqual(answers.map((it) => it.traceId), [trace, jobTrace]);
