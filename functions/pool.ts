@@ -3,6 +3,7 @@
 import { type NatsConnection, nkeyAuthenticator, wsconnect } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import { RequestError } from "../lib/mod.ts";
+import { HttpPool } from "../lib/pool/http.ts";
 import { INBOX, NatsPool } from "../lib/pool/nats.ts";
 import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
 import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
@@ -42,6 +43,12 @@ export async function connectBroker(
   { url, nkey, ca }: PoolSettings,
   role: keyof typeof INBOX,
 ): Promise<NatsConnection> {
+  if (/^https?:/.test(url)) {
+    throw new RequestError(
+      "parameter_invalid",
+      `Cannot join a pool: expected POOL_URL of a broker, such as nats://localhost:4222, found ${url}`,
+    );
+  }
   const seed = nkey === undefined ? undefined : new TextEncoder().encode(await contents("POOL_NKEY", nkey));
   return await (/^wss?:/.test(url) ? wsconnect : connect)({
     servers: url,
@@ -58,7 +65,7 @@ export async function connectBroker(
 }
 
 /**
- * The pool of a server, for its pipeline. While the broker is not reached there is nobody in it.
+ * The pool of a server, for its pipeline. While a broker is not reached there is nobody in it.
  *
  * @throws {RequestError} `parameter_invalid` when there is no key to sign with.
  */
@@ -73,6 +80,15 @@ export async function openPool(
     );
   }
   const sign = await createSign(await json("POOL_SIGNING_KEY", settings.signingKey));
+  const { url, ca } = settings;
+  if (/^https?:/.test(url)) {
+    const client = ca === undefined ? undefined : Deno.createHttpClient({
+      caCerts: [await contents("POOL_CA", ca)],
+    });
+    const reach: typeof fetch = (to, init) =>
+      fetch(to as string, { ...init, client } as Parameters<typeof fetch>[1]);
+    return (model) => new HttpPool(url, { model, sign, fetch: reach });
+  }
   const connecting = connectBroker(settings, "server");
   return (model) => {
     let pool: NatsPool | undefined;

@@ -8,7 +8,7 @@ import type { Engine } from "./model.ts";
 
 /** What the environment says about a pool. */
 export interface PoolSettings extends Capacity {
-  /** Of the broker: `nats:`, `tls:`, `ws:` or `wss:`. */
+  /** Of the broker: `nats:`, `tls:`, `ws:` or `wss:`; or of the workers themselves: `http:` or `https:`. */
   readonly url: string;
   /** The seed by which the broker lets this process in, or the file it is in. */
   readonly nkey?: string;
@@ -67,9 +67,11 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     throw new RangeError(`expected ${name} to be ${values.join(" or ")}, found ${JSON.stringify(value)}`);
   };
   const poolUrl = get("POOL_URL");
-  if (poolUrl && !/^(nats|tls|wss?):\/\/./.test(poolUrl)) {
+  if (poolUrl && !/^(nats|tls|wss?|https?):\/\/./.test(poolUrl)) {
     throw new RangeError(
-      `expected POOL_URL to begin with nats:, tls:, ws: or wss:, found ${JSON.stringify(poolUrl)}`,
+      `expected POOL_URL to begin with nats:, tls:, ws:, wss:, http: or https:, found ${
+        JSON.stringify(poolUrl)
+      }`,
     );
   }
   const keys = list("API_KEYS");

@@ -365,7 +365,7 @@ class Exchange {
 }
 
 /** Whether what a worker says can be an answer to the work. */
-class Checker {
+export class Checker {
   #count: number;
 
   constructor(private readonly work: Work, private readonly model: ModelShape) {
