@@ -7,6 +7,7 @@ import { hookRoutes } from "../lib/http/hooks.ts";
 import { JOB_OPERATIONS } from "../lib/http/job_schemas.ts";
 import { itemWork, jobRoutes } from "../lib/http/jobs.ts";
 import { createOutbound, type Network } from "../lib/http/outbound.ts";
+import { SharedRecordings } from "../lib/http/shared_recordings.ts";
 import { handleOne, LEASE_MS } from "../lib/jobs/consume.ts";
 import { createMetrics } from "../lib/metrics.ts";
 import { createPipeline, createWasmBackend, type LocalPipeline, type ModelFiles } from "../lib/mod.ts";
@@ -17,12 +18,14 @@ import {
   type QueueMessage,
   type R2Bucket,
 } from "../lib/store/cloudflare.ts";
+import { createObjectJournals } from "../lib/store/journals.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import { readSettings } from "./settings.ts";
 import tiny from "./tiny.js";
-import { createWork } from "./work.ts";
+import { createWork, measureBacklog } from "./work.ts";
 
 export { RecordsObject } from "../lib/store/cloudflare.ts";
+export { JournalObject } from "../lib/store/journals.ts";
 
 /** What an isolate of 128 MB leaves room for, beside the bundled model. */
 const ROOM = { maxPixels: 4_000_000, maxWaiting: 32, prefixCacheBytes: 4 * 2 ** 20 };
@@ -34,6 +37,7 @@ const RETRY_SECONDS = 10;
 /** The Worker's bindings, beside which are its variables and secrets. */
 interface Env {
   readonly RECORDS: ObjectNamespace;
+  readonly JOURNALS: ObjectNamespace;
   readonly BLOBS: R2Bucket;
   readonly JOBS: QueueBinding;
   readonly WEBHOOKS: QueueBinding;
@@ -105,7 +109,9 @@ async function open(env: Env) {
     maxBodyBytes: MAX_BODY_BYTES,
     outbound,
     metrics,
+    measure: (metrics) => measureBacklog(store, metrics),
     log,
+    recordings: new SharedRecordings(createObjectJournals(env.JOURNALS), onError),
     rooms: [
       jobRoutes({ ...work, outbound, maxBodyBytes: MAX_BODY_BYTES }),
       hookRoutes({ ...work, outbound }),

@@ -2,7 +2,6 @@
 
 import { join, resolve } from "@std/path";
 import { consume } from "../lib/jobs/consume.ts";
-import type { Metrics } from "../lib/metrics.ts";
 import { RequestError } from "../lib/mod.ts";
 import { openKvStore } from "../lib/store/deno_kv.ts";
 import { createFileBlobs } from "../lib/store/files.ts";
@@ -59,10 +58,4 @@ export async function workOff(
     consume(store.queue("jobs"), handlers.jobs, { concurrency: JOBS_AT_ONCE, ...options }),
     consume(store.queue("webhooks"), handlers.webhooks, { concurrency: WEBHOOKS_AT_ONCE, ...options }),
   ]);
-}
-
-/** Tells how much there is to do in a store. */
-export async function measureBacklog(store: Store<PullQueue>, { backlog }: Metrics): Promise<void> {
-  backlog.set(await store.queue("jobs").depth("jobs/"), "jobs");
-  backlog.set(await store.queue("webhooks").depth("letters/"), "webhooks");
 }

@@ -7,6 +7,7 @@ import { Jobs } from "../lib/jobs/jobs.ts";
 import { JobStore } from "../lib/jobs/job_store.ts";
 import { Runner, type RunnerParts } from "../lib/jobs/runner.ts";
 import { SCHEDULE, Webhooks } from "../lib/jobs/webhooks.ts";
+import type { Metrics } from "../lib/metrics.ts";
 import type { Store } from "../lib/store/store.ts";
 
 /** From the look-up to the answer's status; Standard Webhooks recommends 15 to 30 s. */
@@ -54,4 +55,10 @@ export function createWork(store: Store, { work, outbound, secrets, onError }: W
     handlers: { jobs: runner.handle, webhooks: webhooks.handle },
     recover: () => runner.recover(),
   };
+}
+
+/** Tells how much there is to do in a store. */
+export async function measureBacklog(store: Store, { backlog }: Metrics): Promise<void> {
+  backlog.set(await store.queue("jobs").depth("jobs/"), "jobs");
+  backlog.set(await store.queue("webhooks").depth("letters/"), "webhooks");
 }

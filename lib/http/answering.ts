@@ -6,7 +6,7 @@ import { collect, type LocalPipeline } from "../pipeline.ts";
 import type { Answer, AnswerEvent, ModelInfo, Question } from "../types.ts";
 import type { Env } from "./guard/exchange.ts";
 import { HttpError, type Problem } from "./problem.ts";
-import { Recording, Recordings } from "./recording.ts";
+import { MemoryRecordings, Recording, type Recordings } from "./recording.ts";
 import { eventStream, lastEventId, type ServerEvent, within } from "./sse.ts";
 
 /** Events kept for clients that come back, and how long. */
@@ -18,6 +18,8 @@ export interface AnsweringParts {
   pipeline(): LocalPipeline | undefined;
   readonly stopping?: AbortSignal;
   readonly heartbeatMs: number;
+  /** Where events are kept for clients that come back; this process's memory by default. */
+  readonly recordings?: Recordings;
   /** An error as the client is told; ours are logged on the way. */
   problemOf(error: unknown): Problem;
 }
@@ -38,9 +40,11 @@ type Asking = Context<Env>;
 
 /** The answers of one server. */
 export class Answering {
-  readonly #recordings = new Recordings(RECORDED_BYTES, RECORDED_MS);
+  readonly #recordings: Recordings;
 
-  constructor(private readonly parts: AnsweringParts) {}
+  constructor(private readonly parts: AnsweringParts) {
+    this.#recordings = parts.recordings ?? new MemoryRecordings(RECORDED_BYTES, RECORDED_MS);
+  }
 
   /**
    * The loaded model.
@@ -97,21 +101,20 @@ export class Answering {
     const last = lastEventId(c.req.header("last-event-id"));
     const from = last === undefined ? 0 : last + 1;
     const key = await keyOf(c, question, wire);
-    const known = from > 0 ? this.#recordings.get(key) : undefined;
-    const open = known?.state === "whole" || !c.env?.waitUntil;
-    const recording = open && known || this.#record(c, key, question, wire);
+    const known = from > 0 ? await this.#recordings.find(key, from) : undefined;
+    const reading = known ?? this.#record(c, key, question, wire).join();
     const exchange = c.get("exchange");
-    const leave = recording.join();
     const { signal } = c.req.raw;
     const left = () => {
       signal.removeEventListener("abort", left);
-      leave();
+      const told = Promise.resolve(reading.leave());
+      c.env?.waitUntil?.(told);
       exchange.end();
     };
     signal.addEventListener("abort", left);
     if (signal.aborted) left();
     try {
-      const first = await within(this.parts.heartbeatMs, recording.frame(from));
+      const first = await within(this.parts.heartbeatMs, reading.frame(from));
       if (first === undefined) {
         left();
         return new Response(null, { status: 204 });
@@ -122,7 +125,7 @@ export class Answering {
     }
     exchange.streaming = true;
     const failed = (error: unknown) => wire.failed(this.parts.problemOf(error));
-    const body = eventStream(recording, { from, heartbeatMs: this.parts.heartbeatMs, failed, leave: left });
+    const body = eventStream(reading, { from, heartbeatMs: this.parts.heartbeatMs, failed, leave: left });
     return new Response(body, {
       headers: {
         "content-type": "text/event-stream; charset=utf-8",
@@ -140,11 +143,10 @@ export class Answering {
     const { until = (events) => events } = wire;
     const events = pipeline.answer(question, request.signal);
     const answer = until(putDown(c, events), stop);
-    const recording = new Recording(wire.write(answer, pipeline), stop, () => {
-      unlink();
-      this.#recordings.tidy();
-    });
-    this.#recordings.keep(key, recording);
+    const recording = new Recording(wire.write(answer, pipeline), stop);
+    recording.ended.then(unlink);
+    const kept = this.#recordings.keep(key, recording);
+    c.env?.waitUntil?.(kept);
     return recording;
   }
 }

@@ -19,6 +19,7 @@ import type { Outbound } from "./outbound.ts";
 import { servePage } from "./page.ts";
 import page from "./playground.html" with { type: "text" };
 import { type Problem, problemOf, problemResponse } from "./problem.ts";
+import type { Recordings } from "./recording.ts";
 import { HEARTBEAT_MS } from "./sse.ts";
 
 /** A picture the page offers to those who have none at hand. */
@@ -58,6 +59,8 @@ export interface AppParts {
   /** Looks up those numbers that nobody counts, before they are read. */
   measure?(metrics: Metrics): Promise<void>;
   readonly log?: Log;
+  /** Where streams are kept for clients that come back; this process's memory by default. */
+  readonly recordings?: Recordings;
   /** Silence after which a stream sends a comment, milliseconds. */
   readonly heartbeatMs?: number;
 }
@@ -80,6 +83,7 @@ export function createApp(parts: AppParts): Hono<Env> {
     pipeline: parts.pipeline,
     stopping,
     heartbeatMs,
+    recordings: parts.recordings,
     problemOf: tell,
   });
   const app = new Hono<Env>();

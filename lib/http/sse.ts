@@ -1,7 +1,7 @@
-/** Server-sent events: how one is written, and a recording as a stream of them. Format: WHATWG HTML, section 9.2. */
+/** Server-sent events: how one is written, and an answer as a stream of them. Format: WHATWG HTML, section 9.2. */
 
 import { RequestError } from "../errors.ts";
-import type { Recording } from "./recording.ts";
+import type { Reading } from "./recording.ts";
 
 /** One event, before it is written. Without a name it is a `message`. */
 export interface ServerEvent {
@@ -38,7 +38,7 @@ export const HEARTBEAT_MS = 15_000;
 /** How long a client waits before it comes back, milliseconds. */
 const RETRY_MS = 1000;
 
-/** How a recording is read. */
+/** How an answer is read. */
 export interface StreamOptions {
   /** The first event to send; those before it the reader has. */
   readonly from: number;
@@ -50,15 +50,15 @@ export interface StreamOptions {
 }
 
 /**
- * A recording as SSE bytes: `retry`, then its events from `from` on, a comment whenever none came for `heartbeatMs`.
+ * An answer as SSE bytes: `retry`, then its events from `from` on, a comment whenever none came for `heartbeatMs`.
  * Events are drawn only while less than 64 KiB wait to be sent.
  */
 export function eventStream(
-  recording: Recording,
+  reading: Reading,
   { from, heartbeatMs, failed, leave }: StreamOptions,
 ): ReadableStream<Uint8Array> {
   let at = from;
-  return frameStream(() => recording.frame(at++), {
+  return frameStream(() => reading.frame(at++), {
     heartbeatMs,
     failed: (error) => encodeEvent({ id: String(at - 1), ...failed(error) }),
     leave,

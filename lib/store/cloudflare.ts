@@ -2,8 +2,8 @@
  * Cloudflare: records in the SQLite of one Durable Object, blobs in R2, queues in Queues.
  *
  * Queues bring a message at least once, perhaps twice at a time, after at most half a day, and no more than a hundred
- * times. What the contract asks beyond that is made here: a lease is a record, and what is to come later than a queue
- * can wait, or comes again, is sent anew.
+ * times. What the contract asks beyond that is made here: a lease is a record, what is to come later than a queue can wait,
+ * or comes again, is sent anew, and a record for each message tells how many there are.
  */
 
 import { RequestError } from "../errors.ts";
@@ -94,7 +94,7 @@ export function createCloudflareStore(
   return {
     records: remote,
     blobs: createR2Blobs(blobs),
-    queue: (name) => createQueue(queues[name]),
+    queue: (name) => createQueue(remote, name, queues[name]),
     take: (name, message, leaseMs) => take(remote, name, queues[name], message, leaseMs),
   };
 }
@@ -111,7 +111,8 @@ type Ask =
   | { readonly do: "get"; readonly key: string }
   | { readonly do: "delete"; readonly key: string }
   | { readonly do: "set"; readonly key: string; readonly text: string; readonly expected?: string }
-  | { readonly do: "keys"; readonly prefix: string; readonly after: string };
+  | { readonly do: "keys"; readonly prefix: string; readonly after: string }
+  | { readonly do: "count"; readonly prefix: string };
 
 /** Keys in one answer to `keys`. */
 const PAGE = 200;
@@ -133,6 +134,10 @@ export class RecordsObject {
 
   #answer(ask: Ask): unknown {
     const rows = (query: string, ...values: unknown[]) => this.#sql.exec(query, ...values).toArray();
+    if (ask.do === "count") {
+      const query = "SELECT count(*) AS count FROM records WHERE key >= ? AND key < ?";
+      return rows(query, ask.prefix, ask.prefix + "\x7f")[0].count;
+    }
     if (ask.do === "keys") {
       // Keys are ASCII below DEL.
       const [low, high] = [ask.after || ask.prefix, ask.prefix + "\x7f"];
@@ -179,15 +184,29 @@ class ObjectRecords implements Records {
     }
   }
 
-  async #ask(ask: Ask): Promise<unknown> {
-    return await orFailed("reach the records", async () => {
-      // A stub belongs to the request that made it.
-      const stub = this.namespace.get(this.namespace.idFromName(this.name));
-      const response = await stub.fetch("https://records/", { method: "POST", body: JSON.stringify(ask) });
-      if (!response.ok) throw new Error(`status ${response.status}`);
-      return await response.json();
-    });
+  /** How many keys start with `prefix`. */
+  async count(prefix: string): Promise<number> {
+    return await this.#ask({ do: "count", prefix }) as number;
   }
+
+  #ask(ask: Ask): Promise<unknown> {
+    return askObject(this.namespace, this.name, ask);
+  }
+}
+
+/**
+ * Asks an object of a namespace, JSON in and out.
+ *
+ * @throws {RequestError} `storage_failed` where it cannot be reached.
+ */
+export async function askObject(namespace: ObjectNamespace, name: string, ask: unknown): Promise<unknown> {
+  return await orFailed("reach a Durable Object", async () => {
+    // A stub belongs to the request that made it.
+    const stub = namespace.get(namespace.idFromName(name));
+    const response = await stub.fetch("https://object/", { method: "POST", body: JSON.stringify(ask) });
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    return await response.json();
+  });
 }
 
 function createR2Blobs(bucket: R2Bucket): Blobs {
@@ -233,12 +252,18 @@ async function post(binding: QueueBinding, envelope: Envelope): Promise<void> {
   await orFailed("queue a message", () => binding.send(envelope, { delaySeconds: Math.ceil(waitMs / 1000) }));
 }
 
-function createQueue(binding: QueueBinding): Queue {
+/** The record that tells of a message which is not done with; the queue itself does not tell. */
+const openKey = (name: string, id: string) => `open/${name}/${id}`;
+
+function createQueue(records: ObjectRecords, name: string, binding: QueueBinding): Queue {
   return {
     async send({ id, body }: Message, delayMs = 0) {
       checkKey(id);
-      await post(binding, { id, text: await seal(body), at: Date.now() + delayMs, before: 0 });
+      const envelope = { id, text: await seal(body), at: Date.now() + delayMs, before: 0 };
+      await records.set(openKey(name, id), 0, undefined);
+      await post(binding, envelope);
     },
+    depth: (prefix) => records.count(openKey(name, prefix)),
   };
 }
 
@@ -295,7 +320,7 @@ async function take(
     id,
     attempts,
     body: await unseal(id, text),
-    ack: () => end(() => Promise.resolve()),
+    ack: () => end(() => records.delete(openKey(name, id))),
     retry: (delayMs) => end(() => post(binding, { id, text, at: Date.now() + delayMs, before: attempts })),
     extend: (ms) => held(() => records.set(key, { holder: message.id, until: Date.now() + ms }, version)),
   };

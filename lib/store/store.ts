@@ -89,14 +89,14 @@ export interface Queue {
    * @param delayMs any time, however long.
    */
   send(message: Message, delayMs?: number): Promise<void>;
+  /** How many messages wait or are leased whose ids start with `prefix`. */
+  depth(prefix: string): Promise<number>;
 }
 
 /** A queue that is asked for messages; one that calls its consumer has no need to be. */
 export interface PullQueue extends Queue {
   /** Messages that are due, `limit` at most, leased for `leaseMs`. */
   receive(options: { readonly limit: number; readonly leaseMs: number }): Promise<Delivery[]>;
-  /** How many messages wait or are leased whose ids start with `prefix`. */
-  depth(prefix: string): Promise<number>;
   /** Ends when something may be due: after a `send` here, or after `ms`. */
   wait(ms: number, signal?: AbortSignal): Promise<void>;
 }

@@ -172,6 +172,38 @@ Deno.test({
         assert.equal((await ask({})).status, 200);
       },
     );
+    await t.step("both doors count the same, what is answered as a whole too", async () => {
+      const numbers = async (url: string) => {
+        const text = await (await fetch(`${url}/metrics`)).text();
+        const value = (line: string) =>
+          Number(text.split("\n").find((it) => it.startsWith(`${line} `))?.split(" ")[1]);
+        return { types: text.match(/^# TYPE .*$/gm)!, value };
+      };
+      const found = [];
+      for (const { url } of [deno, worker]) {
+        const before = await numbers(url);
+        await (await fetch(`${url}/v1/embeddings/image`, json({ image: PNG }))).text();
+        const labels = ["circle", "star"];
+        await (await fetch(`${url}/v1/classify`, json({ image: PNG, prompt: "caption en", labels }))).text();
+        const after = await numbers(url);
+        const grown = [
+          "paligemma_answer_seconds_count",
+          'paligemma_tokens_total{kind="image"}',
+          'paligemma_feature_cache_total{result="hit"}',
+          'paligemma_feature_cache_total{result="miss"}',
+        ].map((it) => after.value(it) - before.value(it));
+        assert.deepEqual(grown, [2, 128, 1, 0]);
+        assert.ok(after.value("paligemma_time_to_first_token_seconds_count") > 0);
+        assert.ok(after.value("paligemma_inter_token_seconds_count") > 0);
+        assert.equal(after.value('paligemma_backlog{kind="jobs"}'), 0);
+        found.push(after.types);
+      }
+      assert.deepEqual(found[1], found[0]);
+      for (const name of ["queue_depth gauge", "budget_total counter", "routes_total counter"]) {
+        assert.ok(found[0].includes(`# TYPE paligemma_${name}`), name);
+      }
+    });
+
     await t.step("a job is worked off by the queue, and its letter tried", async () => {
       const items = [{ image: PNG, prompt: "ocr" }, { image: PNG, prompt: "caption en" }, {
         image: "aGk=",
@@ -195,6 +227,17 @@ Deno.test({
       };
       const since = performance.now();
       while (!await tried()) assert.ok(performance.now() - since < 10_000, "no attempt");
+      const backlog = async () => {
+        const metrics = await (await fetch(`${worker.url}/metrics`)).text();
+        return [...metrics.matchAll(/^paligemma_backlog\{kind="(\w+)"\} (\d+)$/gm)].map((it) =>
+          it.slice(1).join()
+        );
+      };
+      // The letter's receiver is not there: it waits for its next attempt.
+      const told = ["jobs,0", "webhooks,1"].join();
+      while ((await backlog()).join() !== told) {
+        assert.ok(performance.now() - since < 10_000, "another backlog");
+      }
     });
   } finally {
     await worker.stop();

@@ -19,18 +19,23 @@ export async function haveWrangler(): Promise<boolean> {
 }
 
 /**
- * Starts the Worker of a wrangler configuration file and waits for its first answer.
+ * Starts the Worker of a wrangler configuration file and waits for its first answer. Of several files the first one's
+ * Worker answers, and reaches the others by its bindings.
  *
  * @param vars variables of the Worker.
  */
-export async function startWorkerd(config: string, vars: Record<string, string> = {}): Promise<Workerd> {
+export async function startWorkerd(
+  config: string | readonly string[],
+  vars: Record<string, string> = {},
+): Promise<Workerd> {
   // wrangler looks for packages where Node does.
   const installed = await deno(["install", "--node-modules-dir=auto"]).output();
   if (!installed.success) throw new Error(`deno install: ${new TextDecoder().decode(installed.stderr)}`);
   const directory = await Deno.makeTempDir({ prefix: "workerd" });
   const port = freePort();
   const process = deno([
-    ...["run", "-A", "--no-lock", "--no-config", WRANGLER, "dev", "--config", config, "--local"],
+    ...["run", "-A", "--no-lock", "--no-config", WRANGLER, "dev", "--local"],
+    ...[config].flat().flatMap((it) => ["--config", it]),
     ...["--ip", "127.0.0.1", "--port", `${port}`, "--inspector-port", `${freePort()}`],
     ...["--persist-to", directory, "--log-level", "error", "--show-interactive-dev-session=false"],
     ...Object.entries(vars).flatMap(([name, value]) => ["--var", `${name}:${value}`]),

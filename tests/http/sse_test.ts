@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { problemOf } from "../../lib/http/problem.ts";
-import { Recording, Recordings } from "../../lib/http/recording.ts";
+import { MemoryRecordings, Recording } from "../../lib/http/recording.ts";
 import { encodeEvent, eventStream, type ServerEvent, type StreamOptions } from "../../lib/http/sse.ts";
 import { parseEvents } from "./doubles.ts";
 
@@ -54,14 +54,16 @@ function start(play: () => AsyncGenerator<ServerEvent>, options: Partial<StreamO
       seen.returned = true;
     }
   }
-  const recording = new Recording(counted(), () => seen.stops++, () => seen.ends++);
+  const recording = new Recording(counted(), () => seen.stops++);
+  recording.ended.then(() => seen.ends++);
   const read = (more: Partial<StreamOptions> = {}) => {
     const failed = (error: unknown) => ({ event: "error", data: JSON.stringify(problemOf(error)) });
-    return eventStream(recording, {
+    const reading = recording.join();
+    return eventStream(reading, {
       from: 0,
       heartbeatMs: 1000,
       failed,
-      leave: recording.join(),
+      leave: reading.leave,
       ...options,
       ...more,
     });
@@ -139,32 +141,36 @@ Deno.test("silence is filled with comments, which are no events", async () => {
 });
 
 Deno.test("recordings are kept within their bytes and their age, the oldest forgotten first, broken ones at once", async () => {
-  const kept = new Recordings(5000, 60_000);
+  const kept = new MemoryRecordings(5000, 60_000);
   const make = async (key: string, count: number) => {
     const { recording, read } = start(() => counting(count));
-    kept.keep(key, recording);
+    const keeping = kept.keep(key, recording);
     await text(read());
-    kept.tidy();
+    await keeping;
     return recording;
   };
   const first = await make("a", 15); // about 130 bytes an event
   await make("b", 15);
-  assert.equal(kept.get("a"), first);
+  assert.ok(await kept.find("a"));
   await make("c", 15);
-  assert.deepEqual(["a", "b", "c"].map((it) => kept.get(it) !== undefined), [false, true, true]);
+  const found = await Promise.all(["a", "b", "c"].map((it) => kept.find(it)));
+  assert.deepEqual(found.map((it) => it !== undefined), [false, true, true]);
   assert.ok(kept.sizeBytes <= 5000 && kept.sizeBytes > 2000, `${kept.sizeBytes} bytes`);
 
   const { recording, read } = start(() => counting(1e6, 0));
   kept.keep("d", recording);
   const reader = read().getReader();
   await reader.read();
-  assert.equal(kept.get("d"), recording);
+  const second = await kept.find("d");
   await reader.cancel();
-  assert.equal(kept.get("d"), undefined);
+  assert.equal(recording.state, "live", "who finds it reads it");
+  second!.leave();
+  assert.equal(await kept.find("d"), undefined);
 
-  const brief = new Recordings(5000, 10);
-  brief.keep("a", first);
+  const brief = new MemoryRecordings(5000, 10);
+  await brief.keep("a", first);
   await sleep(15);
-  brief.tidy();
-  assert.equal(brief.get("a"), undefined);
+  await brief.keep("b", first);
+  const left = await Promise.all(["a", "b"].map((it) => brief.find(it)));
+  assert.deepEqual(left.map((it) => it !== undefined), [false, true]);
 });

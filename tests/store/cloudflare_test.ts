@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { RequestError } from "../../lib/errors.ts";
 import { createCloudflareStore, type QueueMessage, type R2Bucket } from "../../lib/store/cloudflare.ts";
+import { createObjectJournals, type Wish } from "../../lib/store/journals.ts";
 import type { Blobs, Message, Records } from "../../lib/store/store.ts";
 import { haveWrangler, startWorkerd, type Workerd } from "../doors/workerd.ts";
 import type { Brought, Plan } from "./cloudflare_worker.ts";
@@ -12,8 +13,13 @@ const CONFIG = {
   main: join(import.meta.dirname!, "cloudflare_worker.ts"),
   compatibility_date: "2026-10-01",
   r2_buckets: [{ binding: "BLOBS", bucket_name: "blobs" }],
-  durable_objects: { bindings: [{ name: "RECORDS", class_name: "RecordsObject" }] },
-  migrations: [{ tag: "v1", new_sqlite_classes: ["RecordsObject"] }],
+  durable_objects: {
+    bindings: [
+      { name: "RECORDS", class_name: "RecordsObject" },
+      { name: "JOURNALS", class_name: "JournalObject" },
+    ],
+  },
+  migrations: [{ tag: "v1", new_sqlite_classes: ["RecordsObject", "JournalObject"] }],
   queues: {
     producers: [{ binding: "JOBS", queue: "jobs" }],
     consumers: [{ queue: "jobs", max_batch_size: 1, max_batch_timeout: 0, max_retries: 100, retry_delay: 0 }],
@@ -96,6 +102,8 @@ if (await haveWrangler()) {
     await send("late", {}, 2000);
     await send("again", { retries: 2, retryMs: 1000 });
     await send("died", { deaths: 1 });
+    const depth = (prefix: string) => told("queue/depth", prefix);
+    assert.ok(await depth("") >= 1 && await depth("late") === 1);
     await assert.rejects(send("Not a key", {}), RangeError);
     let brought: Brought[] = [];
     const of = (id: string) => brought.filter((it) => it.id === id);
@@ -111,6 +119,7 @@ if (await haveWrangler()) {
     assert.ok(of("again")[2].at - of("again")[0].at >= 2000);
     assert.ok(brought.every((it) => it.settled !== false));
     assert.deepEqual(await Array.fromAsync(records("records").keys("leases/")), [], "no lease is left");
+    assert.equal(await depth(""), 0);
   });
 
   Deno.test("Cloudflare queue: of two messages with one id one is handled; a holder that died may come again", async () => {
@@ -153,6 +162,42 @@ if (await haveWrangler()) {
     assert.equal(sent.length, 2);
     assert.equal(await take("jobs", { ...message("e"), body: sent[1] }, 1000), undefined);
     assert.deepEqual(sent[2], sent[1]);
+  });
+
+  Deno.test("Cloudflare journal: what one writes others read, as it comes; a writer that is silent is dead; old ones are forgotten", async () => {
+    const journals = createObjectJournals({
+      idFromName: (name) => name,
+      get: (name) => ({ fetch: (_, init) => fetch(`${worker.url}/journal/${name}`, init) }),
+    });
+    const key = crypto.randomUUID();
+    const times = { leaseMs: 1000, keepMs: 60_000 };
+    const add = (writer: string, at: number, lines: string[], more = {}) =>
+      journals.append(key, { writer, at, lines, ...times, ...more });
+    const read = (from: number, wish: Partial<Wish> = {}) =>
+      journals.read(key, { from, reader: "r", waitMs: 0, ...wish });
+    assert.equal(await read(0), undefined);
+    assert.equal(await add("a", 0, ["zero", "é\n\n"]), false, "nobody reads yet");
+    assert.deepEqual(await read(1), { lines: ["é\n\n"], state: "live" });
+    const since = performance.now();
+    const [next, known] = await Promise.all([read(2, { waitMs: 5000 }), add("a", 2, ["two"])]);
+    assert.deepEqual(next, { lines: ["two"], state: "live" });
+    assert.equal(known, true);
+    assert.ok(performance.now() - since < 900, "a reader is told at once");
+    assert.equal(await add("a", 2, ["again"]), undefined, "a gap or an overlap is not written");
+    await journals.leave(key, "r");
+    assert.equal(await add("a", 3, []), false);
+    // Nothing for its lease: dead, also to one who waits.
+    assert.deepEqual(await read(3, { waitMs: 20_000 }), { lines: [], state: "broken" });
+    assert.ok(performance.now() - since < 5000);
+    await journals.leave(key, "r");
+    // Another begins anew, and the first may not go on.
+    assert.equal(await add("b", 0, ["other"], { end: "whole" }), false);
+    assert.equal(await add("a", 3, ["three"]), undefined);
+    assert.deepEqual(await read(0), { lines: ["other"], state: "whole" });
+    assert.deepEqual(await read(1, { waitMs: 20_000 }), { lines: [], state: "whole" });
+    await add("c", 0, ["x".repeat(500_000)], { end: "whole", leaseMs: 0, keepMs: 300 });
+    assert.equal((await read(0))!.lines[0].length, 500_000);
+    while (await read(0)) assert.ok(performance.now() - since < 8000, "still kept");
   });
 
   Deno.test(

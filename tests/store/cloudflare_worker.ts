@@ -10,9 +10,11 @@ import {
 } from "../../lib/store/cloudflare.ts";
 
 export { RecordsObject } from "../../lib/store/cloudflare.ts";
+export { JournalObject } from "../../lib/store/journals.ts";
 
 interface Env {
   readonly RECORDS: ObjectNamespace;
+  readonly JOURNALS: ObjectNamespace;
   readonly BLOBS: R2Bucket;
   readonly JOBS: QueueBinding;
 }
@@ -52,6 +54,9 @@ export default {
   async fetch(request: Request, env: Env): Promise<Response> {
     const { pathname, searchParams } = new URL(request.url);
     const [, room, method] = pathname.split("/");
+    if (room === "journal") {
+      return await env.JOURNALS.get(env.JOURNALS.idFromName(method)).fetch("https://here/", request);
+    }
     const { records, blobs, queue } = open(env, searchParams.get("name") ?? undefined);
     if (room === "brought") return Response.json(brought);
     if (room === "object") {
