@@ -3,7 +3,7 @@
  * and how an answer is counted, whoever asked for it.
  */
 
-import { type Span, SpanStatusCode, trace } from "@opentelemetry/api";
+import { context, ROOT_CONTEXT, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import { RequestError } from "./errors.ts";
 import type { AnswerEvent, ModelInfo } from "./types.ts";
 
@@ -248,6 +248,14 @@ export async function observedWhole<T>(
   } finally {
     span.end();
   }
+}
+
+/** Does work whose spans belong to the trace that a `traceparent` names; to none where there is none. */
+export function inTrace<T>(traceparent: string | undefined, work: () => T): T {
+  if (!traceparent) return context.with(ROOT_CONTEXT, work);
+  const [, traceId, spanId, flags] = traceparent.split("-");
+  const parent = { traceId, spanId, traceFlags: parseInt(flags, 16), isRemote: true };
+  return context.with(trace.setSpanContext(ROOT_CONTEXT, parent), work);
 }
 
 function startSpan(operation: string, { name }: Model): Span {

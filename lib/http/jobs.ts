@@ -1,10 +1,10 @@
 /** Jobs over HTTP: `/v1/jobs`, their events, and the webhooks that tell of their end (`/v1/letters`). */
 
-import { type Context as Trace, context, ROOT_CONTEXT, trace } from "@opentelemetry/api";
 import { type Context, Hono } from "hono";
 import { RequestError } from "../errors.ts";
 import type { JobChange, Jobs } from "../jobs/jobs.ts";
 import type { Letter, Webhooks } from "../jobs/webhooks.ts";
+import { inTrace } from "../metrics.ts";
 import { collect, type LocalPipeline } from "../pipeline.ts";
 import { readJson } from "./body.ts";
 import type { Env } from "./guard/exchange.ts";
@@ -56,18 +56,10 @@ export function itemWork(pipelineOf: () => LocalPipeline | undefined, outbound: 
     const { question, pictures } = readAgain(item as Record<string, unknown>);
     const images = await loadPictures(pictures, outbound, { signal });
     const events = pipeline.answer({ images, ...question }, signal);
-    const answer = await context.with(traceOf(traceparent), () => collect(events));
+    const answer = await inTrace(traceparent, () => collect(events));
     if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The job was stopped");
     return { model: pipeline.model.name, ...answer };
   };
-}
-
-/** The trace that a `traceparent` names, for spans made in it; no trace where there is none. */
-function traceOf(traceparent: string | undefined): Trace {
-  if (!traceparent) return ROOT_CONTEXT;
-  const [, traceId, spanId, flags] = traceparent.split("-");
-  const parent = { traceId, spanId, traceFlags: parseInt(flags, 16), isRemote: true };
-  return trace.setSpanContext(ROOT_CONTEXT, parent);
 }
 
 /** Reads what was checked when it came, perhaps by an older server with other rules. */

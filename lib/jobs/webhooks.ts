@@ -4,6 +4,7 @@
  */
 
 import { RequestError } from "../errors.ts";
+import { inTrace } from "../metrics.ts";
 import { type Queue, type Records, update, type Versioned } from "../store/store.ts";
 import type { Handler } from "./consume.ts";
 import { isFor, type Owned } from "./job.ts";
@@ -184,7 +185,8 @@ export class Webhooks {
         ...traceparent && { traceparent },
         ...sign(secrets, id, new Date(this.parts.now()), body),
       };
-      const response = await this.parts.post(url, { headers, body, signal });
+      // Where requests have spans of their own, it is the span's traceparent that is sent, in the same trace.
+      const response = await inTrace(traceparent, () => this.parts.post(url, { headers, body, signal }));
       return { response, status: response.status };
     } catch (error) {
       if (signal.aborted) return "stopped";

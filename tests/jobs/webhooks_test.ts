@@ -58,8 +58,8 @@ function sender({ secrets = [SECRET], allowPrivate = true, timeoutMs = 300 } = {
     clock,
     store,
     webhooks,
-    send: (url: string, id = "msg_1") =>
-      webhooks.send({ id, job: "job_1", url, type: "job.done", body: '{"type":"job.done"}' }),
+    send: (url: string, id = "msg_1", traceparent?: string) =>
+      webhooks.send({ id, job: "job_1", url, type: "job.done", body: '{"type":"job.done"}', traceparent }),
     async tick(ms = 0, signal = never): Promise<Letter> {
       clock.ms += ms;
       for (const it of await queue.receive({ limit: 10, leaseMs: 1000 })) await webhooks.handle(it, signal);
@@ -87,6 +87,18 @@ Deno.test("a letter is delivered once, signed with every secret, and is known as
   assert.equal(headers.get("webhook-signature")!.split(" ").length, 2);
   assert.deepEqual([body, headers.get("content-type")], ['{"type":"job.done"}', "application/json"]);
   assert.ok(!JSON.stringify(letter).includes("whsec_"));
+  await close();
+});
+
+Deno.test("the traceparent of the request that made the job goes with its letter; without one there is none", async () => {
+  const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  const { got, url, close } = receiver(() => new Response(null, { status: 204 }));
+  const { send, tick } = sender();
+  await send(url, "msg_1", traceparent);
+  await tick();
+  await send(url, "msg_2");
+  await tick();
+  assert.deepEqual(got.map((it) => it.headers.get("traceparent")), [traceparent, null]);
   await close();
 });
 
