@@ -136,7 +136,7 @@ Deno.test("URLs that lead inside are refused as pictures, as webhooks and in cha
   }
 });
 
-Deno.test("with it the server listens, loads, answers and tells its collector on loopback; ALLOW_PRIVATE_URLS is refused by name", async () => {
+Deno.test("with it the server listens, loads, answers and tells its collector on loopback; what needs a private network is refused by name", async () => {
   const spans = Promise.withResolvers<void>();
   const collector = Deno.serve({ port: 0, onListen() {} }, async (request) => {
     await request.body?.cancel();
@@ -163,7 +163,9 @@ Deno.test("with it the server listens, loads, answers and tells its collector on
     await door.status;
     await collector.shutdown();
   }
-  const refused = await startDoor({ ALLOW_PRIVATE_URLS: "1" }, { flags });
-  assert.equal((await refused.status).code, 1);
-  assert.match(refused.output().stderr, /^Cannot serve with ALLOW_PRIVATE_URLS: .*start:private.*\n$/);
+  for (const [name, value] of [["ALLOW_PRIVATE_URLS", "1"], ["POOL_URL", "nats://localhost:4222"]]) {
+    const refused = await startDoor({ [name]: value }, { flags });
+    assert.equal((await refused.status).code, 1);
+    assert.match(refused.output().stderr, new RegExp(`^Cannot serve with ${name}: .*start:private.*\\n$`));
+  }
 });
