@@ -85,8 +85,10 @@ export async function openPool(
     const client = ca === undefined ? undefined : Deno.createHttpClient({
       caCerts: [await contents("POOL_CA", ca)],
     });
-    const reach: typeof fetch = (to, init) =>
-      fetch(to as string, { ...init, client } as Parameters<typeof fetch>[1]);
+    const reach: typeof fetch = (to, init) => {
+      const asked = { ...init, client };
+      return fetch(to as string, asked);
+    };
     return (model) => new HttpPool(url, { model, sign, fetch: reach });
   }
   const connecting = connectBroker(settings, "server");
