@@ -6,6 +6,7 @@
 import type {
   AttentionOptions,
   Backend,
+  EachAttentionOptions,
   FullAttentionOptions,
   Matrix,
   Scheme,
@@ -154,6 +155,16 @@ class Counting implements Backend {
     this.#reserve(attentionInt8Scratch(q.rows, headDim));
   }
 
+  attentionEach(
+    _: Tensor,
+    __: Tensor,
+    keys: readonly Tensor[],
+    ___: unknown,
+    options: EachAttentionOptions,
+  ): void {
+    for (const k of keys) this.#reserve(attentionScratch(1, k.rows, options.headDim));
+  }
+
   rope(x: Tensor, headDim: number): void {
     this.#anglesBytes = x.rows * headDim * 4;
     this.#note();
@@ -164,6 +175,7 @@ class Counting implements Backend {
   }
 
   write(): void {}
+  place(): void {}
   layerNorm(): void {}
   rmsNorm(): void {}
   add(): void {}

@@ -64,6 +64,9 @@ export interface AttentionOptions {
   readonly window?: number;
 }
 
+/** Every query is the last of its own keys. */
+export type EachAttentionOptions = Omit<AttentionOptions, "start" | "prefix">;
+
 /** Every query sees every key; as many key-value heads as heads. */
 export type FullAttentionOptions = Pick<AttentionOptions, "heads" | "headDim" | "scale">;
 
@@ -92,7 +95,7 @@ export interface Backend {
   /** Row-major copy of `t`, when all that was issued before is done. */
   read(t: Tensor): Promise<Float32Array>;
 
-  /** out [T, N] = x [T, K] · Wᵀ, then bias, activation, residual. `out` may be `residual`, never `x`. */
+  /** out [T, N] = x [T, K] · Wᵀ, the weights being read once for up to 16 rows; then bias, activation, residual. `out` may be `residual`, never `x`. */
   linear(out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions): void;
   /** GeGLU: out [T, F] = gelu(x · gateᵀ) ⊙ (x · upᵀ). */
   gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void;
@@ -102,15 +105,28 @@ export interface Backend {
   rmsNorm(out: Tensor, x: Tensor, weight: Tensor, eps: number): void;
   /** out += x. */
   add(out: Tensor, x: Tensor): void;
+  /** outs[t] [1, K] = row t of x [T, K]: rows of one pass go to where their sequences are kept. */
+  place(outs: readonly Tensor[], x: Tensor): void;
   /**
    * Rotates each head of x [T, H·C] in place: pair (i, i + C/2) by angle position · theta^(−2i/C), where row t has
-   * position `position` + t. Half-split, as Gemma does it.
+   * position `position` + t, or the t-th of several. Half-split, as Gemma does it.
    */
-  rope(x: Tensor, headDim: number, position: number, theta: number): void;
+  rope(x: Tensor, headDim: number, position: number | readonly number[], theta: number): void;
   /** out [T, H·C] = softmax(mask(q · kᵀ · scale)) · v with q [T, H·C], k and v [S, Hkv·C]. */
   attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void;
   /**
-   * The same where every query sees every key, in integers, as products with int8 weights are: per head, keys, less
+   * The same for one more row of each of T sequences: row t of q [T, H·C] stands at the end of keys[t] and values[t]
+   * [S of the sequence, Hkv·C].
+   */
+  attentionEach(
+    out: Tensor,
+    q: Tensor,
+    keys: readonly Tensor[],
+    values: readonly Tensor[],
+    options: EachAttentionOptions,
+  ): void;
+  /**
+   * `attention` where every query sees every key, in integers, as products with int8 weights are: per head, keys, less
    * their mean, are rounded to 8 bits row by row, values to 8 bits column by column, queries to 7 bits row by row;
    * the softmax is f32, its weights 0 to 16,383. q, k, v [T, H·C]; C a multiple of 4, at most 512. Smoothing the keys
    * so is SageAttention's (arXiv 2410.02367, §4.2); it changes no softmax.

@@ -9,6 +9,7 @@
 import type {
   AttentionOptions,
   Backend,
+  EachAttentionOptions,
   FullAttentionOptions,
   LinearOptions,
   Matrix,
@@ -189,13 +190,18 @@ class ReferenceBackend implements Backend {
     }
   }
 
-  rope(x: Tensor, headDim: number, position: number, theta: number): void {
-    shapes.checkRope(x, headDim);
+  place(outs: readonly Tensor[], x: Tensor): void {
+    shapes.checkPlace(outs, x);
+    outs.forEach((it, t) => plain(it).row(0).set(plain(x).row(t)));
+  }
+
+  rope(x: Tensor, headDim: number, position: number | readonly number[], theta: number): void {
+    const positions = shapes.checkRope(x, headDim, position);
     const half = headDim / 2;
     const to = plain(x);
     for (let t = 0; t < x.rows; t++) {
       for (let i = 0; i < half; i++) {
-        const angle = (position + t) * theta ** (-2 * i / headDim);
+        const angle = positions[t] * theta ** (-2 * i / headDim);
         const [c, s] = [Math.cos(angle), Math.sin(angle)];
         for (let head = 0; head < x.cols; head += headDim) {
           const [a, b] = [to.at(t, head + i), to.at(t, head + half + i)];
@@ -237,6 +243,18 @@ class ReferenceBackend implements Backend {
         }
       }
     }
+  }
+
+  attentionEach(
+    out: Tensor,
+    q: Tensor,
+    keys: readonly Tensor[],
+    values: readonly Tensor[],
+    options: EachAttentionOptions,
+  ): void {
+    shapes.checkEachAttention(out, q, keys, values, options).forEach((it, t) => {
+      this.attention(this.slice(out, t, 1), this.slice(q, t, 1), keys[t], values[t], it);
+    });
   }
 
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {

@@ -3,7 +3,14 @@
  * with the numbers in it.
  */
 
-import type { AttentionOptions, FullAttentionOptions, LinearOptions, Matrix, Tensor } from "./backend.ts";
+import type {
+  AttentionOptions,
+  EachAttentionOptions,
+  FullAttentionOptions,
+  LinearOptions,
+  Matrix,
+  Tensor,
+} from "./backend.ts";
 
 /** Fails unless `found` is `expected`. */
 export function same(what: string, found: number, expected: number): void {
@@ -57,10 +64,23 @@ export function checkAdd(out: Tensor, x: Tensor): void {
   same("add columns", x.cols, out.cols);
 }
 
-export function checkRope(x: Tensor, headDim: number): void {
+export function checkPlace(outs: readonly Tensor[], x: Tensor): void {
+  same("place rows", outs.length, x.rows);
+  for (const it of outs) checkRow("place", it, x.cols);
+}
+
+/** Positions of the rows of x, one by one. */
+export function checkRope(
+  x: Tensor,
+  headDim: number,
+  position: number | readonly number[],
+): readonly number[] {
   if (!(headDim > 0) || headDim % 2 || x.cols % headDim) {
     throw new RangeError(`Cannot rotate heads of ${headDim} in a row of ${x.cols}`);
   }
+  if (typeof position === "number") return Array.from({ length: x.rows }, (_, t) => position + t);
+  same("rope positions", position.length, x.rows);
+  return position;
 }
 
 export function checkAttention(
@@ -88,6 +108,25 @@ export function checkAttention(
   if (window !== undefined && !(window >= 1)) {
     throw new RangeError(`Cannot attend: expected a window of at least 1, found ${window}`);
   }
+}
+
+/** Gives the options for each row alone. */
+export function checkEachAttention(
+  out: Tensor,
+  q: Tensor,
+  keys: readonly Tensor[],
+  values: readonly Tensor[],
+  options: EachAttentionOptions,
+): readonly AttentionOptions[] {
+  same("attention sequences", keys.length, q.rows);
+  same("attention sequences of values", values.length, q.rows);
+  same("attention output rows", out.rows, q.rows);
+  return keys.map((k, t) => {
+    const all = { ...options, start: k.rows - 1, prefix: 0 };
+    const row = { rows: 1, cols: q.cols };
+    checkAttention({ rows: 1, cols: out.cols }, row, k, values[t], all);
+    return all;
+  });
 }
 
 /** Whether `attentionInt8` takes heads of so many columns. */

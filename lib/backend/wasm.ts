@@ -9,6 +9,7 @@
 import type {
   AttentionOptions,
   Backend,
+  EachAttentionOptions,
   FullAttentionOptions,
   LinearOptions,
   Matrix,
@@ -200,8 +201,19 @@ export class Wasm implements WasmBackend {
     this.#crew.run("add", args, i.rows, i.rows * i.cols * ADD_NS);
   }
 
-  rope(x: Tensor, headDim: number, position: number, theta: number): void {
-    shapes.checkRope(x, headDim);
+  place(outs: readonly Tensor[], x: Tensor): void {
+    shapes.checkPlace(outs, x);
+    const { start, cols, stride } = inside(x);
+    outs.forEach((it, t) => {
+      this.#floats(inside(it).start, cols).set(this.#floats(start + t * stride * 4, cols));
+    });
+  }
+
+  rope(x: Tensor, headDim: number, position: number | readonly number[], theta: number): void {
+    shapes.checkRope(x, headDim, position);
+    if (typeof position !== "number") {
+      return position.forEach((it, t) => this.rope(this.slice(x, t, 1), headDim, it, theta));
+    }
     const { start, rows, cols, stride } = inside(x);
     const half = headDim / 2;
     const table = this.#angles(rows, half, position, theta);
@@ -224,6 +236,18 @@ export class Wasm implements WasmBackend {
     ];
     const units = attentionUnits(qs.rows, kvHeads, group);
     this.#crew.run("attention", args, units, qs.rows * ks.rows * heads * headDim * ATTEND_NS);
+  }
+
+  attentionEach(
+    out: Tensor,
+    q: Tensor,
+    keys: readonly Tensor[],
+    values: readonly Tensor[],
+    options: EachAttentionOptions,
+  ): void {
+    shapes.checkEachAttention(out, q, keys, values, options).forEach((it, t) => {
+      this.attention(this.slice(out, t, 1), this.slice(q, t, 1), keys[t], values[t], it);
+    });
   }
 
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {

@@ -10,6 +10,7 @@
 import type {
   AttentionOptions,
   Backend,
+  EachAttentionOptions,
   FullAttentionOptions,
   LinearOptions,
   Matrix,
@@ -21,7 +22,7 @@ import * as shapes from "./shapes.ts";
 import { type Features, type Kernel, Kernels } from "./webgpu_kernels.ts";
 import { GpuArena, GpuMatrix, GpuTensor, takeMatrix } from "./webgpu_memory.ts";
 import { Products } from "./webgpu_products.ts";
-import { type Bound, Float, Queue, USAGE } from "./webgpu_queue.ts";
+import { type Bound, Float, NONE, Queue, USAGE } from "./webgpu_queue.ts";
 
 export interface WebgpuOptions {
   /** What kernels may use where the device has it; all by default. The results are the same. */
@@ -230,14 +231,33 @@ class Webgpu implements WebgpuBackend {
     this.#run(o, this.#kernels.add, parameters, [Math.ceil(i.cols / 64), i.rows]);
   }
 
-  rope(x: Tensor, headDim: number, position: number, theta: number): void {
-    shapes.checkRope(x, headDim);
+  place(outs: readonly Tensor[], x: Tensor): void {
+    shapes.checkPlace(outs, x);
+    const from = inside(x);
+    const targets = outs.map(inside);
+    const at = this.queue.words(Uint32Array.from(targets, (it) => it.at));
+    const parameters = [from.at, from.stride, from.cols, at];
+    const groups = [Math.ceil(from.cols / 64), from.rows] as const;
+    this.queue.dispatch(this.#arena.bound, { kernel: this.#kernels.place, parameters, groups });
+    targets.forEach((it) => this.#products.wrote(it));
+  }
+
+  rope(x: Tensor, headDim: number, position: number | readonly number[], theta: number): void {
+    const positions = shapes.checkRope(x, headDim, position);
     const to = inside(x);
     const half = headDim / 2;
     const pairs = to.cols / 2;
-    const { bound, positions } = this.#table(half, theta, position + to.rows);
-    const parameters = [to.at, to.stride, pairs, half, position, positions * half];
-    this.#run(to, this.#kernels.rope, parameters, [Math.ceil(pairs / 64), to.rows], bound);
+    const angles = this.#table(half, theta, Math.max(...positions) + 1);
+    const [first, own] = typeof position === "number"
+      ? [position, NONE]
+      : [0, this.queue.words(Uint32Array.from(position))];
+    this.queue.dispatch(this.#arena.bound, {
+      kernel: this.#kernels.rope,
+      weights: angles.bound,
+      parameters: [to.at, to.stride, pairs, half, first, own, angles.positions * half],
+      groups: [Math.ceil(pairs / 64), to.rows],
+    });
+    this.#products.wrote(to);
   }
 
   attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void {
@@ -250,10 +270,35 @@ class Webgpu implements WebgpuBackend {
     const parameters = [
       ...[qs.at, qs.stride, ks.at, ks.stride, vs.at, vs.stride, o.at, o.stride],
       ...[qs.rows, ks.rows, heads / kvHeads, headDim, new Float(scale), new Float(softcap)],
-      ...[start, Math.max(prefix, 0), window],
+      ...[start, Math.max(prefix, 0), window, NONE],
     ];
     const kernel = this.#kernels.attention(headDim, together);
     this.#run(o, kernel, parameters, [Math.ceil(rows / together), kvHeads]);
+  }
+
+  attentionEach(
+    out: Tensor,
+    q: Tensor,
+    keys: readonly Tensor[],
+    values: readonly Tensor[],
+    options: EachAttentionOptions,
+  ): void {
+    shapes.checkEachAttention(out, q, keys, values, options);
+    const { heads, kvHeads, headDim, scale, softcap = 0 } = options;
+    const window = Math.min(options.window ?? Infinity, 2 ** 31);
+    const [o, qs] = [inside(out), inside(q)];
+    const [ks, vs] = [keys.map(inside), values.map(inside)];
+    const [{ stride: kStride }, { stride: vStride }] = [ks[0], vs[0]];
+    for (const it of ks) shapes.same("attention stride of keys", it.stride, kStride);
+    for (const it of vs) shapes.same("attention stride of values", it.stride, vStride);
+    const at = this.queue.words(Uint32Array.from(ks.flatMap((it, t) => [it.at, vs[t].at, it.rows])));
+    const parameters = [
+      ...[qs.at, qs.stride, 0, kStride, 0, vStride, o.at, o.stride],
+      ...[qs.rows, 0, heads / kvHeads, headDim, new Float(scale), new Float(softcap)],
+      ...[0, 0, window, at],
+    ];
+    const kernel = this.#kernels.attention(headDim, 1, true);
+    this.#run(o, kernel, parameters, [qs.rows * (heads / kvHeads), kvHeads]);
   }
 
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {

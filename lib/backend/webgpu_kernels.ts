@@ -17,6 +17,7 @@ import gemmInt from "./wgsl/gemm_int.wgsl" with { type: "text" };
 import matvec from "./wgsl/matvec.wgsl" with { type: "text" };
 import norm from "./wgsl/norm.wgsl" with { type: "text" };
 import patches from "./wgsl/patches.wgsl" with { type: "text" };
+import place from "./wgsl/place.wgsl" with { type: "text" };
 import product from "./wgsl/product.wgsl" with { type: "text" };
 import quantise from "./wgsl/quantise.wgsl" with { type: "text" };
 import rope from "./wgsl/rope.wgsl" with { type: "text" };
@@ -56,6 +57,7 @@ export class Kernels {
   readonly add = this.#kernel("add", [add]);
   readonly rope = this.#kernel("rope", [rope]);
   readonly patches = this.#kernel("patches", [patches]);
+  readonly place = this.#kernel("place", [place]);
 
   #kernel(
     name: string,
@@ -107,8 +109,9 @@ export class Kernels {
     return this.#kernel("gemm", [product, scheme === "f32" ? gemmF32 : gemmInt], schemes(scheme));
   }
 
-  attention(headDim: number, rows: number): Kernel {
-    return this.#kernel("attention", [attention], heads(headDim, rows));
+  /** With `each`, every token has keys and values of its own. */
+  attention(headDim: number, rows: number, each = false): Kernel {
+    return this.#kernel("attention", [attention], { ...heads(headDim, rows), EACH: `${each}` });
   }
 
   /** The stages in the order they run. */

@@ -1,7 +1,7 @@
 /** Products with matrices on the GPU: which kernel multiplies what, and activations rounded once for all that read them. */
 
 import type { GpuArena, GpuMatrix, GpuTensor } from "./webgpu_memory.ts";
-import { type Bound, Float, type Queue, USAGE } from "./webgpu_queue.ts";
+import { type Bound, Float, NONE, type Queue, USAGE } from "./webgpu_queue.ts";
 import { FEW_ROWS, type Kernels } from "./webgpu_kernels.ts";
 import { roundUp } from "./layout.ts";
 
@@ -13,8 +13,6 @@ export interface Finish {
 }
 
 const MODES = { plain: 0, gelu: 1, multiply: 2 } as const;
-/** As in `wgsl/arena.wgsl`. */
-const NONE = 0xffffffff;
 
 /** Products of one backend. */
 export class Products {

@@ -24,6 +24,9 @@ const SCOPES: readonly GPUErrorFilter[] = ["validation", "out-of-memory", "inter
 /** Buffers that reads come back in, kept for the next. */
 const KEPT_READS = 8;
 
+/** Stands for an operand that is not there, as in `wgsl/arena.wgsl`. */
+export const NONE = 0xffffffff;
+
 /** A word that holds an f32. */
 export class Float {
   constructor(readonly value: number) {}

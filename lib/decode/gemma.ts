@@ -74,6 +74,11 @@ export interface Decoder {
   /** Logits [V] after one more token. */
   step(cache: Cache, id: number, pause: Pause): Promise<Float32Array>;
   /**
+   * Logits [V] of every one of several sequences, after one more token for each, in one pass that reads the weights once
+   * for up to 16. Absent where only one sequence at a time can be computed.
+   */
+  steps?(caches: readonly Cache[], ids: readonly number[], pause: Pause): Promise<Float32Array[]>;
+  /**
    * One more token for every one of several branches, with paths of one length, in one pass: logits [V] and the row
    * that goes to the paths of what follows. Branches do not see one another; the cache stays as long as it is, and
    * needs room for the longest branch. Absent where only one sequence at a time can be computed.
@@ -232,6 +237,48 @@ class Gemma implements Decoder {
     }
   }
 
+  async steps(given: readonly Cache[], ids: readonly number[], pause: Pause): Promise<Float32Array[]> {
+    const { backend, config } = this;
+    const { heads, kvHeads, headDim, ropeTheta, width, vocab } = config;
+    const sequences = given as readonly KvCache[];
+    for (const it of sequences) this.#checkRoom(it, it.length + 1);
+    const positions = sequences.map((it) => it.length);
+    const attend = (i: number, { q, k, v, mixed }: Heads) => {
+      backend.rope(q, headDim, positions, ropeTheta);
+      backend.rope(k, headDim, positions, ropeTheta);
+      backend.place(sequences.map((it) => backend.slice(it.keys[i], it.length, 1)), k);
+      backend.place(sequences.map((it) => backend.slice(it.values[i], it.length, 1)), v);
+      const keys = sequences.map((it) => backend.slice(it.keys[i], 0, it.length + 1));
+      const values = sequences.map((it) => backend.slice(it.values[i], 0, it.length + 1));
+      const window = this.#window(i);
+      const { attentionScale: scale, softcap } = config;
+      backend.attentionEach(mixed, q, keys, values, { heads, kvHeads, headDim, scale, softcap, window });
+    };
+    const x = backend.tensor(sequences.length, width);
+    try {
+      this.#embed(x, ids);
+      const logits = await this.#layers(x, sequences.length, attend, pause, (work) => {
+        const cols = kvHeads * headDim;
+        const [k, v] = [work(sequences.length, cols), work(sequences.length, cols)];
+        return () => ({ k, v });
+      });
+      for (const it of sequences) it.length++;
+      return sequences.map((_, b) => logits.subarray(b * vocab, (b + 1) * vocab));
+    } finally {
+      backend.free(x);
+    }
+  }
+
+  #checkRoom(cache: KvCache, end: number): void {
+    if (end <= cache.capacity) return;
+    throw new RangeError(`Cannot decode: ${end} positions do not fit a cache of ${cache.capacity}`);
+  }
+
+  /** How many of the last keys a layer sees; undefined for all. */
+  #window(layer: number): number | undefined {
+    return this.slidingWindow === "hf" && layer % 2 === 0 ? this.config.window : undefined;
+  }
+
   #embed(out: Tensor, ids: readonly number[]): void {
     this.backend.embed(out, Uint32Array.from(ids), this.embedding, Math.sqrt(this.config.width));
   }
@@ -252,11 +299,10 @@ class Gemma implements Decoder {
       values: [],
     }));
     const attend = async (i: number, { q, k, v, mixed }: Heads) => {
-      for (let b = 0; b < branches.length; b++) {
-        // Every row is the next of its branch: all have the same position.
-        backend.rope(backend.slice(q, b, 1), headDim, position, ropeTheta);
-        backend.rope(backend.slice(k, b, 1), headDim, position, ropeTheta);
-      }
+      // Every row is the next of its branch: all have the same position.
+      const positions = branches.map(() => position);
+      backend.rope(q, headDim, positions, ropeTheta);
+      backend.rope(k, headDim, positions, ropeTheta);
       const [keys, values] = [await backend.read(k), await backend.read(v)];
       for (const [b, { path }] of branches.entries()) {
         const own = (all: Float32Array) => all.slice(b * k.cols, (b + 1) * k.cols);
@@ -292,9 +338,7 @@ class Gemma implements Decoder {
     const { headDim, ropeTheta } = this.config;
     const start = cache.length;
     const end = start + x.rows;
-    if (end > cache.capacity) {
-      throw new RangeError(`Cannot decode: ${end} positions do not fit a cache of ${cache.capacity}`);
-    }
+    this.#checkRoom(cache, end);
     if (start === 0) cache.prefix = x.rows;
     const attend = (i: number, { q, k, mixed }: Heads) => {
       backend.rope(q, headDim, start, ropeTheta);
@@ -372,7 +416,7 @@ class Gemma implements Decoder {
       softcap: config.softcap,
       start,
       prefix: cache.prefix,
-      window: this.slidingWindow === "hf" && i % 2 === 0 ? config.window : undefined,
+      window: this.#window(i),
     });
   }
 

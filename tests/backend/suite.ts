@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import type {
   AttentionOptions,
   Backend,
+  EachAttentionOptions,
   LinearOptions,
   Scheme,
   StoredMatrix,
@@ -264,6 +265,48 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
     }
   });
 
+  test("rope, with a position for each row", async () => {
+    for (const positions of [[7], [3, 900, 3, 0]]) {
+      await agree((b) => {
+        const x = framed(b, positions.length, 32, random(positions.length * 32, 31));
+        b.rope(x.inner, 16, positions, 10_000);
+        return x.read();
+      });
+    }
+  });
+
+  test("place", async () => {
+    await agree((b) => {
+      const out = framed(b, 5, 19, random(5 * 19, 32));
+      const outs = [3, 0, 4].map((row) => b.slice(out.inner, row, 1, 2, 13));
+      b.place(outs, framed(b, 3, 13, random(3 * 13, 33)).inner);
+      return out.read();
+    });
+  });
+
+  test("attention of rows that are each the last of their own keys", async () => {
+    const cases: [number[], Partial<EachAttentionOptions>][] = [
+      [[1], {}],
+      [[5, 1, 130, 64], { heads: 4 }],
+      [[3, 3, 70], { heads: 4, kvHeads: 2, softcap: 9, window: 20 }],
+      [Array.from({ length: 16 }, (_, i) => 20 + i * 7), { heads: 8, headDim: 72 }],
+    ];
+    for (const [lengths, given] of cases) {
+      const options = { heads: 1, kvHeads: 1, headDim: 16, scale: 0.25, ...given };
+      const { heads, kvHeads, headDim } = options;
+      const [width, shared] = [heads * headDim, kvHeads * headDim];
+      await agree((b) => {
+        const out = framed(b, lengths.length, width);
+        const q = framed(b, lengths.length, width, random(lengths.length * width, 34, 2)).inner;
+        const [keys, values] = [35, 60].map((seed) =>
+          lengths.map((it, t) => framed(b, it, shared, random(it * shared, seed + t)).inner)
+        );
+        b.attentionEach(out.inner, q, keys, values, options);
+        return out.read();
+      }, { about: `${lengths} keys, ${JSON.stringify(options)}` });
+    }
+  });
+
   test("attention: full, causal, prefix, window, cap, shared heads", async () => {
     const base = { heads: 1, kvHeads: 1, headDim: 16, scale: 0.25, start: 0, prefix: 0 };
     const cases: [number, number, Partial<AttentionOptions>][] = [
@@ -360,6 +403,9 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
       [() => b.rmsNorm(x, x, b.tensor(2, 4), 1e-6), /expected 1, found 2/],
       [() => b.add(x, out), /expected 4, found 3/],
       [() => b.rope(x, 3, 0, 1e4), /heads of 3 in a row of 4/],
+      [() => b.rope(x, 4, [1], 1e4), /expected 2, found 1/],
+      [() => b.place([row], x), /expected 2, found 1/],
+      [() => b.place([row, b.tensor(1, 3)], x), /expected 4, found 3/],
       [() => b.embed(b.tensor(1, 4), Uint32Array.of(3), w, 1), /id 3: the table has 3 rows/],
       [() => b.embed(b.tensor(2, 4), Uint32Array.of(1), w, 1), /expected 1, found 2/],
       [() => b.patches(b.tensor(4, 11), b.tensor(1, 48), 4, 2), /12 values into rows of 11/],

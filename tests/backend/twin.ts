@@ -65,6 +65,12 @@ export function twin(first: Backend, second: Backend): Backend {
     rope: (x, ...how) => void each((b, i) => b.rope(of(x, i), ...how)),
     attention: (out, q, k, v, how) =>
       void each((b, i) => b.attention(of(out, i), of(q, i), of(k, i), of(v, i), how)),
+    place: (outs, x) => void each((b, i) => b.place(outs.map((it) => of(it, i)), of(x, i))),
+    attentionEach: (out, q, keys, values, how) =>
+      void each((b, i) => {
+        const all = (them: readonly Tensor[]) => them.map((it) => of(it, i));
+        b.attentionEach(of(out, i), of(q, i), all(keys), all(values), how);
+      }),
     attentionInt8: (out, q, k, v, how) =>
       void each((b, i) => b.attentionInt8(of(out, i), of(q, i), of(k, i), of(v, i), how)),
     embed: (out, ids, table, scale) => void each((b, i) => b.embed(of(out, i), ids, matrix(table, i), scale)),

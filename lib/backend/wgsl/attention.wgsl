@@ -22,7 +22,11 @@ struct Params {
   start: u32,
   prefix: u32,
   window: u32,
+  /// EACH: where in `side` every token has first key, first value, and number of keys, being the last of them.
+  each: u32,
 }
+
+@group(0) @binding(2) var<storage, read> side: array<u32>;
 
 const LANES = 64u;
 const PARTS = LANES / ROWS; // lanes of one row in the softmax
@@ -41,10 +45,17 @@ fn place(head: u32, row: u32) -> vec2<u32> {
   return vec2<u32>(row / p.sharing, (head * p.sharing + row % p.sharing) * p.head_dim);
 }
 
+/// First key, first value, and number of keys, of a token; with EACH, a workgroup has rows of one token only.
+fn sequence(token: u32) -> vec3<u32> {
+  if (EACH) { return vec3<u32>(side[p.each + token * 3], side[p.each + token * 3 + 1], side[p.each + token * 3 + 2]); }
+  return vec3<u32>(p.k, p.v, p.keys);
+}
+
 /// The keys from x to before y that a token may see.
 fn span(token: u32) -> vec2<u32> {
-  let index = p.start + token;
-  if (index < p.prefix) { return vec2<u32>(0, min(max(p.prefix, index + 1), p.keys)); }
+  var index = p.start + token;
+  if (EACH) { index = sequence(token).z - 1; }
+  if (!EACH && index < p.prefix) { return vec2<u32>(0, min(max(p.prefix, index + 1), p.keys)); }
   return vec2<u32>(select(0u, index + 1 - p.window, index + 1 > p.window), index + 1);
 }
 
@@ -54,7 +65,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
   let first = group.x * ROWS;
   let head = group.y;
   let count = min(ROWS, p.rows * p.sharing - first);
-  let base = head * p.head_dim;
+  let lies = sequence(first / p.sharing);
+  let keys = lies.x + head * p.head_dim;
+  let values = lies.y + head * p.head_dim;
   for (var i = lane; i < ROWS * HEAD; i += LANES) {
     let c = i % HEAD;
     let at = place(head, first + i / HEAD);
@@ -76,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     var dots = array<f32, ROWS>();
     if (s < high) {
       for (var c = 0u; c < p.head_dim; c++) {
-        let key = load(p.k + s * p.k_stride + base + c);
+        let key = load(keys + s * p.k_stride + c);
         for (var r = 0u; r < ROWS; r++) { dots[r] += queries[r * HEAD + c] * key; }
       }
     }
@@ -120,7 +133,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
       for (var r = 0u; r < ROWS; r++) { mixed[r * COLUMNS + j] *= shrink[r]; }
       if (c < p.head_dim) {
         for (var i = 0u; i < min(LANES, high - s0); i++) {
-          let value = load(p.v + (s0 + i) * p.v_stride + base + c);
+          let value = load(values + (s0 + i) * p.v_stride + c);
           for (var r = 0u; r < ROWS; r++) { mixed[r * COLUMNS + j] += scores[r * LANES + i] * value; }
         }
       }

@@ -6,18 +6,23 @@ struct Params {
   stride: u32,
   pairs: u32,
   half: u32,
+  /// Of the first row, the others following; or where in `side` each has its own.
   position: u32,
+  positions: u32,
   sines: u32,
 }
 
-@group(0) @binding(2) var<storage, read> table: array<f32>;
+@group(0) @binding(2) var<storage, read> side: array<u32>;
+@group(0) @binding(3) var<storage, read> table: array<f32>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   if (id.x >= p.pairs) { return; }
   let i = id.x % p.half;
   let at = p.x + id.y * p.stride + id.x / p.half * p.half * 2 + i;
-  let angle = (p.position + id.y) * p.half + i;
+  var position = p.position + id.y;
+  if (p.positions != NONE) { position = side[p.positions + id.y]; }
+  let angle = position * p.half + i;
   let c = table[angle];
   let s = table[p.sines + angle];
   let a = load(at);
