@@ -19,8 +19,9 @@ export interface WorkerLoad {
 /** A worker that said nothing for so long is not counted on. */
 export const WORKER_MAX_AGE_MS = 5000;
 
-/** After one failure it takes about two of these until the pool is asked again. */
-const DISTRUST_HALF_LIFE_MS = 15_000;
+/** A pool that failed is not relied on for so long; twice as long after each further failure in a row. */
+const REST_MS = 30_000;
+const MAX_REST_MS = 5 * 60_000;
 
 /** Of a wait, what is believed of one that was seen so long ago. */
 const WAIT_HALF_LIFE_MS = 5000;
@@ -29,8 +30,9 @@ const WAIT_HALF_LIFE_MS = 5000;
 export class PoolView {
   readonly #workers = new Map<string, WorkerLoad & { readonly at: number }>();
   #announced = false;
+  /** In a row. */
   #failures = 0;
-  #failedAt = 0;
+  #restsUntil = -Infinity;
   readonly #wait = new Drift(0, WAIT_HALF_LIFE_MS);
   #meanServiceMs = 0;
 
@@ -45,6 +47,8 @@ export class PoolView {
     if (!numbers.every((it) => Number.isFinite(it) && it >= 0) || slots < 1) {
       throw new RangeError(`Worker load: expected slots and counts of 0 or more, found ${numbers}`);
     }
+    // Whoever comes when nobody was there did not fail.
+    if (this.#announced && !this.present(now)) this.#recovered();
     this.#announced = true;
     this.#workers.set(load.worker, { ...load, at: now });
     if (this.#workers.size > 1000) this.#forget(now);
@@ -57,16 +61,14 @@ export class PoolView {
 
   /** The pool answered after its queue took `waitMs`, and the answer held a slot for `serviceMs`. */
   answered(waitMs: number, serviceMs: number, now: number): void {
-    this.#failures *= this.#faded(now) / 2;
-    this.#failedAt = now;
+    this.#recovered();
     this.#wait.add(waitMs, now);
     this.#meanServiceMs += (serviceMs - this.#meanServiceMs) * (this.#meanServiceMs ? 0.125 : 1);
   }
 
   /** The pool failed or was silent. */
   failed(now: number): void {
-    this.#failures = this.#failures * this.#faded(now) + 1;
-    this.#failedAt = now;
+    this.#restsUntil = now + Math.min(REST_MS * 2 ** this.#failures++, MAX_REST_MS);
   }
 
   /** Whether anybody is there: workers that announced themselves lately; where none ever does, it is assumed. */
@@ -76,11 +78,9 @@ export class PoolView {
     return false;
   }
 
-  /** The probability that the pool fails to answer at all, in [0, 1). */
+  /** The probability that the pool fails to answer at all, in [0, 1); 0 when it has rested and is to be tried again. */
   distrust(now: number): number {
-    const failures = this.#failures * this.#faded(now);
-    // A quarter of a failure is forgiven, or the pool would never be asked again.
-    return failures <= 0.25 ? 0 : 1 - 1 / (1 + 2 * failures);
+    return now < this.#restsUntil ? 1 - 1 / (1 + 2 * this.#failures) : 0;
   }
 
   /** How long an answer asked for now waits in the pool's queue, milliseconds, as far as anybody can tell from here. */
@@ -102,8 +102,9 @@ export class PoolView {
     return now - at <= WORKER_MAX_AGE_MS;
   }
 
-  #faded(now: number): number {
-    return 2 ** (-Math.max(0, now - this.#failedAt) / DISTRUST_HALF_LIFE_MS);
+  #recovered(): void {
+    this.#failures = 0;
+    this.#restsUntil = -Infinity;
   }
 
   #forget(now: number): void {

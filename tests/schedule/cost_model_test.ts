@@ -167,12 +167,19 @@ Deno.test("a pool that failed is not relied on for a while, then asked again", (
   model.gaveUp(PIXELS, estimate(0), 2000, true, 0);
   assert.deepEqual([estimate(1).meets, estimate(20_000).meets], [false, false]);
   assert.ok(estimate(1).chance < 0.5);
-  assert.ok(estimate(60_000).meets);
-  // Each failure in a row keeps it away for longer; an answer brings it back sooner.
-  for (let i = 0; i < 4; i++) model.gaveUp(PIXELS, estimate(60_000), 2000, true, 60_000);
-  assert.ok(!estimate(90_000).meets);
-  for (let i = 0; i < 4; i++) {
-    model.observe(PIXELS, estimate(90_000), { firstMs: 170, totalMs: 320, queueMs: 0 }, 90_000);
-  }
-  assert.ok(estimate(90_000).meets);
+  assert.ok(estimate(30_000).meets);
+  // Each failure in a row keeps it away for twice as long; an answer, or workers where there were none, end that.
+  for (let i = 0; i < 2; i++) model.gaveUp(PIXELS, estimate(30_000), 2000, true, 30_000);
+  assert.deepEqual([estimate(149_000).meets, estimate(150_000).meets], [false, true]);
+  model.gaveUp(PIXELS, estimate(150_000), 2000, true, 150_000);
+  assert.ok(!estimate(150_000).meets);
+  model.observe(PIXELS, estimate(150_000), { firstMs: 170, totalMs: 320, queueMs: 0 }, 150_000);
+  assert.ok(estimate(150_000).meets);
+  const load = { worker: "a", slots: 1, running: 0, waiting: 0 };
+  model.pool("pool").announce(load, 150_000);
+  model.gaveUp(PIXELS, estimate(150_000), 2000, true, 150_000);
+  model.pool("pool").announce(load, 152_000);
+  assert.ok(!estimate(152_000).meets);
+  model.pool("pool").announce(load, 160_000);
+  assert.ok(estimate(160_000).meets);
 });
