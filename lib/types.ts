@@ -208,6 +208,20 @@ export type Task =
   /** Whatever the checkpoint understands. */
   | { readonly task: "text"; readonly prompt: string };
 
+/** Within what an answer is wanted; whatever is left out is not asked for. */
+export interface Budget {
+  /** Milliseconds to the first token, 1 to a day. */
+  readonly ttftMs?: number;
+  /** Milliseconds to the end of the answer, 1 to a day, `ttftMs` or more. */
+  readonly totalMs?: number;
+  /** What computing elsewhere may cost, 0 or more, in the unit of the places' prices. */
+  readonly maxCost?: number;
+  /** `pixels-stay`: no picture leaves the edge; what SigLIP makes of it may. `any` by default. */
+  readonly privacy?: "pixels-stay" | "any";
+  /** `degrade`: a worse answer in time is preferred to a late one. `exact` by default. */
+  readonly quality?: "exact" | "degrade";
+}
+
 /** What a caller wants to know about one or more pictures. */
 export interface Question {
   /** Encoded pictures (JPEG, PNG, WebP), in the order the model sees them; at least one. */
@@ -242,6 +256,10 @@ export interface Question {
   readonly nms?: number;
   /** Form of the masks; run lengths by default. */
   readonly masks?: "rle" | "polygon" | "png";
+  /** Within what the answer is wanted. */
+  readonly budget?: Budget;
+  /** When the question came, milliseconds since 1970: the budget's time runs from then. By default, when it is asked. */
+  readonly arrivedAt?: number;
 }
 
 /** Which of several labels a picture has, asked by likelihood. */

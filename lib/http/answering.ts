@@ -163,10 +163,14 @@ async function* putDown(c: Asking, events: AsyncIterable<AnswerEvent>): AsyncGen
 }
 
 /**
- * What tells an answer from another: the caller, the route, the question and its pictures. The same key means the same
- * events.
+ * What tells an answer from another: the caller, the route, the question and its pictures, not when it is wanted. The same
+ * key means the same events.
  */
-async function keyOf(c: Asking, { images, ...question }: Question, wire: Wire): Promise<string> {
+async function keyOf(
+  c: Asking,
+  { images, budget: _, arrivedAt: __, ...question }: Question,
+  wire: Wire,
+): Promise<string> {
   const digest = async (bytes: Uint8Array) =>
     new Uint8Array(await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>)).toHex();
   const pictures = await Promise.all(images.map(digest));

@@ -2,11 +2,13 @@
 
 import { type Context, Hono } from "hono";
 import { RequestError } from "../errors.ts";
+import type { Job } from "../jobs/job.ts";
 import type { JobChange, Jobs } from "../jobs/jobs.ts";
 import type { Letter, Webhooks } from "../jobs/webhooks.ts";
 import { inTrace } from "../metrics.ts";
 import { collect, type LocalPipeline } from "../pipeline.ts";
 import { readJson } from "./body.ts";
+import { budgetOf } from "./budget.ts";
 import type { Env } from "./guard/exchange.ts";
 import type { Outbound } from "./outbound.ts";
 import { loadPictures } from "./pictures.ts";
@@ -50,12 +52,17 @@ export function checkItem(item: Readonly<Record<string, unknown>>, place: string
 
 /** How an item of a job is answered: as `/v1/generate` would. */
 export function itemWork(pipelineOf: () => LocalPipeline | undefined, outbound: Outbound) {
-  return async (item: unknown, signal: AbortSignal, traceparent?: string): Promise<unknown> => {
+  return async (
+    item: unknown,
+    signal: AbortSignal,
+    { createdAt, traceparent }: Pick<Job, "createdAt" | "traceparent">,
+  ): Promise<unknown> => {
     const pipeline = pipelineOf();
     if (!pipeline) throw new RequestError("overloaded", "Cannot answer now: the model is still loading");
     const { question, pictures } = readAgain(item as Record<string, unknown>);
     const images = await loadPictures(pictures, outbound, { signal });
-    const events = pipeline.answer({ images, ...question }, signal);
+    const timed = { images, ...question, ...question.budget && { arrivedAt: createdAt } };
+    const events = pipeline.answer(timed, signal);
     const answer = await inTrace(traceparent, () => collect(events));
     if (answer.finishReason === "cancelled") throw new RequestError("cancelled", "The job was stopped");
     return { model: pipeline.model.name, ...answer };
@@ -86,7 +93,10 @@ export function jobRoutes(parts: JobRouteParts): Hono<Env> {
 
   routes.post("/v1/jobs", async (c) => {
     const body = await readJson(c.req.raw, maxBodyBytes);
-    const { items, webhook } = read(JOB, body);
+    const { items: own, webhook } = read(JOB, body);
+    const { budget } = budgetOf(c);
+    // A budget in headers is that of every item that has none.
+    const items = budget ? own.map((it) => ({ budget, ...it })) : own;
     for (const [i, item] of items.entries()) checkItem(item, `items[${i}]`);
     if (webhook) outbound.check(webhook.url);
     const { owner, traceparent } = c.get("exchange");

@@ -5,6 +5,7 @@ import { RequestError } from "../errors.ts";
 import { promptOf } from "../text/prompt.ts";
 import type { ClassifyQuestion, Question, Sampling, Task } from "../types.ts";
 import { describe, type Fields } from "./body.ts";
+import { BUDGET } from "./budget.ts";
 import { type PictureSource, pictureSource } from "./pictures.ts";
 import { between, flag, oneOf, optional, read, share, text, valuesOf, whole } from "./schema.ts";
 
@@ -43,6 +44,7 @@ const ANSWERING = {
   locScale: optional(z.literal([1023, 1024], { error: "1023 or 1024" }), "What 1 is in location bins."),
   nms: optional(share(), "Of boxes of one label that overlap more than this, only the surest."),
   masks: optional(oneOf("rle", "polygon", "png"), "Form of masks; COCO run lengths by default."),
+  budget: optional(BUDGET, "Within what the answer is wanted; also as headers, such as x-latency-budget-ms."),
 };
 
 const LABELS = z.union(
@@ -115,12 +117,34 @@ export interface Asked<Q> {
 export function readQuestion(fields: Fields, route: AnswerRoute = "generate"): Asked<Question> {
   const body = bodyOf(fields, route);
   const { stream, temperature, topK, topP, seed, image: _, images: __, ...rest } = body;
-  const { resize, alpha, tokens, maxTokens, ignoreEos, constrained, answerStart, locScale, nms, masks } =
-    rest;
+  const {
+    resize,
+    alpha,
+    tokens,
+    maxTokens,
+    ignoreEos,
+    constrained,
+    answerStart,
+    locScale,
+    nms,
+    masks,
+    budget,
+  } = rest;
   const sampling = defined<Sampling>({ temperature, topK, topP, seed });
   return {
     question: {
-      ...defined({ resize, alpha, maxTokens, ignoreEos, constrained, answerStart, locScale, nms, masks }),
+      ...defined({
+        resize,
+        alpha,
+        maxTokens,
+        ignoreEos,
+        constrained,
+        answerStart,
+        locScale,
+        nms,
+        masks,
+        budget,
+      }),
       ...Object.keys(sampling).length && { sampling },
       ...withPolicy(promptOf(taskOf(route, rest)), tokens),
     },

@@ -21,7 +21,11 @@ export interface RunnerParts {
    *
    * @returns JSON.
    */
-  readonly work: (item: unknown, signal: AbortSignal, traceparent?: string) => Promise<unknown>;
+  readonly work: (
+    item: unknown,
+    signal: AbortSignal,
+    job: Pick<Job, "createdAt" | "traceparent">,
+  ) => Promise<unknown>;
   /** Told everything that goes wrong and is not the caller's. */
   readonly onError: (error: unknown) => void;
   /** Milliseconds since 1970. */
@@ -113,7 +117,7 @@ export class Runner {
           };
           return void await settle((job) => finish(job, index, now(), error));
         }
-        const result = await work(await jobs.item(id, index), stop.signal, begun.traceparent);
+        const result = await work(await jobs.item(id, index), stop.signal, begun);
         await jobs.putResult(id, index, result);
       }
       await settle((job) => finish(job, index, now()));

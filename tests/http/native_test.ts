@@ -164,7 +164,7 @@ Deno.test("what a task does not take is refused by name", async () => {
     ["detect", { labels: [] }, /Cannot read labels: expected/],
     ["detect", { labels: ["a ; b"] }, /labels to be text without/],
     ["detect", { labels: "a", nms: 0 }, /Cannot read nms: expected a number above 0, up to 1, found 0/],
-    ["ocr", { budget: {} }, /found "budget"/],
+    ["ocr", { deadline: 5 }, /found "deadline"/],
   ];
   for (const [route, fields, message] of cases) {
     const response = await post(`/v1/${route}`, { image, ...fields });

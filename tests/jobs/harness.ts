@@ -3,14 +3,14 @@
 import { consume } from "../../lib/jobs/consume.ts";
 import { Jobs } from "../../lib/jobs/jobs.ts";
 import { JobStore, type JobView } from "../../lib/jobs/job_store.ts";
-import { Runner } from "../../lib/jobs/runner.ts";
+import { Runner, type RunnerParts } from "../../lib/jobs/runner.ts";
 import { Webhooks } from "../../lib/jobs/webhooks.ts";
 import type { PullQueue, Store } from "../../lib/store/store.ts";
 
 export const SECRET = `whsec_${btoa("0123456789abcdef0123456789abcdef")}`;
 
 /** What stands in for the pipeline. */
-export type Work = (item: unknown, signal: AbortSignal) => Promise<unknown>;
+export type Work = RunnerParts["work"];
 
 /** Everything about the jobs of one store; `errors` gathers what an operator would be told. */
 export function harness(

@@ -8,6 +8,8 @@ import type { Log } from "./log.ts";
 export interface Exchange {
   /** The caller's `X-Request-Id` where it is one, otherwise a new one. */
   readonly id: string;
+  /** When it came, milliseconds since 1970. */
+  readonly arrivedAt: number;
   /** W3C trace context as it came in, to be passed on to whoever is asked for a part of the answer. */
   readonly traceparent?: string;
   /** The first digits of the API key's digest; `anonymous` where no key is asked for. */
@@ -47,6 +49,7 @@ export function exchanges({ metrics, log }: { metrics: Metrics; log: Log }): Mid
     let [open, status] = [true, 0];
     const exchange: Exchange = {
       id,
+      arrivedAt: Date.now(),
       ...traceparent && { traceparent },
       caller: "anonymous",
       headers: { "x-request-id": id },

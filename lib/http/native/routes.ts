@@ -3,6 +3,7 @@
 import { Hono } from "hono";
 import type { Answering, Wire } from "../answering.ts";
 import { readFields } from "../body.ts";
+import { budgetOf } from "../budget.ts";
 import type { Env } from "../guard/exchange.ts";
 import type { Outbound } from "../outbound.ts";
 import { loadPictures } from "../pictures.ts";
@@ -32,8 +33,9 @@ export function nativeRoutes({ answering, maxBodyBytes, outbound }: RouteParts):
     routes.post(`/v1/${route}`, async (c) => {
       const { model } = answering.pipeline();
       const asked = readQuestion(await readFields(c.req.raw, maxBodyBytes), route);
+      const timed = { ...asked.question, ...budgetOf(c, asked.question.budget) };
       const images = await loadPictures(asked.pictures, outbound, { signal: c.req.raw.signal });
-      const question = { images, ...asked.question };
+      const question = { images, ...timed };
       const { stream = /\btext\/event-stream\b/i.test(c.req.header("accept") ?? "") } = asked;
       if (stream) return await answering.stream(c, question, NATIVE);
       const answer = await answering.whole(c, question);

@@ -6,6 +6,7 @@
 
 import * as z from "zod/mini";
 import type { Question, Sampling } from "../../types.ts";
+import { BUDGET } from "../budget.ts";
 import { HttpError } from "../problem.ts";
 import { between, flag, optional, read, share, text, whole } from "../schema.ts";
 
@@ -63,6 +64,7 @@ export const CHAT = z.looseObject({
   ),
   logprobs: orNull(flag(), "The logarithm of every token's probability."),
   top_logprobs: orNull(whole(0, 20), "So many candidates with every token; only with logprobs."),
+  budget: orNull(BUDGET, "Not OpenAI's: within what the answer is wanted."),
   ...NEUTRAL,
 });
 
@@ -114,6 +116,7 @@ export function readChat(value: unknown): Chat {
       ...Object.keys(sampling).length && { sampling },
       ...maxTokens !== undefined && { maxTokens },
       ...topLogprobs && { topLogits: topLogprobs },
+      ...body.budget && { budget: body.budget },
     },
     pictures,
     stop: typeof body.stop === "string" ? [body.stop] : body.stop ?? [],

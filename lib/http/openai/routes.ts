@@ -3,6 +3,7 @@
 import { Hono } from "hono";
 import type { AnswerEvent, ModelInfo } from "../../types.ts";
 import { readJson } from "../body.ts";
+import { budgetOf } from "../budget.ts";
 import type { Env } from "../guard/exchange.ts";
 import type { RouteParts } from "../native/routes.ts";
 import { loadPictures } from "../pictures.ts";
@@ -21,11 +22,12 @@ export function openAiRoutes({ answering, maxBodyBytes, outbound }: RouteParts):
     const { model } = answering.pipeline();
     const chat = readChat(await readJson(c.req.raw, maxBodyBytes));
     checkModel(chat.model, model);
+    const timed = { ...chat.question, ...budgetOf(c, chat.question.budget) };
     const images = await loadPictures(chat.pictures, outbound, {
       name: "image_url",
       signal: c.req.raw.signal,
     });
-    const question = { images, ...chat.question };
+    const question = { images, ...timed };
     if (chat.stream) return await answering.stream(c, question, chunks(chat));
     const tokens: Token[] = [];
     const answer = await answering.whole(c, question, async function* (events, enough) {
