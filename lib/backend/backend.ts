@@ -7,6 +7,8 @@
  * Shape letters: T tokens or image patches (rows), S keys, N output width, K input width, H heads, C head width.
  */
 
+import type { Sampling } from "../types.ts";
+
 /** Activations: f32 [rows, cols], rows `stride` elements apart. A slice shares the memory of what it was cut from. */
 export interface Tensor {
   readonly rows: number;
@@ -62,6 +64,18 @@ export interface AttentionOptions {
   readonly prefix: number;
   /** A query sees only the last `window` keys, itself included (full inside the prefix); absent: all. */
   readonly window?: number;
+}
+
+/** How the next id of one row is chosen. */
+export interface RowSampling extends Omit<Sampling, "seed"> {
+  /** From 0 to below 1; not looked at where the temperature is 0. */
+  readonly random: number;
+}
+
+/** One chosen id, and the natural logarithm of its probability at temperature 1 among those that take part. */
+export interface Sampled {
+  readonly id: number;
+  readonly logprob: number;
 }
 
 /** Every query is the last of its own keys. */
@@ -134,6 +148,16 @@ export interface Backend {
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void;
   /** out [T, K]: row t is row ids[t] of the table [N, K], times `scale`. */
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void;
+  /**
+   * The next id for every row of logits [T, V], as `choose` of `lib/decode/sampler.ts` finds it, but for sums in f32.
+   * Ids from `limit` on and the `never` ones, four at most, take no part. Absent where logits might as well be read.
+   */
+  sample?(
+    logits: Tensor,
+    rows: readonly RowSampling[],
+    limit: number,
+    never: readonly number[],
+  ): Promise<Sampled[]>;
   /**
    * Cuts a picture into patches: pixels [size, size, 3] as x [1, size·size·3], out [g·g, K] with g = size / patch,
    * each row flattened (c, dy, dx) as the patch embedding's weights are; columns from 3·patch² to K are zero.

@@ -158,6 +158,21 @@ export function checkEmbed(out: Tensor, ids: Uint32Array, table: Matrix): void {
   }
 }
 
+export function checkSample(
+  logits: Tensor,
+  rows: readonly unknown[],
+  limit: number,
+  never: readonly number[],
+): void {
+  same("sample rows", rows.length, logits.rows);
+  if (!(limit >= 1 && limit <= logits.cols) || never.length > 4) {
+    throw new RangeError(
+      `Cannot sample: expected a limit from 1 to ${logits.cols} and at most 4 ids that take no part, found ${limit} ` +
+        `and ${never.length}`,
+    );
+  }
+}
+
 /** Returns the number of patches along one side. */
 export function checkPatches(out: Tensor, pixels: Tensor, size: number, patch: number): number {
   const grid = Math.floor(size / patch);

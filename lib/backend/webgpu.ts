@@ -14,6 +14,8 @@ import type {
   FullAttentionOptions,
   LinearOptions,
   Matrix,
+  RowSampling,
+  Sampled,
   StoredMatrix,
   Tensor,
 } from "./backend.ts";
@@ -89,6 +91,8 @@ interface Angles {
   readonly positions: number;
 }
 
+/** Ids of one workgroup in `sample`, as in the kernel. */
+const SAMPLE_BLOCK = 4096;
 /** Rows of the attention kernels' workgroups, where there are enough of them. */
 const ATTENTION_ROWS = 8;
 /** Fewer rows than this get a workgroup each. */
@@ -324,6 +328,43 @@ class Webgpu implements WebgpuBackend {
   embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
     shapes.checkEmbed(out, ids, table);
     this.#products.embed(inside(out), ids, whole(table), scale);
+  }
+
+  async sample(
+    logits: Tensor,
+    rows: readonly RowSampling[],
+    limit: number,
+    never: readonly number[],
+  ): Promise<Sampled[]> {
+    shapes.checkSample(logits, rows, limit, never);
+    const from = inside(logits);
+    const blocks = Math.ceil(limit / SAMPLE_BLOCK);
+    const side = this.#products.scratch(rows.length * blocks * 3);
+    const out = this.tensor(rows.length, 2) as GpuTensor;
+    try {
+      const words = new Uint32Array(rows.length * 4);
+      const floats = new Float32Array(words.buffer);
+      rows.forEach(({ temperature, topK, topP, random }, t) => {
+        floats[t * 4] = temperature;
+        words[t * 4 + 1] = Math.min(topK, limit);
+        floats[t * 4 + 2] = topP;
+        floats[t * 4 + 3] = random;
+      });
+      const at = this.queue.words(words);
+      const parameters = [
+        ...[...never, NONE, NONE, NONE, NONE].slice(0, 4),
+        ...[limit, from.at, from.stride, out.at, at, blocks],
+      ];
+      const [each, choose] = this.#kernels.sample;
+      const shared = { parameters, side, weights: this.queue.table };
+      this.queue.dispatch(this.#arena.bound, { ...shared, kernel: each, groups: [blocks, rows.length] });
+      this.queue.dispatch(this.#arena.bound, { ...shared, kernel: choose, groups: [rows.length] });
+      const found = await this.read(out);
+      const ids = new Uint32Array(found.buffer);
+      return rows.map((_, t) => ({ id: ids[t * 2], logprob: found[t * 2 + 1] }));
+    } finally {
+      this.free(out);
+    }
   }
 
   patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {

@@ -23,6 +23,7 @@ import quantise from "./wgsl/quantise.wgsl" with { type: "text" };
 import rope from "./wgsl/rope.wgsl" with { type: "text" };
 import rows1 from "./wgsl/rows1.wgsl" with { type: "text" };
 import rows4 from "./wgsl/rows4.wgsl" with { type: "text" };
+import sample from "./wgsl/sample.wgsl" with { type: "text" };
 import sumShared from "./wgsl/sum_shared.wgsl" with { type: "text" };
 import sumSubgroups from "./wgsl/sum_subgroups.wgsl" with { type: "text" };
 import type { Scheme } from "./backend.ts";
@@ -74,6 +75,11 @@ export class Kernels {
       writesSide,
     };
   }
+
+  /** The stages in the order they run. */
+  readonly sample = ["blocks", "choose"].map((entry) =>
+    this.#kernel("sample", [sample], {}, { entry, writesSide: true })
+  );
 
   norm(centred: boolean): Kernel {
     return this.#kernel("norm", [norm], { CENTRED: `${centred}` });

@@ -56,7 +56,8 @@ export class Queue {
   readonly #groups = new Map<string, GPUBindGroup>();
   readonly #words = new Uint32Array(TABLE_WORDS);
   readonly #floats = new Float32Array(this.#words.buffer);
-  readonly #table: Bound;
+  /** What {@link words} and parameters lie in. */
+  readonly table: Bound;
   readonly #none: Bound;
   readonly #reads: GPUBuffer[] = [];
   readonly #dropped: GPUBuffer[] = [];
@@ -85,7 +86,7 @@ export class Queue {
         ],
       });
     this.#layouts = { reads: layout("read-only-storage"), writes: layout("storage") };
-    this.#table = this.buffer(TABLE_WORDS * 4, USAGE.uniform | USAGE.storage | USAGE.copyTarget);
+    this.table = this.buffer(TABLE_WORDS * 4, USAGE.uniform | USAGE.storage | USAGE.copyTarget);
     this.#none = this.buffer(256, USAGE.storage);
     this.#watch();
     device.lost.then(({ message }) => this.#failure ??= new Error(`The GPU was lost: ${message}`));
@@ -119,7 +120,7 @@ export class Queue {
 
   dispatch(
     arena: Bound,
-    { kernel, parameters, side = this.#table, weights = this.#none, groups }: Dispatch,
+    { kernel, parameters, side = this.table, weights = this.#none, groups }: Dispatch,
   ): void {
     this.#need(PARAMETER_WORDS);
     const at = this.#wordsUsed;
@@ -197,7 +198,7 @@ export class Queue {
     this.#pass = undefined;
     const commands = this.#encoder.finish();
     this.#encoder = undefined;
-    this.device.queue.writeBuffer(this.#table.buffer, 0, this.#words, 0, this.#wordsUsed);
+    this.device.queue.writeBuffer(this.table.buffer, 0, this.#words, 0, this.#wordsUsed);
     this.device.queue.submit([commands]);
     this.submissions++;
     this.#wordsUsed = 0;
@@ -265,7 +266,7 @@ export class Queue {
       layout: this.#layouts[writesSide ? "writes" : "reads"],
       entries: [
         { binding: 0, resource: { buffer: arena.buffer } },
-        { binding: 1, resource: { buffer: this.#table.buffer, size: PARAMETER_WORDS * 4 } },
+        { binding: 1, resource: { buffer: this.table.buffer, size: PARAMETER_WORDS * 4 } },
         { binding: 2, resource: { buffer: side.buffer } },
         { binding: 3, resource: { buffer: weights.buffer } },
       ],

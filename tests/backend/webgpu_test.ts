@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { choose } from "../../lib/decode/sampler.ts";
 import { pack } from "../../lib/weights/load.ts";
 import { openSoftware, type Software } from "./gpus.ts";
 import { random, tensor, testBackend } from "./suite.ts";
@@ -73,6 +74,46 @@ test("activations outlive the growth of the memory they lie in, whatever was iss
   b.add(kept, kept);
   assert.deepEqual(await b.read(kept), random(12, 1).map((it) => it * 4));
   b.free(...more);
+});
+
+test("sample finds what the sampler finds, without the logits being read", async (b) => {
+  const [rows, vocab, limit] = [3, 5000, 4700];
+  const values = random(rows * vocab, 40, 6);
+  values.fill(3, vocab, vocab + 50); // ties
+  [values[17], values[2 * vocab + 4999], values[2 * vocab + 4]] = [50, 60, 55];
+  const logits = b.slice(tensor(b, rows, vocab + 1, random(rows * (vocab + 1), 41)), 0, rows, 1);
+  b.write(logits, values);
+  const never = [17, 4];
+  const seeds = Array.from({ length: 3 }, (_, i) => 0.05 + i * 0.4);
+  const ways = [
+    { temperature: 0, topK: 0, topP: 1 },
+    { temperature: 1, topK: 0, topP: 1 },
+    { temperature: 0.7, topK: 40, topP: 1 },
+    { temperature: 1.5, topK: 0, topP: 0.9 },
+    { temperature: 2, topK: 500, topP: 0.5 },
+    { temperature: 1, topK: 1, topP: 1 },
+    { temperature: 1, topK: 100_000, topP: 0.01 },
+  ];
+  for (const way of ways) {
+    for (const seed of seeds) {
+      const found = await b.sample!(
+        logits,
+        Array.from({ length: rows }, () => ({ ...way, random: seed })),
+        limit,
+        never,
+      );
+      for (let t = 0; t < rows; t++) {
+        const row = values.slice(t * vocab, (t + 1) * vocab);
+        const { id, logprob } = choose(row, limit, never, { ...way, seed: 0 }, () => seed);
+        assert.equal(found[t].id, id, `${JSON.stringify(way)}, row ${t}, random ${seed}`);
+        assert.ok(Math.abs(found[t].logprob - logprob) < 1e-4, `${found[t].logprob} for ${logprob}`);
+      }
+    }
+  }
+  await assert.rejects(b.sample!(logits, [], limit, never), {
+    name: "RangeError",
+    message: /expected 3, found 0/,
+  });
 });
 
 test("reads fail with the reason once the device is gone", async () => {
