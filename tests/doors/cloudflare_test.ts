@@ -195,6 +195,7 @@ Deno.test({
         assert.deepEqual(grown, [2, 128, 1, 0]);
         assert.ok(after.value("paligemma_time_to_first_token_seconds_count") > 0);
         assert.ok(after.value("paligemma_inter_token_seconds_count") > 0);
+        assert.ok(after.value('paligemma_routes_total{route="local"}') > 0);
         assert.equal(after.value('paligemma_backlog{kind="jobs"}'), 0);
         found.push(after.types);
       }
