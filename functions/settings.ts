@@ -28,6 +28,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly model?: string;
   /** What computes. */
   readonly backend: Engine;
+  /** Lets models be uploaded, where a platform takes them. */
+  readonly uploadKey?: string;
   /** Threads that compute; by default as the model's size asks for. */
   readonly threads?: number;
   readonly logLevel: Level;
@@ -83,6 +85,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     port: whole("PORT", 0, 65535) ?? 8000,
     model: get("MODEL") || undefined,
     backend: oneOf("BACKEND", ENGINES, "wasm"),
+    uploadKey: get("UPLOAD_KEY") || undefined,
     threads: whole("THREADS", 1, 64),
     ...keys.length && { apiKeys: keys },
     limits: {

@@ -8,6 +8,7 @@ import { likelihoods } from "./decode/classify.ts";
 import { decode } from "./decode/decode.ts";
 import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
 import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
+import { RequestError } from "./errors.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
 import { decodeRows } from "./pool/rows.ts";
 import type { ModelShape } from "./pool/work.ts";
@@ -17,14 +18,14 @@ import { createGrammar } from "./text/grammar.ts";
 import { findLocations, type Locations, nearby } from "./text/locations.ts";
 import { loadTokenizer, type Tokenizer } from "./text/tokenizer.ts";
 import type { Cached, Constraint, Embedding, FinishReason, ModelFiles, Pause, Pixels } from "./types.ts";
-import type { Classification, EmbedQuestion, Timings, WeightFormat } from "./types.ts";
+import type { Classification, EmbedQuestion, Memory, Timings, WeightFormat } from "./types.ts";
 import {
   type FeatureCacheOptions,
   remembering,
   type RememberingVision,
   visionRevision,
 } from "./vision/feature_cache.ts";
-import { embedded, loadVision, type SiglipVision, type Vision } from "./vision/siglip.ts";
+import { embedded, loadVision, type Residence, type SiglipVision, type Vision } from "./vision/siglip.ts";
 import { type ModelConfig, readConfig } from "./weights/config.ts";
 import { checkRoom, openWeights } from "./weights/load.ts";
 import { revisionOf } from "./weights/revision.ts";
@@ -32,7 +33,8 @@ import { revisionOf } from "./weights/revision.ts";
 /** The stages that hold weights, in the memory of a pipeline's backend or of an engine of their own. */
 export interface Stages {
   readonly vision: Vision;
-  readonly decoder: Decoder;
+  /** Absent where decoding is another's work. */
+  readonly decoder?: Decoder;
   /** Tells these weights from others. */
   readonly revision: string;
   /** Tells the vision weights from others, in their format and on their engine; by default the revision. */
@@ -47,6 +49,10 @@ export interface EngineParts extends FeatureCacheOptions {
   /** Stages opened by the caller; by default they are loaded from the safetensors among the files. */
   readonly stages?: Stages;
   readonly weights?: WeightFormat;
+  /** `streamed`: the layers of SigLIP are read anew for every picture, and decoding is another's work. */
+  readonly residence?: Residence;
+  /** Where memory is limited: asked for what pictures and their image tokens take. */
+  readonly memory?: Memory;
   readonly slidingWindow?: SlidingWindow;
   /** Bytes of keys and values kept for questions asked again word for word; 64 MiB by default, 0 for none. */
   readonly prefixCacheBytes?: number;
@@ -66,19 +72,22 @@ export async function openEngine(parts: EngineParts): Promise<Engine> {
   return new Engine(parts, config, stages, tokenizer, vision);
 }
 
-/** Loads vision and decoder into the backend. */
+/** Loads vision and decoder into the backend, or of a streamed model what stays there. */
 async function loadStages(
-  { backend, files, weights: format, slidingWindow, blobs }: EngineParts,
+  { backend, files, weights: format, residence, slidingWindow, blobs }: EngineParts,
   config: ModelConfig,
 ): Promise<Stages> {
   const weights = await openWeights(files, config, format);
+  const revision = await revisionOf(files);
+  // What is streamed is not all read to tell its vision weights from others.
+  if (residence === "streamed") return { vision: await loadVision(backend, weights, residence), revision };
   checkRoom(weights, backend, files.place);
   return {
     // Without blobs, image tokens do not outlive this model, and whose they are need not be found out.
     featureRevision: blobs && await visionRevision(weights, backend),
     vision: await loadVision(backend, weights),
     decoder: await loadDecoder(backend, weights, slidingWindow),
-    revision: await revisionOf(files),
+    revision,
   };
 }
 
@@ -122,6 +131,21 @@ export class Engine implements Pool {
     };
   }
 
+  /**
+   * What makes tokens of image tokens and a prefix.
+   *
+   * @throws {RequestError} `pool_needed` where it has no room here.
+   */
+  decoder(): Decoder {
+    const { decoder } = this.stages;
+    if (decoder) return decoder;
+    throw new RequestError(
+      "pool_needed",
+      "Cannot answer: the model's decoder has no room here, where pictures only become image tokens; " +
+        "answers need a pool that decodes, and POOL_URL names none",
+    );
+  }
+
   /** A fresh grammar of the answers to a prompt of `detect` or `segment`; undefined for others. */
   grammar(prompt: string): (() => Constraint) | undefined {
     return createGrammar(this.tokenizer, this.locations, prompt, this.config.eosIds);
@@ -148,7 +172,7 @@ export class Engine implements Pool {
       const encoded = performance.now();
       timings.vision = encoded - start;
       const { known } = encoding;
-      tokens = decode(this.stages.decoder, this.config, { ...work, prefix, known, near, constraint }, pause);
+      tokens = decode(this.decoder(), this.config, { ...work, prefix, known, near, constraint }, pause);
       let first = 0;
       for (let next = await tokens.next();; next = await tokens.next()) {
         const now = performance.now();
@@ -204,7 +228,7 @@ export class Engine implements Pool {
       let prefilled = encoded;
       const onPrefill = () => prefilled = performance.now();
       const work = { prefix, ids, known, answers, onPrefill };
-      const logprobs = await likelihoods(this.stages.decoder, this.config, work, pause);
+      const logprobs = await likelihoods(this.decoder(), this.config, work, pause);
       const timings = {
         vision: encoded - start,
         prefill: prefilled - encoded,
@@ -218,7 +242,8 @@ export class Engine implements Pool {
 
   /** Image tokens of pictures, or the features before the projector. @param images pixels. */
   async embed(images: Images, stage: NonNullable<EmbedQuestion["stage"]>, pause: Pause): Promise<Embedding> {
-    return await embedded(this.stages.vision, this.parts.backend, await this.#pixels(images), stage, pause);
+    const { backend, memory } = this.parts;
+    return await embedded(this.stages.vision, backend, await this.#pixels(images), { stage, memory }, pause);
   }
 
   async #pixels(images: Images): Promise<Pixels[]> {

@@ -20,10 +20,13 @@ export type ErrorCode =
   | "url_refused" // a URL that this server does not reach out to
   | "url_failed" // what a URL leads to gave no whole answer
   | "download_failed" // a model hub does not give what was asked of it
+  | "upload_failed" // a Worker does not take the model that is sent to it
   | "signature_invalid" // a webhook that its sender did not sign
   | "idempotency_mismatch" // a key that was used for another request
   | "storage_failed" // the disk is full, a file cannot be written, or the database not be reached
   | "record_corrupt" // what was stored is not what is read
+  | "memory_exceeded" // more memory than the platform has, whoever else asks
+  | "pool_needed" // the model's decoder has no room here, and there is no pool that decodes
   | "overloaded" // more requests waiting than the queue holds
   | "cancelled"; // the caller went away
 

@@ -115,6 +115,22 @@ export function createMetrics() {
       "What is accepted and not done, by all servers of this store: jobs, webhooks.",
       ["kind"],
     ),
+    isolate: new Metric(
+      "paligemma_isolate_bytes",
+      "gauge",
+      "Memory of an isolate as its accountant has it: now, most, limit.",
+      ["kind"],
+    ),
+    modelReadSeconds: new Metric(
+      "paligemma_model_read_seconds_total",
+      "counter",
+      "Time in which weights were being read to be streamed.",
+    ),
+    modelReadBytes: new Metric(
+      "paligemma_model_read_bytes_total",
+      "counter",
+      "Bytes of weights read to be streamed.",
+    ),
     tokens: new Metric("paligemma_tokens_total", "counter", "Tokens by kind: image, prompt, completion.", [
       "kind",
     ]),

@@ -123,7 +123,9 @@ class Loaded implements LocalPipeline {
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
     const pool = parts.pool?.(engine.shape);
-    const places: Place[] = [{ name: "local", submit: (work, options) => this.#here(work, options) }];
+    const places: Place[] = engine.stages.decoder
+      ? [{ name: "local", submit: (work, options) => this.#here(work, options) }]
+      : [];
     if (pool) {
       const submit = pool.submit.bind(pool);
       places.unshift({ name: "pool", attempts: POOL_ATTEMPTS, submit });
@@ -184,6 +186,7 @@ class Loaded implements LocalPipeline {
   #classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
     const { labels } = question;
     const prepare = async () => {
+      this.engine.decoder();
       checkLabels(labels);
       const answers = labels.map((it) => this.engine.tokenizer.encode(it, { tokens: question.tokens }));
       return { answers, shown: await this.#show(question, Math.max(...answers.map((it) => it.length))) };
@@ -226,6 +229,7 @@ class Loaded implements LocalPipeline {
 
   async #check(question: Question): Promise<Checked> {
     const { config, tokenizer, revision } = this.engine;
+    if (!this.parts.pool) this.engine.decoder(); // refuses, where there is none, before anything is computed
     const sampling = { ...GREEDY, ...question.sampling };
     const { topLogits = 0, maxTokens = defaultMaxTokens(question.prompt), nms, locScale = 1024 } = question;
     checkSampling(sampling);
@@ -303,6 +307,7 @@ class Loaded implements LocalPipeline {
           size,
           method: resize ?? parts.resize ?? "hf-bicubic",
           maxPixels: parts.maxPixels ?? 50_000_000,
+          memory: parts.memory,
           alpha,
         }),
       );

@@ -319,6 +319,17 @@ export interface ModelInfo {
 /** Lets other work run and throws when the request was cancelled. Called between pieces of computation. */
 export type Pause = () => Promise<void>;
 
+/** Memory that a platform limits, for work that takes much of it. */
+export interface Memory {
+  /**
+   * Sets bytes aside until what is given back is disposed of.
+   *
+   * @param what the work, for messages: `decode a picture`.
+   * @throws {RequestError} `overloaded` while others have them, `memory_exceeded` where there never are so many.
+   */
+  take(bytes: number, what: string): Disposable;
+}
+
 /** Files of one model, wherever they lie. Names are relative, with forward slashes. */
 export interface ModelFiles {
   /** Where the files lie, for messages. */

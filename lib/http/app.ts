@@ -4,6 +4,7 @@ import { Hono } from "hono";
 import { cors } from "hono/cors";
 import { createMetrics, exposition, type Metrics } from "../metrics.ts";
 import type { LocalPipeline } from "../pipeline.ts";
+import type { Memory } from "../types.ts";
 import { Answering } from "./answering.ts";
 import { type Env, exchanges } from "./guard/exchange.ts";
 import { apiKeys } from "./guard/keys.ts";
@@ -61,12 +62,17 @@ export interface AppParts {
   readonly log?: Log;
   /** Where streams are kept for clients that come back; this process's memory by default. */
   readonly recordings?: Recordings;
+  /** Where memory is limited: asked for what bodies take until they are answered. */
+  readonly memory?: Memory;
   /** Silence after which a stream sends a comment, milliseconds. */
   readonly heartbeatMs?: number;
 }
 
 /** Room for a 20 MB photo in base64, and to spare. */
 const MAX_BODY_BYTES = 32 * 1024 * 1024;
+
+/** Of a body, while it is read and until it is answered: its bytes, its text, what the text holds. */
+const BODY_COPIES = 3;
 
 /** The service. */
 export function createApp(parts: AppParts): Hono<Env> {
@@ -112,6 +118,18 @@ export function createApp(parts: AppParts): Hono<Env> {
     app.use("/metrics", guard);
   }
   app.use("/v1/*", callerLimits({ requestsPerMinute: Infinity, concurrent: Infinity, ...parts.limits }));
+  const { memory } = parts;
+  if (memory) {
+    app.use("/v1/*", async (c, next) => {
+      const promised = c.req.header("content-length") ?? "";
+      const bytes = /^\d+$/.test(promised) ? Math.min(Number(promised), maxBodyBytes) : maxBodyBytes;
+      if (c.req.raw.body) {
+        const taken = memory.take(BODY_COPIES * bytes, "read the request body");
+        c.get("exchange").atEnd.push(() => taken[Symbol.dispose]());
+      }
+      await next();
+    });
+  }
   app.onError((error, c) => refuse(c, tell(error)));
   app.notFound((c) => {
     return refuse(c, {

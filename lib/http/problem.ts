@@ -28,10 +28,13 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   model_invalid: 500,
   model_too_large: 500,
   download_failed: 502,
+  upload_failed: 502,
   signature_invalid: 401,
   idempotency_mismatch: 422,
   storage_failed: 507,
   record_corrupt: 500,
+  memory_exceeded: 413,
+  pool_needed: 503,
   overloaded: 503,
   cancelled: 499, // nginx's number; nobody is left to read it
   unauthorized: 401,
@@ -65,7 +68,7 @@ export interface Problem {
   readonly message: string;
   /** The field that is wrong, such as `messages[0].content`, where it is one. */
   readonly field?: string;
-  /** After how many seconds to try again; 1 for a 503. */
+  /** After how many seconds to try again; 1 for a 503 that passes by itself. */
   readonly retryAfterSeconds?: number;
 }
 
@@ -102,7 +105,8 @@ export interface Telling {
 export function problemResponse(problem: Problem, { path, requestId, headers }: Telling): Response {
   const openai = isOpenAi(path);
   const status = openai ? openAiStatus(problem.code) : STATUS[problem.code];
-  const retryAfter = problem.retryAfterSeconds ?? (status === 503 ? 1 : undefined);
+  const passes = status === 503 && problem.code !== "pool_needed";
+  const retryAfter = problem.retryAfterSeconds ?? (passes ? 1 : undefined);
   return new Response(JSON.stringify(openai ? openAiError(problem) : details(problem, requestId)), {
     status,
     headers: {

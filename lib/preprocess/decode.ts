@@ -7,7 +7,7 @@
  * Rust panic.
  */
 
-import type { AlphaPolicy, Picture } from "../types.ts";
+import type { AlphaPolicy, Memory, Picture } from "../types.ts";
 import { jpegFactory, jpegModule, type LoadedDecoder, type LoaderOptions, pngModule } from "./codecs.js";
 import { webpFactory, webpModule } from "./codecs.js";
 import { type Container, corrupt } from "./container.ts";
@@ -22,7 +22,12 @@ export interface DecodeOptions {
   readonly maxPixels: number;
   /** Defaults to `drop`. */
   readonly alpha?: AlphaPolicy;
+  /** Asked before anything is decoded, where memory is limited. */
+  readonly memory?: Memory;
 }
+
+/** A pixel in a decoder's memory, copied out of it, and upright: RGBA, RGBA, RGB, and what a decoder keeps beside. */
+const BYTES_PER_PIXEL = 4 + 4 + 3 + 3;
 
 /**
  * Decodes a JPEG, PNG or WebP picture to 8-bit RGB and turns it upright (EXIF, all eight orientations, once). Grey,
@@ -33,6 +38,11 @@ export interface DecodeOptions {
 export async function decodePicture(bytes: Uint8Array, options: DecodeOptions): Promise<Picture> {
   const header = readHeader(bytes);
   checkSize(header, options.maxPixels);
+  const { width, height } = header;
+  using _ = options.memory?.take(
+    width * height * BYTES_PER_PIXEL,
+    `decode a picture of ${width} x ${height} pixels`,
+  );
   const decoded = await { JPEG: decodeJpeg, PNG: decodePng, WebP: decodeWebp }[header.format](bytes, header);
   if (decoded.width !== header.width || decoded.height !== header.height) {
     corrupt(

@@ -10,7 +10,7 @@
 import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
 import { fitsInt8 } from "../backend/shapes.ts";
 import { RequestError } from "../errors.ts";
-import type { Embedding, Pause, Pixels } from "../types.ts";
+import type { Embedding, Memory, Pause, Pixels } from "../types.ts";
 import type { Weights } from "../weights/load.ts";
 import type { Room } from "../weights/safetensors.ts";
 import { VISION_LAYER } from "../weights/table.ts";
@@ -221,20 +221,25 @@ export async function loadVision(
   };
 }
 
+/** Copies of a number that is embedded until it is sent: f32, f16, in base64, in JSON, as bytes. */
+const BYTES_PER_VALUE = 4 + 2 + 3 * 2.7;
+
 /**
  * Image tokens, or the features before the projector, of several pictures.
  *
- * @throws {RequestError} `parameter_invalid` for features of an encoder that does not give them.
+ * @throws {RequestError} `parameter_invalid` for features of an encoder that does not give them; what `memory` throws.
  */
 export async function embedded(
   vision: Vision | SiglipVision,
   backend: Backend,
   pictures: readonly Pixels[],
-  stage: "projected" | "features",
+  { stage = "projected", memory }: { readonly stage?: "projected" | "features"; readonly memory?: Memory },
   pause: Pause,
 ): Promise<Embedding> {
   const [write, width] = stage === "projected" ? [vision.encode, vision.width] : featuresOf(vision);
-  const values = new Float32Array(pictures.length * vision.imageTokens * width);
+  const count = pictures.length * vision.imageTokens * width;
+  using _ = memory?.take(count * BYTES_PER_VALUE, `embed ${pictures.length} pictures`);
+  const values = new Float32Array(count);
   const out = backend.tensor(vision.imageTokens, width);
   try {
     for (const [i, picture] of pictures.entries()) {

@@ -16,10 +16,9 @@ export async function revisionOf(files: ModelFiles, weights?: readonly string[])
     const size = await files.size(name) ?? 0;
     parts.push(new TextEncoder().encode(`${name} ${size}\n`));
     const last = Math.max(0, size - SAMPLE_BYTES);
-    for (let i = 0; i < SAMPLES; i++) {
-      const start = Math.floor(last * i / (SAMPLES - 1));
-      parts.push(await files.read(name, start, Math.min(size, start + SAMPLE_BYTES)));
-    }
+    const starts = Array.from({ length: SAMPLES }, (_, i) => Math.floor(last * i / (SAMPLES - 1)));
+    const sample = (start: number) => files.read(name, start, Math.min(size, start + SAMPLE_BYTES));
+    parts.push(...await Promise.all(starts.map(sample)));
   }
   const digest = await crypto.subtle.digest("SHA-256", await new Blob(parts as BlobPart[]).arrayBuffer());
   return new Uint8Array(digest).toHex().slice(0, 16);

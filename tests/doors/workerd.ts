@@ -9,6 +9,8 @@ const PATIENCE_MS = 120_000;
 /** A running Worker. */
 export interface Workerd {
   readonly url: string;
+  /** Where its engine can be inspected, by Chrome's DevTools Protocol. */
+  readonly inspectorPort: number;
   /** Ends it and forgets what it stored. */
   stop(): Promise<void>;
 }
@@ -32,11 +34,11 @@ export async function startWorkerd(
   const installed = await deno(["install", "--node-modules-dir=auto"]).output();
   if (!installed.success) throw new Error(`deno install: ${new TextDecoder().decode(installed.stderr)}`);
   const directory = await Deno.makeTempDir({ prefix: "workerd" });
-  const port = freePort();
+  const [port, inspectorPort] = [freePort(), freePort()];
   const process = deno([
     ...["run", "-A", "--no-lock", "--no-config", WRANGLER, "dev", "--local"],
     ...[config].flat().flatMap((it) => ["--config", it]),
-    ...["--ip", "127.0.0.1", "--port", `${port}`, "--inspector-port", `${freePort()}`],
+    ...["--ip", "127.0.0.1", "--port", `${port}`, "--inspector-port", `${inspectorPort}`],
     ...["--persist-to", directory, "--log-level", "error", "--show-interactive-dev-session=false"],
     ...Object.entries(vars).flatMap(([name, value]) => ["--var", `${name}:${value}`]),
   ]).spawn();
@@ -55,7 +57,7 @@ export async function startWorkerd(
   while (true) {
     const answer = await fetch(url).catch(() => undefined);
     await answer?.body?.cancel();
-    if (answer) return { url, stop };
+    if (answer) return { url, inspectorPort, stop };
     const waited = Math.round(performance.now() - since);
     if (ended || waited > PATIENCE_MS) {
       await stop();

@@ -7,6 +7,7 @@ import { readTraceparent } from "../../lib/http/guard/exchange.ts";
 import { createLog } from "../../lib/http/guard/log.ts";
 import { createMetrics, exposition, observed } from "../../lib/metrics.ts";
 import { readSettings } from "../../functions/settings.ts";
+import { Ledger } from "../../lib/schedule/ledger.ts";
 import { ending, PICTURE, scripted, token, twoTokens } from "./doubles.ts";
 
 const image = PICTURE.toBase64();
@@ -244,6 +245,7 @@ Deno.test("the environment is read with all its mistakes named", () => {
   assert.deepEqual(plain, {
     port: 8000,
     model: undefined,
+    uploadKey: undefined,
     backend: "wasm",
     threads: 1,
     limits: { requestsPerMinute: Infinity, concurrent: Infinity },
@@ -264,4 +266,20 @@ Deno.test("the environment is read with all its mistakes named", () => {
       message: new RegExp(`${name} to be .*"${value}"`),
     });
   }
+});
+
+Deno.test("where memory is limited, a body without room for its copies is not even read, and gives its room back", async () => {
+  const ledger = new Ledger(10_000, () => 4000);
+  const limited = app({ memory: ledger });
+  const status = async (bytes: number) => {
+    const init = asking({ "content-length": `${bytes}` });
+    const response = await limited.request("/v1/generate", init);
+    return [response.status, (await response.json()).code];
+  };
+  assert.deepEqual(await status(2000), [200, undefined]);
+  assert.deepEqual(await status(2001), [413, "memory_exceeded"]);
+  using _ = ledger.take(3000, "stay");
+  assert.deepEqual(await status(2000), [503, "overloaded"]);
+  assert.equal(ledger.bytes, 7000);
+  assert.equal(ledger.mostBytes, 10_000);
 });
