@@ -10,7 +10,7 @@ import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts
 import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import { RequestError } from "./errors.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
-import { decodeRows } from "./pool/rows.ts";
+import { decodeRows, encodeRows } from "./pool/rows.ts";
 import type { ModelShape } from "./pool/work.ts";
 import { normalise } from "./preprocess/preprocess.ts";
 import { createPause } from "./schedule/line.ts";
@@ -244,6 +244,12 @@ export class Engine implements Pool {
   async embed(images: Images, stage: NonNullable<EmbedQuestion["stage"]>, pause: Pause): Promise<Embedding> {
     const { backend, memory } = this.parts;
     return await embedded(this.stages.vision, backend, await this.#pixels(images), { stage, memory }, pause);
+  }
+
+  /** The same pictures as image tokens [N, P, D], as a pool takes them, f16. @param images pixels. */
+  async rows(images: Images, pause: Pause): Promise<Uint8Array> {
+    const { values } = await this.embed(images, "projected", pause);
+    return encodeRows("f16", values, this.config.decoder.width);
   }
 
   async #pixels(images: Images): Promise<Pixels[]> {

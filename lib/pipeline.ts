@@ -18,7 +18,7 @@ import {
 import { type Place, Relay } from "./pool/relay.ts";
 import type { ModelShape } from "./pool/work.ts";
 import { prepare, type Prepared } from "./preprocess/preprocess.ts";
-import { Line } from "./schedule/line.ts";
+import { createPause, Line } from "./schedule/line.ts";
 import { type BoxEvent, createBoxParser, inPixels, withoutDuplicates } from "./text/parse.ts";
 import { defaultMaxTokens, prefixIds } from "./text/prompt.ts";
 import type {
@@ -170,6 +170,25 @@ class Loaded implements LocalPipeline {
     } finally {
       release();
     }
+  }
+
+  /** Work whose decoder is elsewhere only: of its pictures, image tokens leave, computed when it is their turn. */
+  #handedOn({ images, ...work }: Work, signal?: AbortSignal): Work {
+    const { imageTokens, config } = this.engine;
+    let rows: Promise<Uint8Array> | undefined;
+    const compute = async () => {
+      const release = await this.#line.turn(signal);
+      try {
+        return await this.engine.rows(images, createPause(signal));
+      } finally {
+        release();
+      }
+    };
+    const blocks = async function* () {
+      yield await (rows ??= compute());
+    };
+    const shape = [images.shape[0], imageTokens, config.decoder.width];
+    return { ...work, images: { stage: "projected", dtype: "f16", shape, blocks } };
   }
 
   classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
@@ -343,7 +362,8 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
-    for await (const event of this.#relay.submit(work, { signal })) {
+    const asked = this.engine.stages.decoder ? work : this.#handedOn(work, signal);
+    for await (const event of this.#relay.submit(asked, { signal })) {
       if (event.type === "token") {
         const { nearLogprob, ...token } = event;
         const piece = text.push(token.id);

@@ -7,7 +7,10 @@ import assert from "node:assert/strict";
 import { createReferenceBackend } from "../lib/backend/reference.ts";
 import { createWasmBackend } from "../lib/backend/wasm.ts";
 import { loadDecoder } from "../lib/decode/gemma.ts";
+import { openEngine } from "../lib/engine.ts";
+import { RequestError } from "../lib/errors.ts";
 import { collect, createPipeline } from "../lib/pipeline.ts";
+import type { Pool, Work } from "../lib/pool/pool.ts";
 import type { AnswerEvent } from "../lib/types.ts";
 import { loadVision } from "../lib/vision/siglip.ts";
 import { readConfig } from "../lib/weights/config.ts";
@@ -269,3 +272,34 @@ for (const [name, question, code, message] of wrong) {
     });
   });
 }
+
+Deno.test("a model that is streamed hands its image tokens to a pool, and the answer is the same", async () => {
+  const elsewhere = await openEngine({
+    backend: createWasmBackend({ simd, relaxed }),
+    files: memoryFiles(directoryBytes(`${CHECKPOINTS}pg2`), "pg2"),
+  });
+  const asked: Work[] = [];
+  const pool: Pool = {
+    submit(work, options) {
+      asked.push(work);
+      return elsewhere.submit(work, options);
+    },
+  };
+  const question = { images: [PICTURE, PICTURE], prompt: "caption en", maxTokens: 6, ignoreEos: true };
+  const expected = await collect((await load("pg2")).answer(question));
+  const streamed = await load("pg2", "wasm", { residence: "streamed", pool: () => pool });
+  const { tokenIds, imageTokens } = await collect(streamed.answer(question));
+  assert.deepEqual([tokenIds, imageTokens], [expected.tokenIds, expected.imageTokens]);
+  const { stage, dtype, shape } = asked[0].images;
+  assert.deepEqual([stage, dtype, shape[0] * shape[1]], ["projected", "f16", imageTokens]);
+});
+
+Deno.test("without a pool it refuses what needs a decoder, before it looks at the picture", async () => {
+  const alone = await load("pg2", "wasm", { residence: "streamed" });
+  const question = { images: [new Uint8Array(9)], prompt: "caption en" };
+  const refused = (error: unknown) => error instanceof RequestError && error.code === "pool_needed";
+  await assert.rejects(collect(alone.answer(question)), refused);
+  await assert.rejects(alone.classify({ ...question, labels: ["a"] }), refused);
+  const { shape } = await alone.embed({ images: [PICTURE] });
+  assert.equal(shape[1], alone.model.imageTokensPerImage);
+});

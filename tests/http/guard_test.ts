@@ -247,7 +247,7 @@ Deno.test("the environment is read with all its mistakes named", () => {
     model: undefined,
     uploadKey: undefined,
     backend: "wasm",
-    threads: 1,
+    threads: undefined,
     limits: { requestsPerMinute: Infinity, concurrent: Infinity },
     origins: [],
     logLevel: "warn",
