@@ -9,7 +9,7 @@
  * F MLP width, V vocabulary.
  */
 
-import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
+import type { Backend, Matrix, RowSampling, Sampled, Tensor } from "../backend/backend.ts";
 import type { Pause } from "../types.ts";
 import type { DecoderConfig } from "../weights/config.ts";
 import type { Weights } from "../weights/load.ts";
@@ -78,6 +78,18 @@ export interface Decoder {
    * for up to 16. Absent where only one sequence at a time can be computed.
    */
   steps?(caches: readonly Cache[], ids: readonly number[], pause: Pause): Promise<Float32Array[]>;
+  /**
+   * As {@link steps}, but gives the next id of every sequence, so that no logits are read; ids from `limit` on and the
+   * `never` ones take no part. Absent where the backend does not choose.
+   */
+  choices?(
+    caches: readonly Cache[],
+    ids: readonly number[],
+    rows: readonly RowSampling[],
+    limit: number,
+    never: readonly number[],
+    pause: Pause,
+  ): Promise<Sampled[]>;
   /**
    * One more token for every one of several branches, with paths of one length, in one pass: logits [V] and the row
    * that goes to the paths of what follows. Branches do not see one another; the cache stays as long as it is, and
@@ -238,8 +250,27 @@ class Gemma implements Decoder {
   }
 
   async steps(given: readonly Cache[], ids: readonly number[], pause: Pause): Promise<Float32Array[]> {
+    const { vocab } = this.config;
+    const logits = await this.#together(given, ids, pause, (it) => this.backend.read(it));
+    return ids.map((_, b) => logits.subarray(b * vocab, (b + 1) * vocab));
+  }
+
+  get choices(): Decoder["choices"] {
+    const { backend } = this;
+    if (!backend.sample) return undefined;
+    return (given, ids, rows, limit, never, pause) =>
+      this.#together(given, ids, pause, (logits) => backend.sample!(logits, rows, limit, never));
+  }
+
+  /** One more token for each of several sequences; `finish` gets their logits [B, V] in the backend. */
+  async #together<T>(
+    given: readonly Cache[],
+    ids: readonly number[],
+    pause: Pause,
+    finish: (logits: Tensor) => Promise<T>,
+  ): Promise<T> {
     const { backend, config } = this;
-    const { heads, kvHeads, headDim, ropeTheta, width, vocab } = config;
+    const { heads, kvHeads, headDim, ropeTheta, width } = config;
     const sequences = given as readonly KvCache[];
     for (const it of sequences) this.#checkRoom(it, it.length + 1);
     const positions = sequences.map((it) => it.length);
@@ -257,13 +288,14 @@ class Gemma implements Decoder {
     const x = backend.tensor(sequences.length, width);
     try {
       this.#embed(x, ids);
-      const logits = await this.#layers(x, sequences.length, attend, pause, (work) => {
+      const place = (work: (rows: number, cols: number) => Tensor) => {
         const cols = kvHeads * headDim;
         const [k, v] = [work(sequences.length, cols), work(sequences.length, cols)];
         return () => ({ k, v });
-      });
+      };
+      const found = await this.#layers(x, sequences.length, attend, pause, place, finish);
       for (const it of sequences) it.length++;
-      return sequences.map((_, b) => logits.subarray(b * vocab, (b + 1) * vocab));
+      return found;
     } finally {
       backend.free(x);
     }
@@ -322,7 +354,7 @@ class Gemma implements Decoder {
         const cols = config.kvHeads * headDim;
         const [k, v] = [work(branches.length, cols), work(branches.length, cols)];
         return () => ({ k, v });
-      });
+      }, (it) => backend.read(it));
       return rows.map((row, b) => ({
         logits: logits.subarray(b * config.vocab, (b + 1) * config.vocab),
         row,
@@ -348,22 +380,23 @@ class Gemma implements Decoder {
     const logits = await this.#layers(x, 1, attend, pause, () => (i) => ({
       k: backend.slice(cache.keys[i], start, x.rows),
       v: backend.slice(cache.values[i], start, x.rows),
-    }));
+    }), (it) => backend.read(it));
     cache.length = end;
     return logits;
   }
 
   /**
-   * Runs rows x [T, D] through all layers and gives the logits [last, V] of the last rows. `place` tells where the keys
-   * and values of a layer go, `attend` turns heads by their positions and mixes them.
+   * Runs rows x [T, D] through all layers and gives what `finish` makes of the logits [last, V] of the last rows. `place`
+   * tells where the keys and values of a layer go, `attend` turns heads by their positions and mixes them.
    */
-  async #layers(
+  async #layers<T>(
     x: Tensor,
     last: number,
     attend: (layer: number, heads: Heads) => void | Promise<void>,
     pause: Pause,
     place: (work: (rows: number, cols: number) => Tensor) => (layer: number) => Pick<Heads, "k" | "v">,
-  ): Promise<Float32Array> {
+    finish: (logits: Tensor) => Promise<T>,
+  ): Promise<T> {
     const { backend } = this;
     const { width, heads, headDim, mlp, eps, vocab } = this.config;
     const rows = x.rows;
@@ -396,7 +429,7 @@ class Gemma implements Decoder {
       backend.rmsNorm(ends, backend.slice(x, rows - last, last), this.finalNorm, eps);
       const logits = work(last, vocab);
       backend.linear(logits, ends, this.embedding);
-      return await backend.read(logits);
+      return await finish(logits);
     } finally {
       backend.free(...held);
     }

@@ -40,6 +40,31 @@ function best(logits: Float32Array): Best {
   return { id, margin: logits[id] - second };
 }
 
+const GREEDY = { temperature: 0, topK: 0, topP: 1, random: 0 };
+
+/** Milliseconds a pass where the GPU chooses the ids, and nothing but these is read. */
+async function runChoosing({ backend, decoder }: Loaded, sequences: number): Promise<number> {
+  const caches: ReturnType<Decoder["cache"]>[] = [];
+  for (let i = 0; i < sequences; i++) {
+    const cache = decoder.cache(PREFIX + tokens);
+    const prefix = backend.tensor(PREFIX, config.decoder.width);
+    await decoder.prefill(cache, prefix, Array.from({ length: PREFIX }, (_, at) => 10 + at), pause);
+    backend.free(prefix);
+    caches.push(cache);
+  }
+  let ids = caches.map((_, i) => 10 + i);
+  const times: number[] = [];
+  for (let token = 1; token < tokens; token++) {
+    const since = performance.now();
+    const rows = ids.map(() => GREEDY);
+    const limit = Math.min(config.imageTokenId, config.decoder.vocab);
+    ids = (await decoder.choices!(caches, ids, rows, limit, [], pause)).map((it) => it.id);
+    times.push(performance.now() - since);
+  }
+  for (const cache of caches) cache.free();
+  return times.slice(1).sort((a, b) => a - b)[times.length >> 1];
+}
+
 /** What so many sequences find likeliest, token by token along ids that are given, or their own; milliseconds a pass. */
 async function run({ backend, decoder }: Loaded, sequences: number, given?: readonly (readonly Best[])[]) {
   const caches: ReturnType<Decoder["cache"]>[] = [];
@@ -99,10 +124,13 @@ for (const sequences of SEQUENCES) {
   const expected = await run(onWasm, sequences);
   check((await run(onGpu, sequences, expected.found)).found, expected.found); // compiles, too
   const timed = await run(onGpu, sequences, expected.found);
+  await runChoosing(onGpu, sequences);
+  const choosing = await runChoosing(onGpu, sequences);
   rows.push({
     sequences,
     tokensPerSecond: sequences * 1000 / timed.ms,
     msPerPass: timed.ms,
+    choosingTokensPerSecond: sequences * 1000 / choosing,
     wasmTokensPerSecond: sequences * 1000 / expected.ms,
   });
 }
@@ -110,9 +138,12 @@ const say = (line: string) => Deno.stdout.writeSync(new TextEncoder().encode(`${
 say(
   `${machine.adapter}${machine.software ? ", software" : ""}; ${machine.processor}, ${machine.cores} cores`,
 );
-say("| sequences a pass | tokens/s | ms a pass | WASM, one thread, tokens/s |\n|---|---|---|---|");
-for (const { sequences, tokensPerSecond, msPerPass, wasmTokensPerSecond } of rows) {
-  const cells = [tokensPerSecond, msPerPass, wasmTokensPerSecond].map((it) => it.toFixed(1));
+say(
+  "| sequences a pass | tokens/s | ms a pass | ids chosen on the GPU, tokens/s | WASM, one thread, tokens/s |\n|---|---|---|---|---|",
+);
+for (const { sequences, ...row } of rows) {
+  const figures = [row.tokensPerSecond, row.msPerPass, row.choosingTokensPerSecond, row.wasmTokensPerSecond];
+  const cells = figures.map((it) => it.toFixed(1));
   say(`| ${sequences} | ${cells.join(" | ")} |`);
 }
 if (flags.json) await Deno.writeTextFile(flags.json, JSON.stringify({ machine, rows }) + "\n");

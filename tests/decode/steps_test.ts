@@ -5,6 +5,7 @@ import type { Backend } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { loadDecoder } from "../../lib/decode/gemma.ts";
+import { choose, GREEDY } from "../../lib/decode/sampler.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
@@ -68,4 +69,17 @@ async function compare(backend: Backend, family: string, weights: "f32" | "int4"
     alone.free();
   }
   assert.equal(backend.sizeBytes, held);
+  assert.equal(decoder.choices === undefined, backend.sample === undefined);
+  if (!decoder.choices) return;
+  const again = [];
+  for (let i = 0; i < 5; i++) again.push(await started(i));
+  const ids = again.map((_, i) => id(i, 0));
+  const greedy = again.map(() => ({ temperature: 0, topK: 0, topP: 1, random: 0 }));
+  const chosen = await decoder.choices(again, ids, greedy, config.imageTokenId, [0, 2], pause);
+  chosen.forEach((it, i) => {
+    const { id, logprob } = choose(found[0][i].slice(), config.imageTokenId, [0, 2], GREEDY, Math.random);
+    assert.equal(it.id, id);
+    assert.ok(Math.abs(it.logprob - logprob) < 1e-4);
+  });
+  for (const it of again) it.free();
 }
