@@ -1,3 +1,3 @@
 // @ts-self-types="./tiny.d.ts"
-/** In the place of tiny.js: a Worker without a bundled model, which is 0.4 MB compressed and wants `MODEL`. */
+/** In the place of tiny.js: a Worker without a bundled model, which wants `MODEL` in R2: `cf:deploy --alias ./tiny.js:./no_model.js`. */
 export default {};
