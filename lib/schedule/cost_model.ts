@@ -60,7 +60,10 @@ export interface Remaining {
   readonly totalMs?: number;
 }
 
-/** What is expected of a route, milliseconds. Means are those of the stages, before their spread. */
+/**
+ * What is expected of a route, milliseconds. Means are those of the stages, before their spread; P95s are infinite (in
+ * JSON null) while the place of decoding failed lately: it may not answer at all.
+ */
 export interface Estimate {
   readonly firstMeanMs: number;
   readonly firstP50Ms: number;
@@ -160,8 +163,9 @@ export class CostModel {
     const first = this.#shape(route, "first", now);
     const total = this.#shape(route, "total", now);
     const distrust = pool?.distrust(now) ?? 0;
-    const firstP95Ms = firstMeanMs * Math.exp(first.p95);
-    const totalP95Ms = totalMeanMs * Math.exp(total.p95);
+    const relied = distrust <= MAX_DISTRUST;
+    const firstP95Ms = relied ? firstMeanMs * Math.exp(first.p95) : Infinity;
+    const totalP95Ms = relied ? totalMeanMs * Math.exp(total.p95) : Infinity;
     const { firstMs = Infinity, totalMs = Infinity } = remaining;
     const within = Math.min(
       chance(first, firstMs, firstMeanMs),
@@ -176,7 +180,7 @@ export class CostModel {
       totalP50Ms: totalMeanMs * Math.exp(total.median),
       totalP95Ms,
       chance: within * (1 - distrust),
-      meets: firstP95Ms <= firstMs && totalP95Ms <= totalMs && distrust <= MAX_DISTRUST,
+      meets: relied && firstP95Ms <= firstMs && totalP95Ms <= totalMs,
       cost: busyMs / 1000 * pricePerSecond,
     };
   }
@@ -197,6 +201,7 @@ export class CostModel {
     const { firstMs, totalMs } = actual;
     if (firstMs! > 0) this.#spread(route, "first").add(firstMs! / estimate.firstMeanMs, now);
     if (totalMs! > 0) this.#spread(route, "total").add(totalMs! / estimate.totalMeanMs, now);
+    if (estimate.firstP95Ms === Infinity) return; // nothing was promised
     if (firstMs! > 0) this.#tracker(route, "first").update(firstMs! <= estimate.firstP95Ms);
     if (totalMs! > 0) this.#tracker(route, "total").update(totalMs! <= estimate.totalP95Ms);
   }
@@ -212,6 +217,7 @@ export class CostModel {
     else if (leastMs > estimate.firstP50Ms) {
       this.#spread(route, "first").add(leastMs / estimate.firstMeanMs, now);
     }
+    if (estimate.firstP95Ms === Infinity) return;
     // Whether what was given up earlier would have been in time, nobody knows.
     if (broken || leastMs > estimate.firstP95Ms) this.#tracker(route, "first").update(false);
     if (broken || leastMs > estimate.totalP95Ms) this.#tracker(route, "total").update(false);

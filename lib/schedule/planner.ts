@@ -172,7 +172,7 @@ export class Planner {
       if (met) ledger.met++;
     }
     if (hedgeWon) ledger.hedgesWon++;
-    if (!chosen) return;
+    if (!chosen || chosen.estimate.firstP95Ms === Infinity) return;
     ledger.judged++;
     const { firstP95Ms, totalP95Ms } = chosen.estimate;
     const within = remaining.firstMs === undefined ? totalMs <= totalP95Ms : firstMs <= firstP95Ms;

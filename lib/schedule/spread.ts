@@ -16,7 +16,7 @@ import { Sketch, type SketchJson } from "./sketch.ts";
 export const COVERED = 0.95;
 
 /** Logarithms by which a P95 that was too low grows. */
-const TRACKING = 0.15;
+const TRACKING = 0.25;
 const MAX_RAISE = 1.5;
 /** Ratios in the sketch that weigh as much as the lognormal. */
 const SHAPE_WEIGHT = 15;

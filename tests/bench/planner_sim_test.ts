@@ -18,8 +18,9 @@ Deno.test("one seed, one result; another seed, another", () => {
 });
 
 Deno.test("in a small world the planner is ahead of the others and close to the oracle", () => {
-  const [mobile, failing] = runSimulation([...classOf("mobile"), ...classOf("pool-failure")], 40, 3).classes;
-  for (const { class: name, policies } of [mobile, failing]) {
+  const [diurnal, failing] =
+    runSimulation([...classOf("diurnal"), ...classOf("pool-failure")], 40, 3).classes;
+  for (const { class: name, policies } of [diurnal, failing]) {
     const of = Object.fromEntries(policies.map((it) => [it.policy, it]));
     assert.deepEqual(Object.keys(of), Object.keys(POLICIES));
     const { planner, oracle, ...others } = of;

@@ -45,6 +45,7 @@ export interface Question {
   readonly index: number;
   decision: Decision;
   readonly attempts: Attempt[];
+  hedged: boolean;
   winner?: Attempt;
 }
 
@@ -163,7 +164,7 @@ export function simulate(world: World, policyOf: (edge: Edge, index: number) => 
     const asked = world.asked[next];
     if (asked && asked.at <= agenda.nextAt) {
       pool.advance(asked.at);
-      arrive({ asked, index: next++, decision: {}, attempts: [] });
+      arrive({ asked, index: next++, decision: {}, attempts: [], hedged: false });
     } else {
       const event = agenda.pop();
       if (!event) return results;
@@ -322,7 +323,9 @@ export function simulate(world: World, policyOf: (edge: Edge, index: number) => 
     const { asked, decision, winner, attempts } = question;
     const { plan } = decision;
     if (winner || first.over || attempts.length > 1 || !plan?.hedge) return;
-    if (policies[asked.edge].mayHedge?.(plan)) begin(question, plan.hedge.option, plan.hedge.estimate, now);
+    if (!policies[asked.edge].mayHedge?.(plan)) return;
+    question.hedged = true;
+    begin(question, plan.hedge.option, plan.hedge.estimate, now);
   }
 
   function cancel(attempt: Attempt, now: number): void {
@@ -348,7 +351,7 @@ export function simulate(world: World, policyOf: (edge: Edge, index: number) => 
       met,
       avoidable: !met && avoidable[index] === 1,
       decision,
-      hedged: attempts.length > 1 && attempts[1].option === decision.plan?.hedge?.option,
+      hedged: question.hedged,
       covered: chosen && coverage(chosen, asked),
       lost: chosen?.lost ?? false,
       pooled: attempts.some((it) => it.accepted),
@@ -357,14 +360,15 @@ export function simulate(world: World, policyOf: (edge: Edge, index: number) => 
 }
 
 /** Whether the P95 of an attempt held: of the first token where that was wanted, otherwise of the whole. */
-function coverage({ estimate, actual, question, begunAt, firstAt }: Attempt, asked: Asked) {
-  if (!estimate) return undefined;
+function coverage({ estimate, actual, question, begunAt, firstAt, lost }: Attempt, asked: Asked) {
+  if (!estimate || estimate.firstP95Ms === Infinity) return undefined;
+  if (lost) return false;
   const wantsFirst = asked.remaining.firstMs !== undefined;
   const p95 = wantsFirst ? estimate.firstP95Ms : estimate.totalP95Ms;
   const known = wantsFirst ? actual.firstMs : actual.totalMs;
   if (known !== undefined) return known <= p95;
   // It was given up: how long it would have taken, nobody knows; that it would have been longer than it was.
-  const until = Math.max(question.winner?.firstAt ?? deadline(asked), 0);
+  const until = question.winner?.firstAt ?? deadline(asked);
   if (firstAt < Infinity && wantsFirst) return firstAt - begunAt <= p95;
   return until - begunAt > p95 ? false : undefined;
 }
