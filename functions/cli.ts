@@ -16,7 +16,7 @@ import { decodePicture } from "../lib/preprocess/decode.ts";
 import { encodePng } from "../lib/vision/mask_forms.ts";
 import { annotate } from "../models/annotate.ts";
 import { demo } from "../models/demo.ts";
-import { evaluate, report } from "../models/evaluate.ts";
+import { evaluate, progressLine, report } from "../models/evaluation/evaluate.ts";
 import { type Engine, loadModel, type ModelOptions, TINY } from "./model.ts";
 import { modelsCommand, UsageError } from "./models.ts";
 
@@ -280,10 +280,14 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
     const result = await evaluate(pipeline, flags.data, {
       task: flags.task,
       constrained: flags.constrained,
+      log: typeof flags.json === "string" ? `${flags.json}.answers` : undefined,
       signal,
-      progress: progress("scene"),
+      progress: evalProgress(),
     });
-    if (typeof flags.json === "string") await Deno.writeTextFile(flags.json, JSON.stringify(result) + "\n");
+    if (typeof flags.json === "string") {
+      await writeWhole(flags.json, JSON.stringify(result) + "\n");
+      await Deno.remove(`${flags.json}.answers`);
+    }
     return await print(report(result));
   }
   if (command === "demo") {
@@ -292,13 +296,26 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   throw new UsageError(`expected one of the commands below, found "${command}"`);
 }
 
-/** A counter on the terminal; silent where the output is not one. */
-function progress(noun: string): (done: number, total: number) => void {
-  if (!Deno.stderr.isTerminal()) return () => {};
-  return (done, total) =>
-    Deno.stderr.writeSync(
-      new TextEncoder().encode(`\r${noun} ${done} of ${total}\x1b[K${done === total ? "\n" : ""}`),
-    );
+/** A bar on the terminal; silent where the output is not one. Speed is of this run, not of what an earlier one did. */
+function evalProgress(): ((done: number, total: number) => void) | undefined {
+  if (!Deno.stderr.isTerminal()) return undefined;
+  const start = performance.now();
+  let before: number | undefined;
+  return (done, total) => {
+    before ??= done - 1;
+    const line = progressLine(done, total, { done: before, elapsedMs: performance.now() - start });
+    Deno.stderr.writeSync(new TextEncoder().encode(`\r${line}\x1b[K${done === total ? "\n" : ""}`));
+  };
+}
+
+/** Writes a file under another name first, so that half of it is never taken for the whole. */
+async function writeWhole(path: string, text: string): Promise<void> {
+  try {
+    await Deno.writeTextFile(`${path}.part`, text);
+    await Deno.rename(`${path}.part`, path);
+  } catch (error) {
+    throw new RequestError("storage_failed", `Cannot write ${path}: ${(error as Error).message}`);
+  }
 }
 
 const stop = new AbortController();

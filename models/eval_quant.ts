@@ -10,7 +10,7 @@ import { type Backend, createPipeline, type ModelFiles, RequestError } from "../
 import type { WeightFormat } from "../lib/types.ts";
 import { directoryFiles } from "../functions/model.ts";
 import { type Calibration, convert, type ConvertOptions } from "./convert.ts";
-import { evaluate, type TaskResult } from "./evaluate.ts";
+import { evaluate, type TaskResult } from "./evaluation/evaluate.ts";
 import { argmax } from "../lib/decode/sampler.ts";
 import { openStages, run, type Shown } from "./stages.ts";
 

@@ -18,7 +18,7 @@ export interface Shown {
 }
 
 /**
- * Questions of a data set (`evaluate.ts` tells its form): all, or so many evenly spread over it.
+ * Questions of a data set (`evaluation/data.ts` tells its form): all, or so many evenly spread over it.
  *
  * @throws {RequestError} `parameter_invalid` for a file or picture that is not there, and for one without questions.
  */

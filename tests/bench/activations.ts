@@ -18,7 +18,7 @@ import { dequantize, quantizeInt8 } from "../../lib/weights/quantize.ts";
 import { createPipeline, createWasmBackend } from "../../lib/mod.ts";
 import { directoryFiles, TINY } from "../../functions/model.ts";
 import { logitError, type Trace, trace } from "../../models/eval_quant.ts";
-import { evaluate } from "../../models/evaluate.ts";
+import { evaluate } from "../../models/evaluation/evaluate.ts";
 import { readShown } from "../../models/stages.ts";
 import { simd } from "../../wasm/kernels.js";
 import { numbers } from "./random.ts";
@@ -135,7 +135,7 @@ async function main(): Promise<void> {
       const subject = () => ({ backend: new RoundingBackend(rounding), files, format });
       truth ??= await trace(subject(), questions, 24);
       const error = await logitError(subject(), questions, truth);
-      const { accuracy, rows } = await evaluate(
+      const { accuracy, n } = await evaluate(
         await createPipeline({
           backend: new RoundingBackend(rounding),
           files,
@@ -149,7 +149,7 @@ async function main(): Promise<void> {
         `top-1 ${(100 * error.top1).toFixed(2)} %`,
         `mean error ${error.meanError.toFixed(4)}`,
         `max error ${error.maxError.toFixed(3)}`,
-        `${(100 * accuracy).toFixed(2)} % of ${rows} questions`,
+        `${(100 * accuracy).toFixed(2)} % of ${n} questions`,
       ];
       Deno.stdout.writeSync(
         new TextEncoder().encode(`${format.padEnd(10)} ${rounding.name.padEnd(34)} ${figures.join("  ")}\n`),

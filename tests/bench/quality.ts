@@ -7,7 +7,7 @@ import { join } from "@std/path";
 import { createPipeline, createWasmBackend, type WeightFormat } from "../../lib/mod.ts";
 import { directoryFiles, TINY } from "../../functions/model.ts";
 import { type LogitError, logitError, trace } from "../../models/eval_quant.ts";
-import { evaluate } from "../../models/evaluate.ts";
+import { evaluate } from "../../models/evaluation/evaluate.ts";
 import { readShown, type Shown } from "../../models/stages.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 
@@ -68,7 +68,7 @@ async function* compared(
     );
     yield {
       ...{ model, weights, ...error },
-      ...answers && { accuracy: answers.accuracy, questions: answers.rows },
+      ...answers && { accuracy: answers.accuracy, questions: answers.n },
     };
   }
 }

@@ -1,0 +1,190 @@
+/** Data sets, benchmarks and runs of `deno task eval`, with the bundled model and pictures. */
+
+import assert from "node:assert/strict";
+import { loadModel, TINY } from "../../functions/model.ts";
+import { BENCHMARKS } from "../../models/evaluation/benchmarks.ts";
+import { pictures, readRows } from "../../models/evaluation/data.ts";
+import { evaluate, progressLine, report } from "../../models/evaluation/evaluate.ts";
+import { decodePicture } from "../../lib/preprocess/decode.ts";
+
+const PICTURES = `${TINY}/pictures`;
+const pipeline = await loadModel(TINY);
+
+async function withData(
+  rows: readonly unknown[],
+  test: (data: string, directory: string) => Promise<void>,
+): Promise<void> {
+  const directory = await Deno.makeTempDir();
+  try {
+    for (const name of ["hearts.png", "park.png", "five_shapes.png"]) {
+      await Deno.copyFile(`${PICTURES}/${name}`, `${directory}/${name}`);
+    }
+    const lines = rows.map((it) => typeof it === "string" ? it : JSON.stringify(it));
+    await Deno.writeTextFile(`${directory}/data.jsonl`, lines.join("\n") + "\n");
+    await test(`${directory}/data.jsonl`, directory);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+}
+
+const CAPTION = "a purple cross, a green star, a red heart, a blue square and a blue ring";
+const OCR = { task: "ocr", image: "park.png", prompt: "ocr", answers: ["PARK"] };
+
+Deno.test("a scene's task is matched exactly; JSON has task, n, metric and accuracy", () =>
+  withData([OCR, { ...OCR, answers: ["BANK"] }, { ...OCR, task: "other" }], async (data) => {
+    const { task, n, metric, accuracy } = await evaluate(pipeline, data, { task: "ocr" });
+    assert.deepEqual({ task, n, metric, accuracy }, {
+      task: "ocr",
+      n: 2,
+      metric: "exact match",
+      accuracy: 0.5,
+    });
+    const all = await evaluate(pipeline, data);
+    assert.deepEqual([all.task, all.n, all.accuracy], ["all", 3, 2 / 3]);
+  }));
+
+Deno.test("captions: CIDEr-D, with what was published for models of any size beside it", () =>
+  withData([
+    { image: "five_shapes.png", answers: [CAPTION] },
+    { image: "park.png", answers: ["the word park on a sign"] },
+  ], async (data) => {
+    const found = await evaluate(pipeline, data, { task: "cococap" });
+    assert.equal(found.metric, "CIDEr-D");
+    assert.ok(found.accuracy >= 0.5 && found.accuracy < 1, `${found.accuracy}`);
+    const lines = report(found);
+    assert.match(lines, new RegExp(`cococap +2 +${(1000 * found.accuracy).toFixed(1)}  CIDEr-D`));
+    assert.match(lines, /141\.9 {2}published: PaliGemma, 224 px \(COCO captions/);
+  }));
+
+Deno.test("questions become the benchmark's prompt, parts are scored apart and averaged", () =>
+  withData([
+    { image: "hearts.png", question: "how many circles are there?", answers: ["two"], split: "simple" },
+    {
+      image: "hearts.png",
+      prompt: "answer en how many circles are there?",
+      answers: ["9"],
+      split: "complex",
+    },
+    { image: "hearts.png", question: "how many circles are there?", answers: ["2"], split: "simple" },
+  ], async (data) => {
+    const { rows } = await readRows(data, "tallyqa");
+    assert.deepEqual(
+      new Set(rows.map((it) => it.prompt)),
+      new Set(["answer en how many circles are there?"]),
+    );
+    const { accuracy, tasks: [{ splits }] } = await evaluate(pipeline, data, { task: "tallyqa" });
+    assert.deepEqual([accuracy, splits!.simple.accuracy, splits!.complex.accuracy], [0.5, 1, 0]);
+    assert.equal(splits!.simple.n, 2);
+  }));
+
+Deno.test("a frames folder gives eight pictures 26 apart, and begins anew when it is shorter", () =>
+  withData([{ frames: "video", question: "what is it?", answers: ["a cat"] }], async (data, directory) => {
+    await Deno.mkdir(`${directory}/video`);
+    for (let i = 0; i < 10; i++) await Deno.writeFile(`${directory}/video/${i}.png`, Uint8Array.of(i));
+    const { rows: [row] } = await readRows(data, "msvdqa");
+    assert.deepEqual((await pictures(row, data, 224)).map((it) => it[0]), [0, 6, 2, 8, 4, 0, 6, 2]);
+    await Deno.remove(`${directory}/video`, { recursive: true });
+    await assert.rejects(pictures(row, data, 224), {
+      code: "image_missing",
+      message: /data\.jsonl, line 1: /,
+    });
+  }));
+
+Deno.test("WidgetCap's box is drawn in red, one pixel wide, on the model's square", () =>
+  withData([{ image: "park.png", box: [0.25, 0, 0.75, 1], answers: ["a word"] }], async (data) => {
+    const { rows: [row] } = await readRows(data, "widgetcap");
+    const [png] = await pictures(row, data, 32);
+    const drawn = await decodePicture(png, { maxPixels: 1e6 });
+    assert.deepEqual([drawn.width, drawn.height], [32, 32]);
+    const red = (y: number, x: number) =>
+      [255, 0, 0].every((value, c) => drawn.data[3 * (32 * y + x) + c] === value);
+    assert.ok(red(7, 0) && red(7, 31) && red(23, 15) && red(15, 0) && red(15, 31));
+    assert.ok(!red(6, 15) && !red(8, 15) && !red(15, 15) && !red(24, 0));
+  }));
+
+Deno.test("bad lines are named with what was expected and found", async () => {
+  const good = { image: "park.png", prompt: "ocr", answers: ["PARK"] };
+  for (
+    const [row, task, message] of [
+      ["{", "gqa", /data\.jsonl, line 2: expected one JSON object, found "\{"/],
+      ["[1]", "gqa", /line 2: expected one JSON object, found \[1\]/],
+      [{ ...good, answers: "PARK" }, "gqa", /line 2: expected "answers" to be a list of texts, found "PARK"/],
+      [{ ...good, answers: [] }, "gqa", /line 2: expected "answers", found \[\]/],
+      [
+        { ...good, image: undefined },
+        "gqa",
+        /line 2: expected one of "image", "images" and "frames", found \[\]/,
+      ],
+      [{ ...good, prompt: undefined }, "gqa", /line 2: expected "prompt" or "question", found none/],
+      [{ ...good, box: [0, 0, 1, 2] }, "gqa", /line 2: expected "box" to be \[yMin, .*, found \[0,0,1,2\]/],
+      [{ ...good, task: "detect" }, "gqa", /line 2: expected "boxes", found none/],
+    ] as const
+  ) {
+    await withData(
+      [good, row],
+      (data) => assert.rejects(readRows(data, task), { code: "parameter_invalid", message }),
+    );
+  }
+  await withData([good], async (data) => {
+    await assert.rejects(readRows(data), {
+      message: /line 1: expected "task", or --task with one of cococap, /,
+    });
+    await assert.rejects(readRows(data, "nothing"), { message: /line 1: .*, found "nothing"/ });
+    await assert.rejects(readRows(`${data}.none`, "gqa"), {
+      code: "parameter_invalid",
+      message: /^Cannot read /,
+    });
+  });
+  await withData(
+    [OCR],
+    (data) =>
+      assert.rejects(readRows(data, "count"), { message: /expected rows of task "count", found ocr/ }),
+  );
+});
+
+Deno.test("a run that was stopped goes on from what is done, and comes to the same", () =>
+  withData([OCR, { ...OCR, image: "hearts.png" }, { ...OCR, answers: ["BANK"] }], async (data, directory) => {
+    const log = `${directory}/answers`;
+    const stop = new AbortController();
+    const run = (options: Parameters<typeof evaluate>[2]) => evaluate(pipeline, data, { log, ...options });
+    await assert.rejects(run({ signal: stop.signal, progress: (done) => done === 1 && stop.abort() }), {
+      code: "cancelled",
+      message: "Stopped after 1 of 3 questions; the same command goes on from there",
+    });
+    const kept = await Deno.readTextFile(log);
+    assert.equal(kept.split("\n").length, 3);
+    // Killed while it wrote: what has no end is not taken.
+    await Deno.writeTextFile(log, kept + `{"line":2,"text":"PARK","items":[]}`);
+    // What was answered is not asked again: an answer changed on disk counts.
+    await Deno.writeTextFile(log, (await Deno.readTextFile(log)).replace('"PARK"', '"BANK"'));
+    const { accuracy, n } = await run({});
+    assert.deepEqual([accuracy, n], [0, 3]);
+    await assert.rejects(run({ constrained: true }), {
+      code: "parameter_invalid",
+      message: /Cannot go on with .*answers: expected answers of .*; remove the file to begin anew/,
+    });
+    await Deno.remove(log);
+    assert.equal((await run({})).accuracy, 1 / 3);
+  }));
+
+Deno.test("progress: how much, how fast, how long still; what an earlier run did is no speed", () => {
+  assert.equal(
+    progressLine(60, 120, { done: 20, elapsedMs: 20_000 }),
+    "[############............] 60 of 120  2.0 a second  30 s left",
+  );
+  assert.match(progressLine(1, 1000, { done: 0, elapsedMs: 10_000 }), /0\.10 a second {2}2 h 46 min left$/);
+  assert.match(progressLine(10, 100, { done: 9, elapsedMs: 1000 }), /1\.0 a second {2}1 min 30 s left$/);
+});
+
+Deno.test("the benchmarks of the articles are there, with sizes and scores in range", () => {
+  const named =
+    "cococap textcaps widgetcap vqav2 gqa scienceqa textvqa docvqa chartqa tallyqa countbenchqa mmvp refcoco msvdqa";
+  for (const name of named.split(" ")) {
+    const { published, prompt, maxTokens } = BENCHMARKS[name];
+    assert.ok(published?.length && prompt && maxTokens, name);
+    assert.ok(
+      published.every((it) => [224, 448, 896].includes(it.imageSize) && it.score > 30 && it.score < 160),
+      name,
+    );
+  }
+});
