@@ -6,7 +6,9 @@ import { collect, createPipeline, type ModelFiles, type Question, type WeightFor
 import { createWasmBackend } from "../lib/backend/wasm.ts";
 import { examples } from "../models/demo.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
+import { greedy } from "./backend/browser_page.ts";
 import { openSoftware } from "./backend/gpus.ts";
+import { directoryBytes } from "./memory_files.ts";
 
 const CHECKPOINTS = new URL("./golden/checkpoints/", import.meta.url).pathname;
 const SCENE = Deno.readFileSync(new URL("./fixtures/scene.png", import.meta.url));
@@ -14,7 +16,6 @@ const SCENE = Deno.readFileSync(new URL("./fixtures/scene.png", import.meta.url)
 const machines = {
   "lavapipe": await openSoftware({ driver: "lavapipe" }),
   "SwiftShader": await openSoftware({ driver: "swiftshader" }),
-  "lavapipe by Deno's own WebGPU": await openSoftware({ driver: "lavapipe", provider: "deno" }),
 };
 
 for (const [name, backend] of Object.entries(machines)) {
@@ -51,6 +52,27 @@ for (const [name, backend] of Object.entries(machines)) {
   });
 }
 
+for (const family of ["pg1", "pg2"]) {
+  Deno.test({
+    name: `webgpu on lavapipe by Deno's own WebGPU: the tokens of ${family} are WASM's` +
+      (machines.lavapipe ? "" : " (skipped: no such driver)"),
+    ignore: !machines.lavapipe,
+    async fn() {
+      const formats = ["f32"] as const;
+      const script = new URL("./backend/deno_gpu.ts", import.meta.url).pathname;
+      const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: ["run", "-A", "--quiet", "--no-lock", script, CHECKPOINTS + family, ...formats],
+      }).output();
+      const printed = new TextDecoder().decode(stdout);
+      assert.ok(printed, new TextDecoder().decode(stderr));
+      const wasm = createWasmBackend({ simd, relaxed });
+      const expected = [];
+      for (const it of formats) expected.push(await greedy(wasm, directoryBytes(CHECKPOINTS + family), it));
+      assert.deepEqual(JSON.parse(printed), { software: true, found: expected });
+    },
+  });
+}
+
 /**
  * The same on both backends: greedy tokens, and the best logits within 1e-4 in f32. Where activations are rounded, one
  * that lies between two integers may go either way, which comes to 0.07 in these; it does between WASM and plain loops.
@@ -73,9 +95,14 @@ async function same(
     answers.push(await collect(pipeline.answer(question)));
   }
   const [expected, found] = answers;
-  assert.deepEqual(found.tokenIds, expected.tokenIds);
   const limit = weights === "f32" ? 1e-4 : 0.1;
-  found.logits!.forEach((step, i) => {
+  // Where the likeliest two are as near, either may win, and what follows is another answer.
+  const ties = expected.logits!.map(([first, second]) =>
+    weights !== "f32" && first.logit - second.logit < limit
+  );
+  const apart = found.tokenIds.findIndex((it, i) => it !== expected.tokenIds[i]);
+  assert.ok(apart < 0 || ties[apart], `token ${apart}: ${found.tokenIds} for ${expected.tokenIds}`);
+  found.logits!.slice(0, apart < 0 ? undefined : apart).forEach((step, i) => {
     const wanted = new Map(expected.logits![i].map((it) => [it.id, it.logit]));
     for (const { id, logit } of step.slice(0, 5)) {
       const difference = Math.abs(logit - wanted.get(id)!);
