@@ -156,6 +156,9 @@ Deno.test({
           };
           return { reader, leave: () => end(first, leading), leaveToo: () => end(second, reader) };
         };
+        const before = performance.now();
+        await (await ask({ maxTokens: "600", seed: "4" })).text();
+        const wholeMs = performance.now() - before;
         let asked = await both(5);
         // A slow machine may have computed all of it by now: then another is asked for.
         for (let seed = 6; seed < 20 && await waiting() < 1; seed++) {
@@ -167,8 +170,7 @@ Deno.test({
         assert.equal(await waiting(), 1);
         await asked.leaveToo();
         const since = performance.now();
-        // The whole answer would take a second and more.
-        while (await waiting() > 0) assert.ok(performance.now() - since < 500, "still computing");
+        while (await waiting() > 0) assert.ok(performance.now() - since < wholeMs / 2, "still computing");
         assert.equal((await ask({})).status, 200);
       },
     );
