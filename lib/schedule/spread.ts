@@ -3,7 +3,7 @@
  *
  * Two descriptions are blended by what they have seen. A lognormal of the ratio's drift is there from the first request
  * and moves within a few; a sketch knows the true shape once it holds some. The 95 % quantile is then held to its
- * promise: after every duration it is raised where it was too low and lowered a nineteenth as much where it was not
+ * promise: after every duration it is raised where it was too low and lowered a twentieth as much where it was not
  * (adaptive conformal inference, Gibbs and Candès 2021, as the quantile tracker of Angelopoulos et al. 2023), so that
  * over time it covers 95 % of what it was used for, whatever the distribution, and although the caller picks those
  * predictions that look best.
@@ -15,6 +15,8 @@ import { Sketch, type SketchJson } from "./sketch.ts";
 /** The share of durations that a P95 is to cover. */
 export const COVERED = 0.95;
 
+/** What a tracker aims at, a little more: while it is still finding its raise, it covers less. */
+const AIM = 0.956;
 /** Logarithms by which a P95 that was too low grows. */
 const TRACKING = 0.25;
 const MAX_RAISE = 1.5;
@@ -50,7 +52,7 @@ export class Tracker {
 
   /** Takes whether the duration lay within the P95. */
   update(covered: boolean): void {
-    const by = TRACKING * (covered ? COVERED - 1 : COVERED);
+    const by = TRACKING * (covered ? AIM - 1 : AIM);
     this.raise = Math.min(MAX_RAISE, Math.max(-MAX_RAISE / 2, this.raise + by));
   }
 }
