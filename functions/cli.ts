@@ -1,6 +1,7 @@
 /** The command line. `deno task cli help` prints the usage below. */
 
 import { parseArgs } from "node:util";
+import { join } from "@std/path";
 import {
   type Answer,
   collect,
@@ -16,7 +17,8 @@ import { decodePicture } from "../lib/preprocess/decode.ts";
 import { encodePng } from "../lib/vision/mask_forms.ts";
 import { annotate } from "../models/annotate.ts";
 import { demo } from "../models/demo.ts";
-import { evaluate, progressLine, report } from "../models/evaluation/evaluate.ts";
+import { evaluate, type Marked, progressLine, report } from "../models/evaluation/evaluate.ts";
+import { writeHtml } from "../models/evaluation/html.ts";
 import { type Engine, loadModel, type ModelOptions, TINY } from "./model.ts";
 import { modelsCommand, UsageError } from "./models.ts";
 
@@ -29,7 +31,8 @@ const USAGE = `PaliGemma Edge
   segment IMAGE "A ; B"         boxes and mask tokens
   ocr IMAGE                     read the text in it
   classify IMAGE --labels A,B,C|FILE [--template TEXT]   how likely each label is (FILE: one label a line)
-  eval --data FILE [--task NAME]   accuracy on a data.jsonl as models/tiny/scenes.py writes it
+  eval --data FILE.jsonl [--task NAME] [--json FILE] [--html DIR]   accuracy, by the task's own metric, beside what
+                                was published; with --json or --html an interrupted run goes on where it was
   models list [DIR]             models that are bundled, known, and in DIR
   models info DIR|ID [--json]   what a model is, takes and fits
   models pull ID|OWNER/REPO[@REVISION] --out DIR   download (HF_TOKEN, HF_ENDPOINT); run again, it goes on
@@ -88,6 +91,7 @@ function parse(args: readonly string[], jsonTakesFile: boolean) {
         data: { type: "string" },
         task: { type: "string" },
         out: { type: "string" },
+        html: { type: "string" },
         labels: { type: "string" },
         template: { type: "string", default: "answer en what is this?" },
         vision: { type: "string", default: "int8" },
@@ -277,17 +281,25 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   if (command === "eval") {
     if (!flags.data) throw new UsageError("eval: expected --data FILE, found none");
     const pipeline = await loadModel(flags.model!, modelOptions(flags));
+    const { json, html } = flags as { json?: string; html?: string };
+    if (html !== undefined) await makeFolder(html);
+    const log = json !== undefined
+      ? `${json}.answers`
+      : html !== undefined
+      ? join(html, "answers.jsonl")
+      : undefined;
+    const marked: Marked[] = [];
     const result = await evaluate(pipeline, flags.data, {
       task: flags.task,
       constrained: flags.constrained,
-      log: typeof flags.json === "string" ? `${flags.json}.answers` : undefined,
+      log,
       signal,
       progress: evalProgress(),
+      marked: (them) => them.forEach((it) => marked.push(it)),
     });
-    if (typeof flags.json === "string") {
-      await writeWhole(flags.json, JSON.stringify(result) + "\n");
-      await Deno.remove(`${flags.json}.answers`);
-    }
+    if (html !== undefined) await writeHtml(html, result, marked, flags.data);
+    if (json !== undefined) await writeWhole(json, JSON.stringify(result) + "\n");
+    if (log !== undefined) await Deno.remove(log);
     return await print(report(result));
   }
   if (command === "demo") {
@@ -306,6 +318,14 @@ function evalProgress(): ((done: number, total: number) => void) | undefined {
     const line = progressLine(done, total, { done: before, elapsedMs: performance.now() - start });
     Deno.stderr.writeSync(new TextEncoder().encode(`\r${line}\x1b[K${done === total ? "\n" : ""}`));
   };
+}
+
+async function makeFolder(path: string): Promise<void> {
+  try {
+    await Deno.mkdir(path, { recursive: true });
+  } catch (error) {
+    throw new RequestError("storage_failed", `Cannot write to ${path}: ${(error as Error).message}`);
+  }
 }
 
 /** Writes a file under another name first, so that half of it is never taken for the whole. */

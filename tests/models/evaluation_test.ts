@@ -4,7 +4,8 @@ import assert from "node:assert/strict";
 import { loadModel, TINY } from "../../functions/model.ts";
 import { BENCHMARKS } from "../../models/evaluation/benchmarks.ts";
 import { pictures, readRows } from "../../models/evaluation/data.ts";
-import { evaluate, progressLine, report } from "../../models/evaluation/evaluate.ts";
+import { evaluate, type Marked, progressLine, report } from "../../models/evaluation/evaluate.ts";
+import { writeHtml } from "../../models/evaluation/html.ts";
 import { decodePicture } from "../../lib/preprocess/decode.ts";
 
 const PICTURES = `${TINY}/pictures`;
@@ -165,6 +166,34 @@ Deno.test("a run that was stopped goes on from what is done, and comes to the sa
     });
     await Deno.remove(log);
     assert.equal((await run({})).accuracy, 1 / 3);
+  }));
+
+Deno.test("the page shows scores, published ones, and what went wrong with its picture", () =>
+  withData([
+    { image: "park.png", prompt: "ocr", answers: ["BANK <b>"], split: "human" },
+    { image: "hearts.png", prompt: "detect circle", answers: ["PARK"], split: "augmented" },
+    { image: "park.png", prompt: "ocr", answers: ["PARK"], split: "augmented" },
+  ], async (data, directory) => {
+    const marked: Marked[] = [];
+    const result = await evaluate(pipeline, data, {
+      task: "chartqa",
+      marked: (them) => marked.push(...them),
+    });
+    assert.deepEqual(marked.map((it) => it.mark), [0, 0, 1]);
+    await writeHtml(`${directory}/page`, result, marked, data);
+    const page = await Deno.readTextFile(`${directory}/page/index.html`);
+    assert.match(page, /chartqa: 2 of 3 not wholly right/);
+    assert.match(
+      page,
+      /<td>chartqa, human<td class=n>1<td>relaxed accuracy<td class=n>0\.00<td>42 \(PaliGemma 2 3B, 224 px/,
+    );
+    assert.match(page, /<td class=n>25\.00<td>57\.08 \(PaliGemma, 224 px/);
+    assert.match(page, /<dt>Said<dd>PARK<dt>Wanted<dd>BANK &lt;b>/);
+    const shown = [...page.matchAll(/src="pictures\/([^"]+)"/g)].map(([, name]) => name);
+    assert.deepEqual(shown, ["1_0.png", "2_0.png"]);
+    const [plain, drawn] = shown.map((it) => Deno.readFileSync(`${directory}/page/pictures/${it}`));
+    assert.deepEqual(plain, Deno.readFileSync(`${directory}/park.png`));
+    assert.notDeepEqual(drawn, Deno.readFileSync(`${directory}/hearts.png`));
   }));
 
 Deno.test("progress: how much, how fast, how long still; what an earlier run did is no speed", () => {
