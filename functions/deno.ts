@@ -183,7 +183,12 @@ const url = `http://localhost:${server.addr.port}`;
 try {
   const since = performance.now();
   // As many as a machine may be asked at once; each holds its pixels, less than a megabyte.
-  const serving = { metrics, maxWaiting: 256, pool: pool && await openPool(pool, onError) };
+  const serving = {
+    metrics,
+    maxWaiting: 256,
+    pool: pool && await openPool(pool, onError),
+    poolImages: pool?.images,
+  };
   pipeline = await loadModel(resolve(directory), {
     ...serving,
     backend,

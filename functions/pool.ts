@@ -3,8 +3,9 @@
 import { type NatsConnection, nkeyAuthenticator, wsconnect } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import { RequestError } from "../lib/mod.ts";
+import { INBOX } from "../lib/pool/exchange.ts";
 import { HttpPool } from "../lib/pool/http.ts";
-import { INBOX, NatsPool } from "../lib/pool/nats.ts";
+import { NatsPool } from "../lib/pool/nats.ts";
 import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
 import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
 import type { ModelShape } from "../lib/pool/work.ts";

@@ -49,13 +49,23 @@ function health(): Response {
   });
 }
 
-const http = Deno.serve({ port, onListen() {} }, (request) => {
+function respond(request: Request): Response {
   const { pathname } = new URL(request.url);
   if (pathname === "/health") return health();
   if (pathname !== "/metrics") return new Response("There is /health and /metrics\n", { status: 404 });
   return new Response(exposition(metrics), { headers: { "content-type": "text/plain; version=0.0.4" } });
-});
+}
 
+function serveOrFail() {
+  try {
+    return Deno.serve({ port, onListen() {} }, respond);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    return fail(`Cannot tell health on port ${port}: something else is there. PORT=0 takes any.`);
+  }
+}
+
+const http = serveOrFail();
 try {
   const verify = await createVerify(await trustedKeys(pool));
   const engine = await loadEngine(resolve(directory), { backend, threads, onError });

@@ -3,6 +3,7 @@
 import { type Level, LEVELS } from "../lib/http/guard/log.ts";
 import type { AppParts } from "../lib/http/app.ts";
 import { readSecrets } from "../lib/jobs/signature.ts";
+import type { PoolImages } from "../lib/pipeline.ts";
 import type { Capacity } from "../lib/pool/serving.ts";
 import type { Engine } from "./model.ts";
 
@@ -16,6 +17,8 @@ export interface PoolSettings extends Capacity {
   readonly ca?: string;
   /** The private key that signs work, a JWK, or the file it is in; of those who ask. */
   readonly signingKey?: string;
+  /** What workers are sent, where it is not pixels; of those who ask. */
+  readonly images?: PoolImages;
   /** The public keys whose work is taken, a JWKS, or the file they are in; of workers. */
   readonly trustedKeys?: string;
 }
@@ -76,6 +79,15 @@ export function readSettings(get: (name: string) => string | undefined): Setting
       }`,
     );
   }
+  const sent = oneOf("POOL_IMAGES", [
+    "pixels",
+    "features-f16",
+    "features-int8",
+    "projected-f16",
+    "projected-int8",
+  ], "pixels");
+  const [stage, dtype] = sent.split("-");
+  const poolImages = sent === "pixels" ? undefined : { stage, dtype } as PoolImages;
   const keys = list("API_KEYS");
   const webhookSecret = get("WEBHOOK_SECRET");
   const { requestsPerMinute, concurrent } = keys.length
@@ -103,6 +115,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
         ca: get("POOL_CA") || undefined,
         signingKey: get("POOL_SIGNING_KEY") || undefined,
         trustedKeys: get("POOL_TRUSTED_KEYS") || undefined,
+        images: poolImages,
         maxActive: whole("POOL_ACTIVE", 1, 256) ?? 8,
         maxWaiting: whole("POOL_WAITING", 0, 10_000) ?? 16,
       },

@@ -25,7 +25,14 @@ import {
   type RememberingVision,
   visionRevision,
 } from "./vision/feature_cache.ts";
-import { embedded, loadVision, type Residence, type SiglipVision, type Vision } from "./vision/siglip.ts";
+import {
+  embedded,
+  featuresOf,
+  loadVision,
+  type Residence,
+  type SiglipVision,
+  type Vision,
+} from "./vision/siglip.ts";
 import { type ModelConfig, readConfig } from "./weights/config.ts";
 import { checkRoom, openWeights } from "./weights/load.ts";
 import { revisionOf } from "./weights/revision.ts";
@@ -40,6 +47,9 @@ export interface Stages {
   /** Tells the vision weights from others, in their format and on their engine; by default the revision. */
   readonly featureRevision?: string;
 }
+
+/** Rows of image tokens that are sent at once: a quarter of a picture of 224 pixels, 256 KiB as f16. */
+const BLOCK_ROWS = 64;
 
 /** What an engine is made of. */
 export interface EngineParts extends FeatureCacheOptions {
@@ -250,6 +260,49 @@ export class Engine implements Pool {
   async rows(images: Images, pause: Pause): Promise<Uint8Array> {
     const { values } = await this.embed(images, "projected", pause);
     return encodeRows("f16", values, this.config.decoder.width);
+  }
+
+  /**
+   * The same pictures at a later stage, for the way to other machines: the rows of the first are sent while the next are
+   * computed.
+   *
+   * @param images pixels.
+   * @throws {RequestError} `parameter_invalid`, with the first block, for features of an encoder that does not give them.
+   */
+  encoded(images: Images, stage: "features" | "projected", dtype: "f16" | "int8", pause: Pause): Images {
+    const { backend } = this.parts;
+    const { config, imageTokens } = this;
+    const width = stage === "projected" ? config.decoder.width : config.vision.width;
+    const write = async (out: Tensor, picture: Pixels) => {
+      if (stage === "projected") {
+        await this.vision.encode(out, picture, await this.vision.key(picture), pause);
+      } else await featuresOf(this.stages.vision)(out, picture, pause);
+    };
+    const pixels = () => this.#pixels(images);
+    let known: readonly Uint8Array[] | undefined;
+    return {
+      stage,
+      dtype,
+      shape: [images.shape[0], imageTokens, width],
+      async *blocks() {
+        if (known) return yield* known;
+        const blocks: Uint8Array[] = [];
+        const out = backend.tensor(imageTokens, width);
+        try {
+          for (const picture of await pixels()) {
+            await write(out, picture);
+            for (let row = 0; row < imageTokens; row += BLOCK_ROWS) {
+              const rows = backend.slice(out, row, Math.min(BLOCK_ROWS, imageTokens - row));
+              blocks.push(encodeRows(dtype, await backend.read(rows), width));
+              yield blocks.at(-1)!;
+            }
+          }
+        } finally {
+          backend.free(out);
+        }
+        known = blocks;
+      },
+    };
   }
 
   async #pixels(images: Images): Promise<Pixels[]> {

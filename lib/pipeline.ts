@@ -67,6 +67,12 @@ export interface LocalPipeline extends Pipeline {
   embed(question: EmbedQuestion, signal?: AbortSignal): Promise<Embedding>;
 }
 
+/** Image features or tokens for a pool, and how their numbers are rounded. */
+export interface PoolImages {
+  readonly stage: "features" | "projected";
+  readonly dtype: "f16" | "int8";
+}
+
 /** What a pipeline is made of. */
 export interface PipelineParts extends EngineParts {
   /** Name that clients see. */
@@ -79,6 +85,8 @@ export interface PipelineParts extends EngineParts {
   readonly maxWaiting?: number;
   /** Workers elsewhere that have the same model: they are asked first, and what they do not do is done here. */
   readonly pool?: (model: ModelShape) => Pool;
+  /** What the pool is sent: pixels by default, which no rounding changes, or what is computed of them here. */
+  readonly poolImages?: PoolImages;
   /** Counts the questions that wait, and the answers. */
   readonly metrics?: Metrics;
 }
@@ -127,7 +135,8 @@ class Loaded implements LocalPipeline {
       ? [{ name: "local", submit: (work, options) => this.#here(work, options) }]
       : [];
     if (pool) {
-      const submit = pool.submit.bind(pool);
+      const submit: Pool["submit"] = (work, options) =>
+        pool.submit({ ...work, images: this.#sent(work.images, options?.signal) }, options);
       places.unshift({ name: "pool", attempts: POOL_ATTEMPTS, submit });
     }
     this.#relay = new Relay(places, {
@@ -160,6 +169,26 @@ class Loaded implements LocalPipeline {
     } finally {
       leave();
     }
+  }
+
+  /** Pictures as the pool is sent them; what is computed of them here is, when it is their turn. */
+  #sent(images: Images, signal?: AbortSignal): Images {
+    const { poolImages } = this.parts;
+    if (!poolImages) return images;
+    const { stage, dtype } = poolImages;
+    const encoded = this.engine.encoded(images, stage, dtype, createPause(signal));
+    const turn = () => this.#line.turn(signal);
+    return {
+      ...encoded,
+      async *blocks() {
+        const release = await turn();
+        try {
+          yield* encoded.blocks();
+        } finally {
+          release();
+        }
+      },
+    };
   }
 
   /** Computes on this machine, when it is the work's turn. */

@@ -14,8 +14,8 @@
  * header, so that the first block leaves while the last is still computed. Whoever goes away cancels.
  */
 
-import { Checker } from "./nats.ts";
 import { Breakers } from "./breaker.ts";
+import { Checker } from "./checker.ts";
 import {
   type Pool,
   PoolError,

@@ -1,8 +1,9 @@
-/** The serving end of a pool behind NATS; the subjects and messages stand in nats.ts. */
+/** The serving end of a pool behind NATS; the subjects and messages stand in exchange.ts. */
 
 import { headers, type Msg, type NatsConnection } from "@nats-io/nats-core";
 import type { WorkerMetrics } from "../metrics.ts";
-import { type Announcement, ANNOUNCEMENT_MS, openBucket, type Reply, subjects } from "./nats.ts";
+import { type Reply, subjects } from "./exchange.ts";
+import { type Announcement, ANNOUNCEMENT_MS, openBucket } from "./nats.ts";
 import { type Pool, PoolError } from "./pool.ts";
 import { type Capacity, type Seat, Serving } from "./serving.ts";
 import type { Verify } from "./signature.ts";
@@ -121,11 +122,15 @@ export class NatsWorker {
         this.#refuse(job, error);
         this.#end(job);
       }
-    } else if (job && (what === "cancel" || what === "gone")) job.stop.abort();
+    } else if (job && (what === "cancel" || what === "gone")) {
+      job.stop.abort();
+      if (job.timer !== undefined) this.#end(job); // nothing is computed yet that would end it
+    }
   }
 
   #fill(job: Job, { data, headers: header }: Msg): void {
     clearTimeout(job.timer);
+    job.timer = undefined;
     if (job.filled + data.length > job.bytes.length) {
       throw new PoolError("length", `Cannot take work: expected ${job.bytes.length} bytes, found more`);
     }
@@ -146,8 +151,9 @@ export class NatsWorker {
     try {
       const { model, verify, metrics } = this.parts;
       const bytes = job.bytes.subarray(0, job.filled);
-      const work = decodeWork(bytes, model);
+      // The sum that was signed is the message's last bytes; whether it is the message's sum is seen next.
       const key = await verify(token, model.revision, bytes.subarray(-32));
+      const work = decodeWork(bytes, model);
       if (work.images.stage !== "pixels" && !key.features) {
         throw new PoolError("forbidden", `Cannot take ${work.images.stage} of ${key.kid}: expected pixels`);
       }

@@ -236,7 +236,8 @@ export async function embedded(
   { stage = "projected", memory }: { readonly stage?: "projected" | "features"; readonly memory?: Memory },
   pause: Pause,
 ): Promise<Embedding> {
-  const [write, width] = stage === "projected" ? [vision.encode, vision.width] : featuresOf(vision);
+  const write = stage === "projected" ? vision.encode : featuresOf(vision);
+  const width = stage === "projected" ? vision.width : (vision as SiglipVision).featureWidth;
   const count = pictures.length * vision.imageTokens * width;
   using _ = memory?.take(count * BYTES_PER_VALUE, `embed ${pictures.length} pictures`);
   const values = new Float32Array(count);
@@ -252,8 +253,13 @@ export async function embedded(
   return { shape: [pictures.length, vision.imageTokens, width], values };
 }
 
-function featuresOf(vision: Vision | SiglipVision): [SiglipVision["features"], number] {
-  if ("features" in vision) return [vision.features, vision.featureWidth];
+/**
+ * How an encoder gives its features.
+ *
+ * @throws {RequestError} `parameter_invalid` for one that does not.
+ */
+export function featuresOf(vision: Vision | SiglipVision): SiglipVision["features"] {
+  if ("features" in vision) return vision.features;
   throw new RequestError(
     "parameter_invalid",
     "Cannot embed: expected stage projected, as encoder and projector of this model are one graph, found features",

@@ -53,11 +53,22 @@ Deno.test({
       assert.deepEqual([status, active, maxActive], ["ok", 0, 8]);
       assert.ok(tokenMs > 0);
 
+      // A worker that stands still: the stream goes on from here, with every token once.
+      const asked = { maxTokens: 800, ignoreEos: true, temperature: 1, seed: 9 };
+      const expected = await ask(alone.url, asked);
+      let over = false;
+      const answer = ask(door.url, asked).finally(() => over = true);
+      while (!over && (await (await fetch(`${worker.url}/health`)).json()).active === 0);
+      worker.kill("SIGSTOP");
+      assert.deepEqual(await answer, expected);
+      worker.kill("SIGCONT");
+      assert.equal(await metric(door.url, 'paligemma_detours_total{route="pool",reason="silent"}'), 1);
+
       worker.kill("SIGTERM");
       assert.equal((await worker.status).code, 0);
       assert.deepEqual(await ask(door.url), await ask(alone.url));
-      assert.equal(await metric(door.url, 'paligemma_routes_total{route="local"}'), 1);
-      assert.equal(await metric(door.url, 'paligemma_detours_total{route="pool",reason="nobody"}'), 1);
+      assert.equal(await metric(door.url, 'paligemma_routes_total{route="local"}'), 2);
+      assert.ok(await metric(door.url, 'paligemma_detours_total{route="pool",reason="nobody"}') >= 1);
     } finally {
       for (const it of [alone, door, worker]) it.kill("SIGKILL");
       await Promise.all([alone.status, door.status, worker.status]);

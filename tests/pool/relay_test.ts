@@ -1,0 +1,153 @@
+import assert from "node:assert/strict";
+import { Breakers } from "../../lib/pool/breaker.ts";
+import { type Pool, PoolError, type PoolErrorCode, type PoolEvent, type Work } from "../../lib/pool/pool.ts";
+import { ending, type Place, Relay } from "../../lib/pool/relay.ts";
+import { Serving, trialWork } from "../../lib/pool/serving.ts";
+
+const WORK: Work = {
+  ...trialWork({ revision: "r", imageSize: 2, imageTokens: 1, width: 2, context: 64, vocabulary: 10 }),
+  maxTokens: 6,
+};
+
+/** Counts: the n-th token is n. Breaks with `code` when it would give token `at`. */
+function counting(
+  name: string,
+  code?: PoolErrorCode,
+  at = 0,
+  asked: number[] = [],
+): Place & { asked: number[] } {
+  return {
+    name,
+    asked,
+    async *submit(work) {
+      asked.push(work.given.length);
+      for (let id = work.given.length; id < work.maxTokens; id++) {
+        await Promise.resolve();
+        if (code && id === at) throw new PoolError(code, "broke");
+        yield { type: "token", id, text: "", logprob: -1, nearLogprob: -1 };
+      }
+      yield* ending(work, work.maxTokens, "length", 1);
+    },
+  };
+}
+
+const ids = (events: PoolEvent[]) => events.flatMap((it) => it.type === "token" ? [it.id] : []);
+
+for (let at = 0; at < 6; at++) {
+  Deno.test(`an answer that breaks at token ${at} has every token once, in order`, async () => {
+    const places = [counting("a", "gone", at), counting("b", "gone", Math.max(at, 4)), counting("c")];
+    const events = await Array.fromAsync(new Relay(places).submit(WORK));
+    assert.deepEqual(ids(events), [0, 1, 2, 3, 4, 5]);
+    assert.equal(events.at(-1)!.type, "done");
+    assert.deepEqual(places.map((it) => it.asked), [[0], [at], [Math.max(at, 4)]]);
+  });
+}
+
+Deno.test("a pool is asked again while another worker could do better, and not when all would say the same", async () => {
+  for (
+    const [code, times] of [["gone", 3], ["busy", 3], ["nobody", 1], ["unsigned", 1], [
+      "revision",
+      1,
+    ]] as const
+  ) {
+    const pool = { ...counting("pool", code), attempts: 3 };
+    const told: string[] = [];
+    const relay = new Relay([pool, counting("local")], {
+      left: (place, code) => told.push(`${place} ${code}`),
+      answered: (place) => told.push(place),
+    });
+    assert.deepEqual(ids(await Array.fromAsync(relay.submit(WORK))), [0, 1, 2, 3, 4, 5]);
+    assert.deepEqual(told, [...Array(times).fill(`pool ${code}`), "local"]);
+  }
+});
+
+Deno.test("what no place does ends in the last one's error; what is no pool's error is passed on at once", async () => {
+  const last = new Relay([counting("a", "gone"), counting("b", "late", 3)]);
+  await assert.rejects(Array.fromAsync(last.submit(WORK)), { code: "late" });
+  const broken: Place = {
+    name: "x",
+    submit: () => {
+      throw new TypeError("ours");
+    },
+  };
+  const next = counting("b");
+  await assert.rejects(Array.fromAsync(new Relay([broken, next]).submit(WORK)), TypeError);
+  assert.deepEqual(next.asked, []);
+});
+
+Deno.test("a circuit opens for a second, twice as long at every further failure, a minute at most; success closes it", () => {
+  let now = 0;
+  const breakers = new Breakers(() => now);
+  assert.ok(!breakers.open("w") && !breakers.some);
+  for (const ms of [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]) {
+    breakers.failed("w");
+    assert.ok(breakers.open("w") && breakers.some && !breakers.open("v"));
+    now += ms - 1;
+    assert.ok(breakers.open("w"), `${ms}`);
+    now += 1;
+    assert.ok(!breakers.open("w") && !breakers.some, `${ms}`);
+  }
+  breakers.succeeded("w");
+  breakers.failed("w");
+  now += 1000;
+  assert.ok(!breakers.open("w"));
+});
+
+/** An engine whose tokens come when they are let. */
+function gated() {
+  const gates: (() => void)[] = [];
+  const engine: Pool = {
+    async *submit(work) {
+      for (let id = 0; id < work.maxTokens; id++) {
+        await new Promise<void>((go) => gates.push(go));
+        yield { type: "token", id, text: "", logprob: -1, nearLogprob: -1 };
+      }
+      yield* ending(work, work.maxTokens, "length", 1);
+    },
+  };
+  return { engine, step: () => gates.splice(0).forEach((go) => go()), gates };
+}
+
+const settle = () => new Promise((wake) => setTimeout(wake, 1));
+
+Deno.test("a worker computes so many, lets so many wait in order, refuses more; a waiting caller may leave", async () => {
+  const { engine, step, gates } = gated();
+  const serving = new Serving(engine, { maxActive: 1, maxWaiting: 2 });
+  const ended: string[] = [];
+  const ask = async (name: string, signal?: AbortSignal) => {
+    try {
+      await Array.fromAsync(serving.submit({ ...WORK, maxTokens: 1 }, { signal }));
+      ended.push(name);
+    } catch (error) {
+      ended.push(`${name} ${(error as PoolError).code}`);
+    }
+  };
+  const stop = new AbortController();
+  const all = [ask("a"), ask("b", stop.signal), ask("c"), ask("d")];
+  await settle();
+  assert.deepEqual(ended, ["d busy"]);
+  assert.deepEqual([serving.load().active, serving.load().waiting, gates.length], [1, 2, 1]);
+  stop.abort();
+  await settle();
+  for (let i = 0; i < 2; i++) {
+    step();
+    await settle();
+  }
+  await Promise.all(all);
+  assert.deepEqual(ended, ["d busy", "b gone", "a", "c"]);
+  assert.deepEqual([serving.load().active, serving.load().waiting], [0, 0]);
+});
+
+Deno.test("draining refuses what is new and waits for what was begun", async () => {
+  const { engine, step } = gated();
+  const serving = new Serving(engine, { maxActive: 2, maxWaiting: 0 });
+  const running = Array.fromAsync(serving.submit({ ...WORK, maxTokens: 1 }));
+  await settle();
+  let drained = false;
+  const draining = serving.drain().then(() => drained = true);
+  await assert.rejects(Array.fromAsync(serving.submit(WORK)), { code: "busy" });
+  assert.ok(!drained);
+  step();
+  assert.equal((await running).length, 3);
+  await draining;
+});
