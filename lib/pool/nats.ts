@@ -37,13 +37,15 @@ export function openBucket(connection: NatsConnection) {
 export interface NatsPoolParts {
   readonly model: ModelShape;
   readonly sign: Sign;
+  /** Whom to leave alone; of this pool alone by default. */
+  readonly breakers?: Breakers;
   /** Told what does an answer no harm: announcements that cannot be read. */
   readonly onError?: (error: unknown) => void;
 }
 
 /** The workers of one model. */
 export class NatsPool implements Pool {
-  readonly #breakers = new Breakers();
+  readonly #breakers: Breakers;
   readonly #workers = new Map<string, { readonly load: Announcement; readonly at: number }>();
   /** Fail the answers under way. */
   readonly #cut = new Set<(error: PoolError) => void>();
@@ -51,6 +53,7 @@ export class NatsPool implements Pool {
   #watched: { stop(): void } | undefined;
 
   constructor(private readonly connection: NatsConnection, private readonly parts: NatsPoolParts) {
+    this.#breakers = parts.breakers ?? new Breakers();
     this.#watchConnection();
     this.#watchWorkers();
   }

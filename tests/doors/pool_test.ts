@@ -47,8 +47,12 @@ Deno.test({
       ) {
         assert.deepEqual(await ask(door.url, more), await ask(alone.url, more));
       }
-      assert.equal(await metric(door.url, 'paligemma_routes_total{route="pool"}'), 4);
-      assert.equal(await metric(worker.url, 'paligemma_worker_answers_total{result="stop"}'), 4);
+      assert.equal(
+        await metric(door.url, 'paligemma_routes_total{route="pool"}'),
+        4,
+        told + door.output().stderr,
+      );
+      assert.equal(await metric(worker.url, 'paligemma_worker_answers_total{result="stop"}'), 4 + before);
       const { status, active, maxActive, tokenMs } = await (await fetch(`${worker.url}/health`)).json();
       assert.deepEqual([status, active, maxActive], ["ok", 0, 8]);
       assert.ok(tokenMs > 0);
@@ -67,7 +71,7 @@ Deno.test({
       worker.kill("SIGTERM");
       assert.equal((await worker.status).code, 0);
       assert.deepEqual(await ask(door.url), await ask(alone.url));
-      assert.equal(await metric(door.url, 'paligemma_routes_total{route="local"}'), 2);
+      assert.equal(await metric(door.url, 'paligemma_routes_total{route="local"}'), local + 2);
       assert.ok(await metric(door.url, 'paligemma_detours_total{route="pool",reason="nobody"}') >= 1);
     } finally {
       for (const it of [alone, door, worker]) it.kill("SIGKILL");

@@ -6,6 +6,7 @@ import { connectBroker } from "../../functions/pool.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { type Engine, openEngine } from "../../lib/engine.ts";
 import { createWorkerMetrics } from "../../lib/metrics.ts";
+import { Breakers } from "../../lib/pool/breaker.ts";
 import { NatsPool } from "../../lib/pool/nats.ts";
 import { NatsWorker } from "../../lib/pool/nats_worker.ts";
 import { type Pool, PoolError, type PoolEvent, type TokenEvent, type Work } from "../../lib/pool/pool.ts";
@@ -54,7 +55,9 @@ class Bed {
     const connection = await connectBroker(this.broker.settings("server"), "server");
     this.#connections.push(connection);
     const sign = await createSign(read(join(this.broker.keys, key)));
-    return new NatsPool(connection, { model, sign, onError: (it) => this.errors.push(it) });
+    // Whom it leaves alone, it leaves alone for all of the test.
+    const breakers = new Breakers(() => 0);
+    return new NatsPool(connection, { model, sign, breakers, onError: (it) => this.errors.push(it) });
   }
 
   work(more: Partial<Work> = {}): Work {
