@@ -5,6 +5,8 @@ import { loadModel, TINY } from "../../functions/model.ts";
 import { BENCHMARKS } from "../../models/evaluation/benchmarks.ts";
 import { pictures, readRows } from "../../models/evaluation/data.ts";
 import { evaluate, type Marked, progressLine, report } from "../../models/evaluation/evaluate.ts";
+import { score } from "../../models/evaluation/score.ts";
+import { encodePng, runLengths } from "../../lib/vision/mask_forms.ts";
 import { writeHtml } from "../../models/evaluation/html.ts";
 import { decodePicture } from "../../lib/preprocess/decode.ts";
 
@@ -166,6 +168,75 @@ Deno.test("a run that was stopped goes on from what is done, and comes to the sa
     });
     await Deno.remove(log);
     assert.equal((await run({})).accuracy, 1 / 3);
+  }));
+
+Deno.test("Ctrl-C ends with 130 and leaves no result; killed, then run again, the result is whole", () =>
+  withData(Array.from({ length: 120 }, () => OCR), async (data, directory) => {
+    const json = `${directory}/result.json`;
+    const start = () =>
+      new Deno.Command(Deno.execPath(), {
+        args: [
+          "run",
+          "-A",
+          new URL("../../functions/cli.ts", import.meta.url).pathname,
+          "eval",
+          "--data",
+          data,
+        ]
+          .concat("--json", json),
+        stdout: "null",
+        stderr: "piped",
+      }).spawn();
+    const lines = () => Deno.readTextFile(`${json}.answers`).then((it) => it.split("\n").length, () => 0);
+    for (const signal of ["SIGINT", "SIGKILL"] as const) {
+      const before = await lines(), run = start();
+      while (await lines() < Math.max(before, 2) + 5) await new Promise((done) => setTimeout(done, 5));
+      run.kill(signal);
+      const { code, stderr } = await run.output();
+      if (signal === "SIGINT") {
+        assert.equal(code, 130);
+        assert.match(
+          new TextDecoder().decode(stderr),
+          /^Stopped after \d+ of 120 questions; the same command goes/,
+        );
+      }
+      await assert.rejects(Deno.stat(json), Deno.errors.NotFound);
+    }
+    assert.ok(await lines() < 120, "stopped before the end");
+    assert.equal((await start().output()).code, 0);
+    const { task, n, metric, accuracy } = JSON.parse(await Deno.readTextFile(json));
+    assert.deepEqual({ task, n, metric, accuracy }, {
+      task: "ocr",
+      n: 120,
+      metric: "exact match",
+      accuracy: 1,
+    });
+    await assert.rejects(Deno.stat(`${json}.answers`), Deno.errors.NotFound);
+  }));
+
+Deno.test("referring masks, yes or no, and pairs are scored by what their rows hold", () =>
+  withData([], async (data, directory) => {
+    const grey = Uint8Array.from("##..", (it) => it === "#" ? 255 : 0);
+    await Deno.writeFile(`${directory}/mask.png`, await encodePng(grey, 2, 2));
+    const row = { line: 1, task: "", prompt: "", image: "", answers: ["yes"], masks: ["mask.png"] };
+    const inside = Uint8Array.from("#.#.", (it) => Number(it === "#"));
+    const mask = runLengths({ top: 0, left: 0, height: 2, width: 2, inside }, [2, 2]);
+    const box = { yMin: 0, xMin: 0, yMax: 1, xMax: 1 };
+    const item = { box, label: "cat", confidence: 1, mask };
+    const answers = [{ row, text: "", items: [item] }, { row, text: "", items: [] }];
+    const iou = await score("mean IoU", answers, data);
+    assert.deepEqual(iou, { accuracy: 1 / 6, details: { "cumulative IoU": 1 / 5 }, each: [1 / 3, 0] });
+    const said = (text: string, group: string, answer = "yes") => ({
+      row: { ...row, group, answers: [answer] },
+      text,
+      items: [],
+    });
+    const pairs = [said("yes", "1"), said("yes", "1", "no"), said("yes", "2"), said("no", "2", "no")];
+    const paired = await score("paired accuracy", pairs, data);
+    assert.deepEqual([paired.accuracy, paired.details], [0.5, { "each question": 0.75 }]);
+    const pope = await score("POPE F1", pairs, data);
+    assert.ok(Math.abs(pope.accuracy - 0.8) < 1e-12);
+    assert.deepEqual(pope.each, [1, 0, 1, 1]);
   }));
 
 Deno.test("the page shows scores, published ones, and what went wrong with its picture", () =>
