@@ -79,7 +79,9 @@ export class Exchange {
   #next = 0;
   #lastWord = performance.now();
   #lastEvent = performance.now();
+  /** When the first ping was sent that is not answered, and the last. */
   #pinged: number | undefined;
+  #lastPing = 0;
   #patienceMs = PATIENCE_MS;
   #over = false;
   #watching: ReturnType<typeof setInterval> | undefined;
@@ -216,8 +218,10 @@ export class Exchange {
     if (!this.#job && now - this.#lastWord > ACCEPT_MS) {
       return this.fail(new PoolError("silent", `No worker took the work within ${ACCEPT_MS} ms`));
     }
-    if (now - this.#lastWord > SILENCE_MS && this.#job && this.#pinged === undefined) {
-      this.#pinged = now;
+    if (this.#job && now - Math.max(this.#lastWord, this.#lastPing) > SILENCE_MS) {
+      // Again and again: a worker may be killed between a ping and its answer, and only the next one tells.
+      this.#pinged ??= now;
+      this.#lastPing = now;
       this.#tell("ping");
     }
     if (this.#pinged !== undefined && now - this.#pinged > PONG_MS) {
