@@ -45,6 +45,8 @@ const USAGE = `PaliGemma Edge
   models eval-quant DIR --data FILE [--questions 100] [--calibrate DIR] [--wider N [--layers 2]] [--json]
                                 what each scheme costs against f32 (with N: random weights, N times as wide)
   models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks
+  pool check URL [--model DIR] [--json]   whether workers behind http: answer as this machine does, and how far they
+                                are off (POOL_SIGNING_KEY)
   demo                          the bundled model on bundled pictures
 
 Options
@@ -263,6 +265,10 @@ async function main(args: readonly string[], signal: AbortSignal): Promise<void>
   const [command = "help", ...rest] = args;
   if (command === "help" || command === "--help") return await print(USAGE);
   if (command === "models") return await modelsCommand(rest, print, signal);
+  if (command === "pool") {
+    const { poolCommand } = await import("./pool_check.ts"); // NATS and all, which nobody else needs
+    return await poolCommand(rest, print);
+  }
   const { values: flags, positionals } = parse(rest, command === "eval");
   if (command === "run") {
     if (flags.prompt === undefined) throw new UsageError("run: expected --prompt TEXT, found none");

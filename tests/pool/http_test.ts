@@ -2,8 +2,7 @@
 
 import assert from "node:assert/strict";
 import { exportJWK, generateKeyPair } from "jose";
-import { createWasmBackend } from "../../lib/backend/wasm.ts";
-import { type Engine, openEngine } from "../../lib/engine.ts";
+import { loadEngine, TINY } from "../../functions/model.ts";
 import { createWorkerMetrics } from "../../lib/metrics.ts";
 import { HttpPool } from "../../lib/pool/http.ts";
 import { takeWork } from "../../lib/pool/http_worker.ts";
@@ -13,11 +12,8 @@ import { encodeRows } from "../../lib/pool/rows.ts";
 import { Serving, trialWork } from "../../lib/pool/serving.ts";
 import { createSign, createVerify } from "../../lib/pool/signature.ts";
 import { encodeWork } from "../../lib/pool/work.ts";
-import { relaxed, simd } from "../../wasm/kernels.js";
-import { directoryBytes, memoryFiles } from "../memory_files.ts";
 
-const files = memoryFiles(directoryBytes(new URL("../../models/tiny", import.meta.url).pathname), "tiny");
-const engine: Engine = await openEngine({ backend: createWasmBackend({ simd, relaxed }), files });
+const engine = await loadEngine(TINY);
 
 const pair = await generateKeyPair("EdDSA", { extractable: true });
 const [secret, known] = await Promise.all(
@@ -272,4 +268,50 @@ Deno.test("nobody there, nonsense and silence end with a code", async () => {
     if (code === "broken") await refused(asked.submit(work()), "nobody"); // its circuit is open
     await server.shutdown();
   }
+});
+
+Deno.test("pool check says how far workers are off, and fails where tokens differ", async () => {
+  const check = async (url: string, ...args: string[]) => {
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: [
+        "run",
+        "-A",
+        "--no-check",
+        new URL("../../functions/cli.ts", import.meta.url).pathname,
+        "pool",
+        ...args,
+        url,
+      ],
+      env: { POOL_SIGNING_KEY: JSON.stringify(secret) },
+    }).output();
+    return { code, out: new TextDecoder().decode(stdout), err: new TextDecoder().decode(stderr) };
+  };
+  await using worker = await serve({ features: true });
+  const good = await check(worker.url, "check", "--json");
+  assert.equal(good.code, 0, good.err);
+  const { revision, findings } = JSON.parse(good.out);
+  assert.equal(revision, engine.revision);
+  assert.deepEqual(findings.map((it: { work: string }) => it.work), [
+    "pixels",
+    "continued",
+    "sampled with a seed",
+    "image tokens",
+    "features",
+  ]);
+  for (const { work, tokens, alike, deviation } of findings) {
+    const count = work === "continued" ? 16 : 32;
+    assert.deepEqual([tokens, alike, deviation], [count, count, 0]);
+  }
+
+  // Another picture than was sent, and no features.
+  await using other = await serve({
+    pool: {
+      submit: (work, options) => engine.submit({ ...work, images: trialWork(engine.shape).images }, options),
+    },
+  });
+  const bad = await check(other.url, "check");
+  assert.equal(bad.code, 1, bad.err);
+  assert.match(bad.out, /^pixels +\d+\/32 /m);
+  assert.match(bad.out, /^features +forbidden: /m);
+  assert.equal((await check("nats://127.0.0.1", "check")).code, 2);
 });
