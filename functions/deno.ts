@@ -19,6 +19,8 @@ import { createWork, measureBacklog } from "./work.ts";
 
 /** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
 const GRACE_MS = 4000;
+/** What ends the server. */
+const SIGNALS = Deno.build.os === "windows" ? ["SIGINT"] as const : ["SIGINT", "SIGTERM"] as const;
 
 function say(text: string): void {
   Deno.stdout.writeSync(new TextEncoder().encode(text + "\n"));
@@ -110,19 +112,24 @@ function stopOnSignal(
     say("Stopped.");
     Deno.exit(0);
   };
-  for (const name of Deno.build.os === "windows" ? ["SIGINT"] as const : ["SIGINT", "SIGTERM"] as const) {
-    Deno.addSignalListener(name, stop);
-  }
+  for (const name of SIGNALS) Deno.addSignalListener(name, stop);
 }
 
-/** What has to reach a network that Deno was told to deny would wait for ever. */
-async function failIfDenied(setting: string, host: string): Promise<void> {
+/**
+ * What has to reach a network that Deno was told to deny would wait for ever: a server that may is started instead, and
+ * this process is only what its signals go through.
+ */
+async function startAgainIfDenied(host: string): Promise<void> {
   const addresses = await createNetwork().lookup(host).catch(() => []);
-  if (addresses.some(isDenied)) {
-    fail(
-      `Cannot serve with ${setting}: deno task start denies private networks, deno task start:private does not`,
-    );
-  }
+  if (!addresses.some(isDenied)) return;
+  const server = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", import.meta.filename!],
+    stdin: "inherit",
+    stdout: "inherit",
+    stderr: "inherit",
+  }).spawn();
+  for (const name of SIGNALS) Deno.addSignalListener(name, () => server.kill(name));
+  Deno.exit((await server.status).code);
 }
 
 /** A line to paste into a second terminal. */
@@ -144,8 +151,8 @@ const {
   pool,
   ...guard
 } = settings;
-if (allowPrivateUrls) await failIfDenied("ALLOW_PRIVATE_URLS", "127.0.0.1");
-if (pool) await failIfDenied("POOL_URL", new URL(pool.url).hostname.replace(/^\[(.*)\]$/, "$1"));
+if (allowPrivateUrls) await startAgainIfDenied("127.0.0.1");
+if (pool) await startAgainIfDenied(new URL(pool.url).hostname.replace(/^\[(.*)\]$/, "$1"));
 const stopping = new AbortController();
 const metrics = createMetrics();
 const { samples, directory: pictures } = await readSamples();

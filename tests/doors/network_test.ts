@@ -163,9 +163,31 @@ Deno.test("with it the server listens, loads, answers and tells its collector on
     await door.status;
     await collector.shutdown();
   }
-  for (const [name, value] of [["ALLOW_PRIVATE_URLS", "1"], ["POOL_URL", "nats://localhost:4222"]]) {
-    const refused = await startDoor({ [name]: value }, { flags });
-    assert.equal((await refused.status).code, 1);
-    assert.match(refused.output().stderr, new RegExp(`^Cannot serve with ${name}: .*start:private.*\\n$`));
+});
+
+Deno.test("a server that may reach private networks, or whose pool is in one, starts anew without it, and ends with it", async () => {
+  const picture = await Deno.readFile(join(ROOT, "models/tiny/pictures/five_shapes.png"));
+  await using near = Deno.serve(
+    { port: 0, hostname: "127.0.0.1", onListen() {} },
+    () => new Response(picture),
+  );
+  const door = await startDoor({ ALLOW_PRIVATE_URLS: "1" }, { flags: [DENY] });
+  try {
+    const asked = { image: `http://127.0.0.1:${near.addr.port}/a.png`, prompt: "caption en" };
+    const answer = await fetch(`${door.url}/v1/generate`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(asked),
+    });
+    assert.match((await answer.json()).text, /purple cross/);
+  } finally {
+    door.kill("SIGTERM");
   }
+  assert.equal((await door.status).code, 0);
+  assert.match(door.output().stdout, /Stopped\.\n$/);
+  await assert.rejects(fetch(door.url));
+  // The connection to the broker is denied no more: without a key it is not even tried.
+  const pool = await startDoor({ POOL_URL: "nats://localhost:4222" }, { flags: [DENY] });
+  assert.equal((await pool.status).code, 1);
+  assert.match(pool.output().stderr, /^Cannot join a pool: expected POOL_SIGNING_KEY/);
 });
