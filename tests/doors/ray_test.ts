@@ -6,7 +6,7 @@ import { exportJWK, generateKeyPair } from "jose";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { type Engine, openEngine } from "../../lib/engine.ts";
 import { HttpPool } from "../../lib/pool/http.ts";
-import { PoolError, type PoolEvent, type TokenEvent, type Work } from "../../lib/pool/pool.ts";
+import type { PoolEvent, TokenEvent, Work } from "../../lib/pool/pool.ts";
 import { encodeRows } from "../../lib/pool/rows.ts";
 import { trialWork } from "../../lib/pool/serving.ts";
 import { createSign, type Sign } from "../../lib/pool/signature.ts";
@@ -14,6 +14,7 @@ import { encodeWork } from "../../lib/pool/work.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 import { startDoor } from "./door.ts";
+import { refused } from "../pool/refused.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
 const PACKAGES = [
@@ -133,12 +134,6 @@ async function kinds(engine: Engine): Promise<Work[]> {
     { ...golden, images, sampling, given: [400, 401, 402] },
     { ...golden, images, grammar: "detect cat ; dog", ignoreEos: false, maxTokens: 40 },
   ];
-}
-
-async function refused(events: AsyncIterable<PoolEvent>, code: string): Promise<void> {
-  const error = await Array.fromAsync(events).then(() => undefined, (it) => it);
-  assert.ok(error instanceof PoolError, `expected ${code}, found ${error}`);
-  assert.equal(error.code, code, error.message);
 }
 
 for (const family of ["pg1", "pg2"]) {

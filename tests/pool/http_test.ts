@@ -6,12 +6,14 @@ import { loadEngine, TINY } from "../../functions/model.ts";
 import { createWorkerMetrics } from "../../lib/metrics.ts";
 import { HttpPool } from "../../lib/pool/http.ts";
 import { takeWork } from "../../lib/pool/http_worker.ts";
-import { type Pool, PoolError, type PoolEvent, type TokenEvent, type Work } from "../../lib/pool/pool.ts";
+import { type Pool, type PoolEvent, type TokenEvent, type Work } from "../../lib/pool/pool.ts";
 import { Relay } from "../../lib/pool/relay.ts";
 import { encodeRows } from "../../lib/pool/rows.ts";
 import { Serving, trialWork } from "../../lib/pool/serving.ts";
 import { createSign, createVerify } from "../../lib/pool/signature.ts";
 import { encodeWork } from "../../lib/pool/work.ts";
+import { until } from "../jobs/harness.ts";
+import { refused } from "./refused.ts";
 
 const engine = await loadEngine(TINY);
 
@@ -53,25 +55,6 @@ async function serve(
     pool: new HttpPool(url, { model: engine.shape, sign }),
     [Symbol.asyncDispose]: () => server.shutdown(),
   };
-}
-
-/** Asserts that it ends in a PoolError of this code. */
-async function refused(events: AsyncIterable<PoolEvent>, code: string): Promise<PoolError> {
-  try {
-    await Array.fromAsync(events);
-  } catch (error) {
-    assert.ok(error instanceof PoolError, String((error as Error).stack));
-    assert.equal(error.code, code, error.message);
-    return error;
-  }
-  assert.fail(`expected ${code}, found an answer`);
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  for (const since = performance.now(); !condition();) {
-    assert.ok(performance.now() - since < 10_000, `never came: ${condition}`);
-    await new Promise((wake) => setTimeout(wake, 5));
-  }
 }
 
 /** Computes as the engine does, and waits before the token of this number until it is let on. */

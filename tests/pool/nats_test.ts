@@ -16,6 +16,8 @@ import { trialWork } from "../../lib/pool/serving.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 import { type Broker, haveNats, startBroker } from "./broker.ts";
+import { until } from "../jobs/harness.ts";
+import { refused } from "./refused.ts";
 
 const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;
 const read = (path: string) => JSON.parse(Deno.readTextFileSync(path));
@@ -79,25 +81,6 @@ function test(name: string, run: (bed: Bed) => Promise<void>): void {
       await run(bed);
     },
   });
-}
-
-/** Asserts that it ends in a PoolError of this code. */
-async function refused(events: AsyncIterable<PoolEvent>, code: string): Promise<PoolError> {
-  try {
-    await Array.fromAsync(events);
-  } catch (error) {
-    assert.ok(error instanceof PoolError, String((error as Error).stack));
-    assert.equal(error.code, code, error.message);
-    return error;
-  }
-  assert.fail(`expected ${code}, found an answer`);
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  for (const since = performance.now(); !condition();) {
-    assert.ok(performance.now() - since < 10_000, `never came: ${condition}`);
-    await new Promise((wake) => setTimeout(wake, 5));
-  }
 }
 
 test("an answer from a worker is the local one, event by event", async (bed) => {

@@ -7,6 +7,7 @@ import { type FeatureCacheOptions, remembering, visionRevision } from "../../lib
 import type { Vision } from "../../lib/vision/siglip.ts";
 import { readConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
+import { until } from "../jobs/harness.ts";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 
 const picture = (value: number, size = 2): Pixels => ({ size, data: new Float32Array(12).fill(value) });
@@ -37,14 +38,6 @@ function counting() {
     };
   };
   return { vision, open };
-}
-
-/** Image tokens are stored while nobody waits: this waits for it. */
-async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
-  for (const since = performance.now(); !(await condition());) {
-    assert.ok(performance.now() - since < 10_000, `never came: ${condition}`);
-    await new Promise((wake) => setTimeout(wake, 1));
-  }
 }
 
 const keysOf = async (blobs: Blobs) => (await Array.fromAsync(blobs.list("features/"))).map((it) => it.key);
