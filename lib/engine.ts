@@ -10,7 +10,7 @@ import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts
 import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import { RequestError } from "./errors.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
-import { decodeRows, encodeRows } from "./pool/rows.ts";
+import { decodeRows, encodeRows, rowBytes } from "./pool/rows.ts";
 import type { ModelShape } from "./pool/work.ts";
 import { normalise } from "./preprocess/preprocess.ts";
 import { createPause } from "./schedule/line.ts";
@@ -256,22 +256,23 @@ export class Engine implements Pool {
     return await embedded(this.stages.vision, backend, await this.#pixels(images), { stage, memory }, pause);
   }
 
-  /** The same pictures as image tokens [N, P, D], as a pool takes them, f16. @param images pixels. */
-  async rows(images: Images, pause: Pause): Promise<Uint8Array> {
-    const { values } = await this.embed(images, "projected", pause);
-    return encodeRows("f16", values, this.config.decoder.width);
-  }
-
   /**
-   * The same pictures at a later stage, for the way to other machines: the rows of the first are sent while the next are
-   * computed.
+   * The same pictures at a later stage, for the way to other machines: computed anew whenever their blocks are asked for,
+   * the rows of the first leave while the next are computed. What they take is set aside until they are disposed of.
    *
    * @param images pixels.
-   * @throws {RequestError} `parameter_invalid`, with the first block, for features of an encoder that does not give them.
+   * @throws {RequestError} with the first block: what `memory` throws, and `parameter_invalid` for features of an encoder
+   * that does not give them.
    */
-  encoded(images: Images, stage: "features" | "projected", dtype: "f16" | "int8", pause: Pause): Images {
-    const { backend } = this.parts;
+  encoded(
+    images: Images,
+    stage: "features" | "projected",
+    dtype: "f16" | "int8",
+    pause: Pause,
+  ): Images & Disposable {
+    const { backend, memory } = this.parts;
     const { config, imageTokens } = this;
+    const [count] = images.shape;
     const width = stage === "projected" ? config.decoder.width : config.vision.width;
     const write = async (out: Tensor, picture: Pixels) => {
       if (stage === "projected") {
@@ -279,28 +280,28 @@ export class Engine implements Pool {
       } else await featuresOf(this.stages.vision)(out, picture, pause);
     };
     const pixels = () => this.#pixels(images);
-    let known: readonly Uint8Array[] | undefined;
+    // Once kept, and once more on their way.
+    const bytes = 2 * count * imageTokens * rowBytes(dtype, width);
+    let taken: Disposable | undefined;
     return {
       stage,
       dtype,
-      shape: [images.shape[0], imageTokens, width],
+      shape: [count, imageTokens, width],
+      [Symbol.dispose]: () => taken?.[Symbol.dispose](),
       async *blocks() {
-        if (known) return yield* known;
-        const blocks: Uint8Array[] = [];
+        taken ??= memory?.take(bytes, `encode ${count} pictures for a pool`);
         const out = backend.tensor(imageTokens, width);
         try {
           for (const picture of await pixels()) {
             await write(out, picture);
             for (let row = 0; row < imageTokens; row += BLOCK_ROWS) {
               const rows = backend.slice(out, row, Math.min(BLOCK_ROWS, imageTokens - row));
-              blocks.push(encodeRows(dtype, await backend.read(rows), width));
-              yield blocks.at(-1)!;
+              yield encodeRows(dtype, await backend.read(rows), width);
             }
           }
         } finally {
           backend.free(out);
         }
-        known = blocks;
       },
     };
   }

@@ -15,7 +15,7 @@ import {
   type SubmitOptions,
   type Work,
 } from "./pool/pool.ts";
-import { type Place, Relay } from "./pool/relay.ts";
+import { KeptBlocks, type Place, Relay } from "./pool/relay.ts";
 import type { ModelShape } from "./pool/work.ts";
 import { prepare, type Prepared } from "./preprocess/preprocess.ts";
 import { createPause, Line } from "./schedule/line.ts";
@@ -85,7 +85,10 @@ export interface PipelineParts extends EngineParts {
   readonly maxWaiting?: number;
   /** Workers elsewhere that have the same model: they are asked first, and what they do not do is done here. */
   readonly pool?: (model: ModelShape) => Pool;
-  /** What the pool is sent: pixels by default, which no rounding changes, or what is computed of them here. */
+  /**
+   * What the pool is sent: pixels by default, which no rounding changes, or what is computed of them here. Where there is
+   * no decoder, image tokens as f16 by default.
+   */
   readonly poolImages?: PoolImages;
   /** Counts the questions that wait, and the answers. */
   readonly metrics?: Metrics;
@@ -116,13 +119,21 @@ interface Checked extends Shown {
   readonly work: Work;
 }
 
+/** Pictures on their way to a pool. */
+interface Sent extends Disposable {
+  readonly images: Images;
+  /** Why they could not be computed. */
+  error(): unknown;
+}
+
 /** How many workers are asked for one answer, one after another, before it is computed here. */
 const POOL_ATTEMPTS = 3;
 
 class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
   readonly #line: Line;
-  readonly #relay: Relay;
+  readonly #pool: Pool | undefined;
+  readonly #poolImages: PoolImages | undefined;
 
   constructor(
     private readonly parts: PipelineParts,
@@ -130,19 +141,9 @@ class Loaded implements LocalPipeline {
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
-    const pool = parts.pool?.(engine.shape);
-    const places: Place[] = engine.stages.decoder
-      ? [{ name: "local", submit: (work, options) => this.#here(work, options) }]
-      : [];
-    if (pool) {
-      const submit: Pool["submit"] = (work, options) =>
-        pool.submit({ ...work, images: this.#sent(work.images, options?.signal) }, options);
-      places.unshift({ name: "pool", attempts: POOL_ATTEMPTS, submit });
-    }
-    this.#relay = new Relay(places, {
-      answered: (place) => parts.metrics?.routes.add(1, place),
-      left: (place, code) => parts.metrics?.detours.add(1, place, code),
-    });
+    this.#pool = parts.pool?.(engine.shape);
+    this.#poolImages = parts.poolImages ??
+      (engine.stages.decoder ? undefined : { stage: "projected", dtype: "f16" });
     const { config, imageTokens, stages } = engine;
     this.model = {
       name: parts.name,
@@ -171,22 +172,49 @@ class Loaded implements LocalPipeline {
     }
   }
 
-  /** Pictures as the pool is sent them; what is computed of them here is, when it is their turn. */
-  #sent(images: Images, signal?: AbortSignal): Images {
-    const { poolImages } = this.parts;
-    if (!poolImages) return images;
-    const { stage, dtype } = poolImages;
-    const encoded = this.engine.encoded(images, stage, dtype, createPause(signal));
-    const turn = () => this.#line.turn(signal);
-    return {
-      ...encoded,
-      async *blocks() {
-        const release = await turn();
+  /** Where an answer may be computed, in the order in which they are asked. */
+  #places(sent: Sent): Place[] {
+    const places: Place[] = [];
+    const pool = this.#pool;
+    if (pool) {
+      const submit: Pool["submit"] = async function* (work, options) {
         try {
-          yield* encoded.blocks();
-        } finally {
-          release();
+          yield* pool.submit({ ...work, images: sent.images }, options);
+        } catch (error) {
+          // What we could not send is our mistake or our caller's; of the pool it only looks like a way that broke.
+          throw sent.error() instanceof RequestError ? sent.error() : error;
         }
+      };
+      places.push({ name: "pool", attempts: POOL_ATTEMPTS, submit });
+    }
+    if (this.engine.stages.decoder) {
+      places.push({ name: "local", submit: (work, options) => this.#here(work, options) });
+    }
+    return places;
+  }
+
+  /** Pictures as the pool is sent them; what is computed of them here is, once, when it is their turn. */
+  #sent(images: Images, signal?: AbortSignal): Sent {
+    if (!this.#poolImages) return { images, error: () => undefined, [Symbol.dispose]() {} };
+    const { stage, dtype } = this.#poolImages;
+    const over = new AbortController();
+    const until = signal ? AbortSignal.any([signal, over.signal]) : over.signal;
+    const encoded = this.engine.encoded(images, stage, dtype, createPause(until));
+    const turn = () => this.#line.turn(until);
+    const kept = new KeptBlocks(async function* () {
+      const release = await turn();
+      try {
+        yield* encoded.blocks();
+      } finally {
+        release();
+      }
+    });
+    return {
+      images: { ...encoded, blocks: () => kept.read() },
+      error: () => kept.error,
+      [Symbol.dispose]() {
+        over.abort();
+        encoded[Symbol.dispose]();
       },
     };
   }
@@ -199,25 +227,6 @@ class Loaded implements LocalPipeline {
     } finally {
       release();
     }
-  }
-
-  /** Work whose decoder is elsewhere only: of its pictures, image tokens leave, computed when it is their turn. */
-  #handedOn({ images, ...work }: Work, signal?: AbortSignal): Work {
-    const { imageTokens, config } = this.engine;
-    let rows: Promise<Uint8Array> | undefined;
-    const compute = async () => {
-      const release = await this.#line.turn(signal);
-      try {
-        return await this.engine.rows(images, createPause(signal));
-      } finally {
-        release();
-      }
-    };
-    const blocks = async function* () {
-      yield await (rows ??= compute());
-    };
-    const shape = [images.shape[0], imageTokens, config.decoder.width];
-    return { ...work, images: { stage: "projected", dtype: "f16", shape, blocks } };
   }
 
   classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
@@ -391,8 +400,12 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
-    const asked = this.engine.stages.decoder ? work : this.#handedOn(work, signal);
-    for await (const event of this.#relay.submit(asked, { signal })) {
+    using sent = this.#sent(work.images, signal);
+    const relay = new Relay(this.#places(sent), {
+      answered: (place) => this.parts.metrics?.routes.add(1, place),
+      left: (place, code) => this.parts.metrics?.detours.add(1, place, code),
+    });
+    for await (const event of relay.submit(work, { signal })) {
       if (event.type === "token") {
         const { nearLogprob, ...token } = event;
         const piece = text.push(token.id);

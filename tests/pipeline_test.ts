@@ -10,8 +10,10 @@ import { loadDecoder } from "../lib/decode/gemma.ts";
 import { openEngine } from "../lib/engine.ts";
 import { RequestError } from "../lib/errors.ts";
 import { collect, createPipeline } from "../lib/pipeline.ts";
-import type { Pool, Work } from "../lib/pool/pool.ts";
-import type { AnswerEvent } from "../lib/types.ts";
+import { type Pool, PoolError, type Work } from "../lib/pool/pool.ts";
+import { decodeWork, encodeWork, type ModelShape } from "../lib/pool/work.ts";
+import { Ledger } from "../lib/schedule/ledger.ts";
+import type { AnswerEvent, Memory } from "../lib/types.ts";
 import { loadVision } from "../lib/vision/siglip.ts";
 import { readConfig } from "../lib/weights/config.ts";
 import { openWeights } from "../lib/weights/load.ts";
@@ -273,25 +275,92 @@ for (const [name, question, code, message] of wrong) {
   });
 }
 
-Deno.test("a model that is streamed hands its image tokens to a pool, and the answer is the same", async () => {
-  const elsewhere = await openEngine({
+/** A worker that has the work as bytes, as behind every wire; what cannot be sent looks like a broken way. */
+async function worker(family: string) {
+  const engine = await openEngine({
     backend: createWasmBackend({ simd, relaxed }),
-    files: memoryFiles(directoryBytes(`${CHECKPOINTS}pg2`), "pg2"),
+    files: memoryFiles(directoryBytes(`${CHECKPOINTS}${family}`), family),
   });
-  const asked: Work[] = [];
-  const pool: Pool = {
-    submit(work, options) {
-      asked.push(work);
-      return elsewhere.submit(work, options);
+  return (model: ModelShape, seen: (block: Uint8Array, n: number) => void = () => {}): Pool => ({
+    async *submit(work, options) {
+      const parts: Uint8Array[] = [];
+      try {
+        for await (const block of encodeWork(work)) {
+          parts.push(block);
+          seen(block, parts.length);
+        }
+      } catch (cause) {
+        if (cause instanceof PoolError) throw cause;
+        throw new PoolError("gone", "The way to the worker broke", undefined, { cause });
+      }
+      const message = new Uint8Array(await new Blob(parts as BlobPart[]).arrayBuffer());
+      yield* engine.submit({ ...decodeWork(message, model), given: work.given }, options);
     },
+  });
+}
+
+Deno.test("a model that is streamed hands its image tokens to a pool, and the answer is the same", async () => {
+  const elsewhere = await worker("pg2");
+  const asked: Work[] = [];
+  const pool = (model: ModelShape): Pool => {
+    const { submit } = elsewhere(model);
+    return { submit: (work, options) => (asked.push(work), submit(work, options)) };
   };
   const question = { images: [PICTURE, PICTURE], prompt: "caption en", maxTokens: 6, ignoreEos: true };
   const expected = await collect((await load("pg2")).answer(question));
-  const streamed = await load("pg2", "wasm", { residence: "streamed", pool: () => pool });
+  const streamed = await load("pg2", "wasm", { residence: "streamed", pool });
   const { tokenIds, imageTokens } = await collect(streamed.answer(question));
   assert.deepEqual([tokenIds, imageTokens], [expected.tokenIds, expected.imageTokens]);
   const { stage, dtype, shape } = asked[0].images;
   assert.deepEqual([stage, dtype, shape[0] * shape[1]], ["projected", "f16", imageTokens]);
+});
+
+Deno.test("pictures are encoded once, although the first worker dies while they come", async () => {
+  const elsewhere = await worker("pg2");
+  const blocks: Uint8Array[][] = [];
+  const pool = (model: ModelShape): Pool => ({
+    submit(work, options) {
+      const mine: Uint8Array[] = [];
+      blocks.push(mine);
+      const dies = blocks.length === 1;
+      return elsewhere(model, (block, n) => {
+        mine.push(block);
+        if (dies && n === 2) throw new PoolError("gone", "The worker died");
+      }).submit(work, options);
+    },
+  });
+  const question = { images: [PICTURE], prompt: "caption en", maxTokens: 3, ignoreEos: true };
+  for (const stage of ["features", "projected"] as const) {
+    blocks.length = 0;
+    const poolImages = { stage, dtype: "f16" };
+    const answer = await collect((await load("pg2", "wasm", { pool, poolImages })).answer(question));
+    assert.equal(answer.tokenIds.length, 3);
+    const [first, second] = blocks;
+    assert.ok(blocks.length === 2 && first.length === 2 && second.length > 2, stage);
+    assert.ok(first[1] === second[1], `${stage}: the first block is the same one`);
+  }
+});
+
+Deno.test("what image tokens take on their way is asked for, refused by its name, and given back", async () => {
+  const pool = await worker("pg2");
+  const question = { images: [PICTURE], prompt: "caption en", maxTokens: 2, ignoreEos: true };
+  const { imageTokens, width } = (await openEngine({
+    backend: createReferenceBackend(),
+    files: memoryFiles(directoryBytes(`${CHECKPOINTS}pg2`), "pg2"),
+  })).shape;
+  const bytes = 2 * imageTokens * 2 * width;
+  for (const [room, code] of [[bytes - 1, "memory_exceeded"], [bytes, undefined]] as const) {
+    const ledger = new Ledger(room, () => 0);
+    const memory: Memory = {
+      take: (size, what) => what.startsWith("encode") ? ledger.take(size, what) : { [Symbol.dispose]() {} }, // decoding
+    };
+    const streamed = await load("pg2", "wasm", { residence: "streamed", pool, memory });
+    const asked = collect(streamed.answer(question));
+    if (code) {
+      await assert.rejects(asked, { code, message: /^Cannot encode 1 pictures for a pool: it takes/ });
+    } else assert.equal((await asked).tokenIds.length, 2);
+    assert.deepEqual([ledger.bytes, ledger.mostBytes], [0, code ? 0 : bytes]);
+  }
 });
 
 Deno.test("without a pool it refuses what needs a decoder, before it looks at the picture", async () => {

@@ -95,3 +95,41 @@ export function* ending(
   yield { type: "usage", imageTokens, promptTokenIds: ids, completionTokens, timings };
   yield { type: "done", finishReason, text: "" };
 }
+
+/**
+ * Blocks that are computed once, however many are asked to do the work: begun when they are first asked for, computed to
+ * their end, kept. Whoever asks gets those that are there, then the rest as it comes.
+ */
+export class KeptBlocks {
+  readonly #blocks: Uint8Array[] = [];
+  /** Settles with whether there is one block more. */
+  #next = Promise.withResolvers<boolean>();
+  #begun = false;
+  /** Why the rest cannot be had. */
+  error: unknown;
+
+  constructor(private readonly compute: () => AsyncIterable<Uint8Array>) {}
+
+  /** @throws what `compute` threw. */
+  async *read(): AsyncGenerator<Uint8Array, void> {
+    if (!this.#begun) this.#run();
+    for (let i = 0; i < this.#blocks.length || await this.#next.promise; i++) yield this.#blocks[i];
+  }
+
+  async #run(): Promise<void> {
+    this.#begun = true;
+    this.#next.promise.catch(() => {}); // perhaps nobody waits
+    try {
+      for await (const block of this.compute()) {
+        this.#blocks.push(block);
+        this.#next.resolve(true);
+        this.#next = Promise.withResolvers();
+        this.#next.promise.catch(() => {});
+      }
+      this.#next.resolve(false);
+    } catch (error) {
+      this.error = error;
+      this.#next.reject(error);
+    }
+  }
+}

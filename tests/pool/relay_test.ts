@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { Breakers } from "../../lib/pool/breaker.ts";
 import { type Pool, PoolError, type PoolErrorCode, type PoolEvent, type Work } from "../../lib/pool/pool.ts";
-import { ending, type Place, Relay } from "../../lib/pool/relay.ts";
+import { ending, KeptBlocks, type Place, Relay } from "../../lib/pool/relay.ts";
 import { Serving, trialWork } from "../../lib/pool/serving.ts";
 
 const WORK: Work = {
@@ -150,4 +150,33 @@ Deno.test("draining refuses what is new and waits for what was begun", async () 
   step();
   assert.equal((await running).length, 3);
   await draining;
+});
+
+Deno.test("blocks are computed once: who comes later has those that are there, then the rest; an error is everybody's", async () => {
+  const gate = Promise.withResolvers<void>();
+  let runs = 0;
+  const kept = new KeptBlocks(async function* () {
+    runs++;
+    yield Uint8Array.of(1);
+    yield Uint8Array.of(2);
+    await gate.promise;
+    yield Uint8Array.of(3);
+  });
+  const first = kept.read();
+  const seen = (await first.next()).value;
+  await first.return(undefined); // its worker broke; the blocks go on
+  const second = Array.fromAsync(kept.read());
+  gate.resolve();
+  const all = await second;
+  assert.deepEqual(all.map((it) => it[0]), [1, 2, 3]);
+  assert.ok(all[0] === seen && runs === 1);
+  assert.deepEqual(await Array.fromAsync(kept.read()), all);
+
+  const failing = new KeptBlocks(async function* () {
+    yield Uint8Array.of(1);
+    await Promise.resolve();
+    throw new RangeError("no more");
+  });
+  for (let i = 0; i < 2; i++) await assert.rejects(Array.fromAsync(failing.read()), RangeError);
+  assert.ok(failing.error instanceof RangeError && kept.error === undefined);
 });
