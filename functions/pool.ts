@@ -9,7 +9,7 @@ import { NatsPool } from "../lib/pool/nats.ts";
 import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
 import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
 import type { ModelShape } from "../lib/pool/work.ts";
-import type { PoolSettings } from "./settings.ts";
+import type { PoolSettings, WorkerSettings } from "./settings.ts";
 
 /** A broker that restarts is found again this soon. */
 const RECONNECT_MS = 200;
@@ -106,7 +106,7 @@ export async function openPool(
 }
 
 /** The public keys whose work a worker takes. @throws {RequestError} `parameter_invalid` when there are none. */
-export async function trustedKeys({ trustedKeys: keys }: PoolSettings): Promise<readonly TrustedKey[]> {
+export async function trustedKeys({ trustedKeys: keys }: WorkerSettings): Promise<readonly TrustedKey[]> {
   if (keys === undefined) {
     throw new RequestError(
       "parameter_invalid",

@@ -1,15 +1,15 @@
 /**
  * Makes the keys of a pool: `deno task pool:keys DIR`. Who asks signs with `server.jwk`, workers trust `trusted.jwks`; by
  * the `.nkey` seeds either role is let into NATS, whose configuration (functions/nats.conf) takes the public ones from its
- * environment, `nats.env`.
+ * environment, `nats.env`. With `--features` workers also take image features and tokens from whoever signs.
  */
 
 import { nkeys } from "@nats-io/nats-core";
 import { join } from "@std/path";
 import { exportJWK, generateKeyPair } from "jose";
 
-/** Writes them; private ones for this user's eyes only. */
-export async function writePoolKeys(directory: string): Promise<void> {
+/** Writes them; private ones for this user's eyes only. @param features whether more than pixels may be signed. */
+export async function writePoolKeys(directory: string, features = false): Promise<void> {
   await Deno.mkdir(directory, { recursive: true, mode: 0o700 });
   const write = (name: string, text: string) =>
     Deno.writeTextFile(join(directory, name), text + "\n", { mode: 0o600, createNew: true });
@@ -18,7 +18,7 @@ export async function writePoolKeys(directory: string): Promise<void> {
   await write("server.jwk", JSON.stringify({ ...await exportJWK(privateKey), kid }));
   await write(
     "trusted.jwks",
-    JSON.stringify({ keys: [{ ...await exportJWK(publicKey), kid }] }),
+    JSON.stringify({ keys: [{ ...await exportJWK(publicKey), kid, ...features && { features } }] }),
   );
   const variables: string[] = [];
   for (const role of ["server", "worker"]) {
@@ -30,14 +30,15 @@ export async function writePoolKeys(directory: string): Promise<void> {
 }
 
 if (import.meta.main) {
-  const [directory] = Deno.args;
+  const features = Deno.args.includes("--features");
+  const [directory] = Deno.args.filter((it) => it !== "--features");
   const say = (text: string) => Deno.stdout.writeSync(new TextEncoder().encode(text + "\n"));
   if (!directory) {
-    say("Usage: deno task pool:keys DIR");
+    say("Usage: deno task pool:keys DIR [--features]");
     Deno.exit(2);
   }
   try {
-    await writePoolKeys(directory);
+    await writePoolKeys(directory, features);
     say(`Wrote server.jwk, server.nkey, trusted.jwks, worker.nkey and nats.env to ${directory}.`);
   } catch (error) {
     if (!(error instanceof Deno.errors.AlreadyExists)) throw error;

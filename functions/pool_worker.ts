@@ -1,18 +1,21 @@
-/** A worker of a pool: loads a model, takes work from NATS, streams tokens back. Settings stand in settings.ts. */
+/** A worker of a pool: loads a model, takes work over HTTP and from NATS, streams tokens back. Settings stand in settings.ts. */
 
 import { resolve } from "@std/path";
 import { createLog } from "../lib/http/guard/log.ts";
 import { createWorkerMetrics, exposition } from "../lib/metrics.ts";
 import { RequestError } from "../lib/mod.ts";
+import { type HttpWorkerParts, takeWork } from "../lib/pool/http_worker.ts";
 import { NatsWorker } from "../lib/pool/nats_worker.ts";
-import { trialWork } from "../lib/pool/serving.ts";
+import { Serving, trialWork } from "../lib/pool/serving.ts";
 import { createVerify } from "../lib/pool/signature.ts";
 import { loadEngine, TINY } from "./model.ts";
 import { connectBroker, trustedKeys } from "./pool.ts";
-import { type PoolSettings, readSettings, type Settings } from "./settings.ts";
+import { readSettings, type Settings } from "./settings.ts";
 
 /** Running answers get this long to end after a signal; then they go on elsewhere. */
 const GRACE_MS = 20_000;
+/** So long it takes to tell them so. */
+const LAST_WORDS_MS = 1000;
 
 const write = (to: typeof Deno.stdout, text: string) =>
   void to.writeSync(new TextEncoder().encode(text + "\n"));
@@ -22,11 +25,9 @@ function fail(message: string): never {
   Deno.exit(1);
 }
 
-function settingsOrFail(): Settings & { pool: PoolSettings } {
+function settingsOrFail(): Settings {
   try {
-    const { pool, ...settings } = readSettings((name) => Deno.env.get(name));
-    if (pool) return { ...settings, pool };
-    throw new RangeError("expected POOL_URL, such as nats://localhost:4222");
+    return readSettings((name) => Deno.env.get(name));
   } catch (error) {
     if (error instanceof RequestError || error instanceof RangeError) {
       fail(`Cannot serve a pool: ${error.message}`);
@@ -35,25 +36,39 @@ function settingsOrFail(): Settings & { pool: PoolSettings } {
   }
 }
 
-const { pool, port, model: directory = TINY, backend, threads, logLevel } = settingsOrFail();
+const { pool, worker: capacity, port, model: directory = TINY, backend, threads, logLevel } =
+  settingsOrFail();
 const log = createLog(logLevel, (line) => write(Deno.stderr, line));
 const onError = (error: unknown) => log("error", "failure", { error });
 const metrics = createWorkerMetrics();
-let worker: NatsWorker | undefined;
+/** Once the model is loaded. */
+let loaded: HttpWorkerParts | undefined;
+let leaving = false;
+let nats: NatsWorker | undefined;
 
 /** 200 as long as work is taken. */
 function health(): Response {
-  const load = worker?.serving.load();
-  return Response.json({ status: worker ? "ok" : "unavailable", worker: worker?.worker, ...load }, {
-    status: worker ? 200 : 503,
+  const well = loaded && !leaving;
+  const status = well ? "ok" : "unavailable";
+  return Response.json({ status, worker: nats?.worker, ...loaded?.serving.load() }, {
+    status: well ? 200 : 503,
   });
 }
 
-function respond(request: Request): Response {
+function respond(request: Request): Response | Promise<Response> {
   const { pathname } = new URL(request.url);
   if (pathname === "/health") return health();
-  if (pathname !== "/metrics") return new Response("There is /health and /metrics\n", { status: 404 });
-  return new Response(exposition(metrics), { headers: { "content-type": "text/plain; version=0.0.4" } });
+  if (pathname === "/metrics") {
+    metrics.active.set(loaded?.serving.load().active ?? 0);
+    metrics.waiting.set(loaded?.serving.load().waiting ?? 0);
+    return new Response(exposition(metrics), { headers: { "content-type": "text/plain; version=0.0.4" } });
+  }
+  if (pathname !== "/work") {
+    return new Response("There is /work, /health and /metrics\n", { status: 404 });
+  }
+  return loaded
+    ? takeWork(request, loaded)
+    : new Response(null, { status: 503, headers: { "retry-after": "1" } });
 }
 
 function serveOrFail() {
@@ -61,27 +76,26 @@ function serveOrFail() {
     return Deno.serve({ port, onListen() {} }, respond);
   } catch (error) {
     if (!(error instanceof Deno.errors.AddrInUse)) throw error;
-    return fail(`Cannot tell health on port ${port}: something else is there. PORT=0 takes any.`);
+    return fail(`Cannot take work on port ${port}: something else is there. PORT=0 takes any.`);
   }
 }
 
 const http = serveOrFail();
 try {
-  const verify = await createVerify(await trustedKeys(pool));
+  const verify = await createVerify(await trustedKeys(capacity));
   const engine = await loadEngine(resolve(directory), { backend, threads, onError });
-  const connection = await connectBroker(pool, "worker");
-  worker = new NatsWorker(connection, {
-    engine,
-    model: engine.shape,
-    capacity: pool,
-    verify,
-    metrics,
-    onError,
-  });
-  await Array.fromAsync(worker.serving.submit(trialWork(engine.shape)));
+  const model = engine.shape;
+  const parts = { model, verify, metrics, onError };
+  if (pool) nats = new NatsWorker(await connectBroker(pool, "worker"), { engine, capacity, ...parts });
+  const serving = nats?.serving ?? new Serving(engine, capacity);
+  await Array.fromAsync(serving.submit(trialWork(model)));
+  loaded = { serving, ...parts };
+  const at = `http://localhost:${http.addr.port}`;
   write(
     Deno.stdout,
-    `Worker ${worker.worker} of ${engine.revision} takes work from ${pool.url}; health at http://localhost:${http.addr.port}/health. Ctrl-C stops it.`,
+    `Worker of ${engine.revision} takes work at ${at}${
+      pool ? ` and from ${pool.url}` : ""
+    }; health at ${at}/health. Ctrl-C stops it.`,
   );
 } catch (error) {
   if (error instanceof RequestError) fail(error.message);
@@ -89,10 +103,11 @@ try {
 }
 
 async function stop(): Promise<void> {
-  const leaving = worker;
-  if (!leaving) Deno.exit(0); // a second signal does not wait
-  worker = undefined;
-  await leaving.leave(GRACE_MS);
+  if (!loaded || leaving) Deno.exit(0); // a second signal does not wait
+  leaving = true;
+  setTimeout(() => Deno.exit(0), GRACE_MS + LAST_WORDS_MS);
+  await (nats ? nats.leave(GRACE_MS) : loaded.serving.drain());
+  await http.shutdown();
   Deno.exit(0);
 }
 for (const name of Deno.build.os === "windows" ? ["SIGINT"] as const : ["SIGINT", "SIGTERM"] as const) {

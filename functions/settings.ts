@@ -7,8 +7,8 @@ import type { PoolImages } from "../lib/pipeline.ts";
 import type { Capacity } from "../lib/pool/serving.ts";
 import type { Engine } from "./model.ts";
 
-/** What the environment says about a pool. */
-export interface PoolSettings extends Capacity {
+/** What the environment says about the way to a pool. */
+export interface PoolSettings {
   /** Of the broker: `nats:`, `tls:`, `ws:` or `wss:`; or of the workers themselves: `http:` or `https:`. */
   readonly url: string;
   /** The seed by which the broker lets this process in, or the file it is in. */
@@ -19,7 +19,11 @@ export interface PoolSettings extends Capacity {
   readonly signingKey?: string;
   /** What workers are sent, where it is not pixels; of those who ask. */
   readonly images?: PoolImages;
-  /** The public keys whose work is taken, a JWKS, or the file they are in; of workers. */
+}
+
+/** What the environment says to a worker of a pool. */
+export interface WorkerSettings extends Capacity {
+  /** The public keys whose work is taken, a JWKS, or the file they are in. */
   readonly trustedKeys?: string;
 }
 
@@ -44,6 +48,7 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly webhookSecrets: readonly string[];
   /** Where there is a POOL_URL. */
   readonly pool?: PoolSettings;
+  readonly worker: WorkerSettings;
 }
 
 const ENGINES: readonly Engine[] = ["wasm", "webgpu", "reference", "ort"];
@@ -114,11 +119,13 @@ export function readSettings(get: (name: string) => string | undefined): Setting
         nkey: get("POOL_NKEY") || undefined,
         ca: get("POOL_CA") || undefined,
         signingKey: get("POOL_SIGNING_KEY") || undefined,
-        trustedKeys: get("POOL_TRUSTED_KEYS") || undefined,
         images: poolImages,
-        maxActive: whole("POOL_ACTIVE", 1, 256) ?? 8,
-        maxWaiting: whole("POOL_WAITING", 0, 10_000) ?? 16,
       },
+    },
+    worker: {
+      trustedKeys: get("POOL_TRUSTED_KEYS") || undefined,
+      maxActive: whole("POOL_ACTIVE", 1, 256) ?? 8,
+      maxWaiting: whole("POOL_WAITING", 0, 10_000) ?? 16,
     },
     allowPrivateUrls: /^(1|true)$/i.test(get("ALLOW_PRIVATE_URLS") ?? ""),
   };

@@ -54,12 +54,7 @@ export class NatsWorker {
   constructor(private readonly connection: NatsConnection, private readonly parts: WorkerParts) {
     const { work, at } = subjects(parts.model.revision);
     this.#at = (what) => at(this.worker, what);
-    this.serving = new Serving(parts.engine, parts.capacity, () => {
-      const { active, waiting } = this.serving.load();
-      parts.metrics.active.set(active);
-      parts.metrics.waiting.set(waiting);
-      this.#announceIn(CHANGED_MS);
-    });
+    this.serving = new Serving(parts.engine, parts.capacity, () => this.#announceIn(CHANGED_MS));
     const take = { callback: (_: unknown, message: Msg) => this.#begin(message) };
     this.#subscriptions = [
       connection.subscribe(work, { queue: "workers", ...take }),

@@ -1,8 +1,9 @@
-/** A picture goes in at the server, tokens come back from a worker process over nats-server, and when it is killed, too. */
+/** A picture goes in at the server, tokens come back from a worker process, and when it is killed, too. */
 
 import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { haveNats, startBroker } from "../pool/broker.ts";
+import { writePoolKeys } from "../../functions/pool_keys.ts";
 import { startDoor } from "./door.ts";
 import { startWorker } from "./pool_worker.ts";
 
@@ -81,4 +82,36 @@ Deno.test({
       await broker.stop();
     }
   },
+});
+
+Deno.test("a pool of one worker over HTTP, without a broker: the same answer; without the worker from here", async () => {
+  const keys = join(await Deno.makeTempDir(), "keys");
+  await writePoolKeys(keys);
+  const worker = await startWorker({ POOL_TRUSTED_KEYS: join(keys, "trusted.jwks") });
+  const [alone, door] = await Promise.all([
+    startDoor({}),
+    startDoor({ POOL_URL: worker.url, POOL_SIGNING_KEY: join(keys, "server.jwk") }),
+  ]);
+  try {
+    const expected = await ask(alone.url);
+    assert.deepEqual(await ask(door.url), expected);
+    assert.equal(await metric(door.url, 'paligemma_routes_total{route="pool"}'), 1);
+    assert.equal(await metric(worker.url, 'paligemma_worker_answers_total{result="stop"}'), 1);
+    assert.equal((await fetch(`${worker.url}/work`, { method: "POST", body: "nothing" })).status, 400);
+
+    // What was begun is ended, though no more is taken.
+    const long = { maxTokens: 800, ignoreEos: true, temperature: 1, seed: 9 };
+    const answer = ask(door.url, long);
+    while ((await (await fetch(`${worker.url}/health`)).json()).active === 0);
+    worker.kill("SIGTERM");
+    assert.deepEqual(await answer, await ask(alone.url, long));
+    assert.equal((await worker.status).code, 0);
+    assert.equal(await metric(door.url, 'paligemma_routes_total{route="pool"}'), 2);
+
+    assert.deepEqual(await ask(door.url), expected);
+    assert.equal(await metric(door.url, 'paligemma_routes_total{route="local"}'), 1);
+  } finally {
+    for (const it of [alone, door, worker]) it.kill("SIGKILL");
+    await Promise.all([alone.status, door.status, worker.status]);
+  }
 });

@@ -77,7 +77,7 @@ export async function startBroker(): Promise<Broker> {
     url,
     keys,
     env,
-    settings: (role) => ({ url, nkey: join(keys, `${role}.nkey`), maxActive: 4, maxWaiting: 4 }),
+    settings: (role) => ({ url, nkey: join(keys, `${role}.nkey`) }),
     kill,
     restart: start,
     async stop() {
