@@ -12,6 +12,7 @@
 
 import { dirname } from "@std/path";
 import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
+import type { Pause } from "../../lib/types.ts";
 import { oneOf, parseFlags, runCommand, threadsIn, UsageError, whole } from "./command_line.ts";
 import { KERNELS } from "./kernels.ts";
 import { openYardstick, type Yardstick } from "./limits.ts";
@@ -19,9 +20,9 @@ import { describeMachine, machineLines } from "./machine.ts";
 import { MODELS, withWeights } from "./models.ts";
 import { openPeer, type Peer, PEER_ENGINES, PEER_WORKS, type PeerEngine } from "./peers.ts";
 import { type Quality, quality, qualityLine } from "./quality.ts";
-import { median, type Patience, race } from "./statistics.ts";
+import { type Contestant, median, type Patience, race } from "./statistics.ts";
 import { streamed } from "./streamed.ts";
-import { limitOf, type Settings, type Weights, type Work } from "./work.ts";
+import { limitOf, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
 
 /** One measured figure. */
 export interface Result {
@@ -40,6 +41,8 @@ export interface Result {
   readonly gops?: number;
   /** 10⁹ bytes of weights read a second. */
   readonly gigabytes?: number;
+  /** On several threads: how many times as fast as on one. */
+  readonly timesOneThread?: number;
   readonly peakBytes?: number;
   readonly rssBytes?: number;
   readonly [more: string]: unknown;
@@ -54,31 +57,26 @@ export interface Means {
 
 /**
  * Measures one work of ours in turns with what bounds it and with its peers: a machine that others use too changes from
- * second to second. The share is the median of those of the turns. Peers that fail are left out.
+ * second to second. So the limit is measured between the layers of a long run as well, off its clock; the share is the
+ * median of those of the runs. On several threads the same work on one takes its turns too. Peers that fail are left out.
  */
 export async function measure(work: Work, means: Means, peers: readonly Peer[] = []): Promise<Result[]> {
   const { settings, yardstick, patience } = means;
+  const { threads } = settings;
   const prepared = await work.prepare(settings);
-  const limit = limitOf(prepared);
-  const rates: number[] = [];
-  // About a tenth of the time goes into the limit.
-  const readMs = patience.leastMs / patience.minRounds / 10;
-  const reading = {
-    async run() {
-      if (!limit) return;
-      const passes: number[] = [];
-      const since = performance.now();
-      do passes.push(await yardstick.measure(limit.name, 0)); while (performance.now() - since < readMs);
-      rates.push(median(passes));
-    },
-  };
+  const alone = threads > 1 ? await work.prepare({ ...settings, threads: 1 }) : undefined;
   try {
-    const [times, , ...theirs] = await race([prepared, reading, ...peers], patience);
+    const limit = limitOf(prepared);
+    const ours = limit ? besideLimit(prepared, () => yardstick.measure(limit.name, 0), patience) : undefined;
+    const own = ours ? [ours.work, ours.reading] : [clocked(prepared)];
+    if (alone) own.push(clocked(alone));
+    const found = await race([...own, ...peers], patience);
+    const [times, theirs] = [found[0], found.slice(own.length)];
     const { name, weights } = work;
     const rows = peers.map(({ engine, weights, rssBytes, layersMeasured, failed }, i): Result | undefined =>
       failed === undefined
         ? {
-          ...{ work: name, engine, weights, threads: settings.threads, medianMs: median(theirs[i]) },
+          ...{ work: name, engine, weights, threads, medianMs: median(theirs[i]) },
           ...{ runs: theirs[i].length, rssBytes, ...layersMeasured && { layersMeasured } },
         }
         : undefined
@@ -86,19 +84,89 @@ export async function measure(work: Work, means: Means, peers: readonly Peer[] =
     const parts = prepared.parts ?? 1;
     const medianMs = median(times) / parts;
     const done = limit?.name === "dramRead" ? prepared.bytes : prepared.operations;
+    const { rssBytes, ...extra } = prepared.extra?.() ?? {};
     return [{
-      ...{ work: name, engine: "wasm", weights, threads: settings.threads, medianMs, runs: times.length },
-      ...limit && {
-        shareOfLimit: median(times.map((ms, i) => done * parts / ms / 1e6 / rates[i])),
+      ...{ work: name, engine: "wasm", weights, threads, medianMs, runs: times.length },
+      ...ours && limit && {
+        shareOfLimit: median(times.map((ms, i) => done * parts / ms / 1e6 / ours.rates[i])),
         limit: limit.title,
-        limitRate: median(rates),
+        limitRate: median(ours.rates),
       },
       ...{ gops: prepared.operations / medianMs / 1e6, gigabytes: prepared.bytes / medianMs / 1e6 },
-      ...prepared.extra?.(),
+      ...extra,
+      // Beside the same work on one thread, nobody can tell whose memory it is.
+      ...alone
+        ? { timesOneThread: median(found[own.length - 1].map((ms, i) => ms / times[i])) }
+        : rssBytes !== undefined && { rssBytes },
     }, ...rows.filter((it) => it !== undefined)];
   } finally {
     await prepared.close();
+    await alone?.close();
   }
+}
+
+/** A run so short is one of many in a row: threads fall asleep in between, and caches forget. */
+const BURST_MS = 20;
+
+/** A work by its own clock, which stands while it pauses. */
+function clocked(work: Prepared, pause?: Pause): Contestant {
+  return {
+    ready: () => work.ready?.() ?? Promise.resolve(),
+    async run() {
+      let [paused, runs, ms] = [0, 0, 0];
+      const since = performance.now();
+      do {
+        await work.run(async () => {
+          if (!pause) return;
+          const before = performance.now();
+          await pause();
+          paused += performance.now() - before;
+        });
+        ms = performance.now() - since - paused;
+        runs++;
+      } while (ms < BURST_MS && !work.ready);
+      return ms / runs;
+    },
+  };
+}
+
+/** A work and the reading of its limit, taken in turns, and the mean rate of each round: about a tenth of the time. */
+function besideLimit(work: Prepared, read: () => Promise<number>, { leastMs, minRounds }: Patience) {
+  const rates: number[] = [];
+  const counts: number[] = [];
+  let [round, since, tookMs] = [0, 0, 0];
+  const add = async (round: number) => {
+    const before = performance.now();
+    const rate = await read();
+    since = performance.now();
+    tookMs = since - before;
+    counts[round] = (counts[round] ?? 0) + 1;
+    rates[round] = (rates[round] ?? 0) + (rate - (rates[round] ?? 0)) / counts[round];
+  };
+  const pause = async () => {
+    if (performance.now() - since > 9 * tookMs) await add(round);
+  };
+  const inTurns = clocked(work, pause);
+  const readMs = leastMs / minRounds / 10;
+  let readings = 0;
+  return {
+    rates,
+    work: {
+      ...inTurns,
+      run: async () => {
+        const ms = await inTurns.run();
+        round++;
+        return ms;
+      },
+    },
+    reading: {
+      async run() {
+        const begun = performance.now();
+        do await add(readings); while (performance.now() - begun < readMs);
+        readings++;
+      },
+    },
+  };
 }
 
 /** Everything that can be asked for, in the order in which it is measured. */
@@ -213,6 +281,7 @@ function line(it: Result): string {
     `${it.medianMs.toFixed(3)} ms${it.work.startsWith("decode") ? " a token" : ""}`,
   ];
   if (it.shareOfLimit !== undefined) parts.push(`${(it.shareOfLimit * 100).toFixed(1)} % of ${it.limit}`);
+  if (it.timesOneThread !== undefined) parts.push(`${it.timesOneThread.toFixed(2)} × one thread`);
   if (it.gops !== undefined) parts.push(`${it.gops.toFixed(1)} GOP/s`);
   if (it.gigabytes !== undefined && it.limit === "DRAM read") parts.push(`${it.gigabytes.toFixed(1)} GB/s`);
   if (it.peakBytes !== undefined) parts.push(`${(it.peakBytes / 1e6).toFixed(1)} MB counted`);

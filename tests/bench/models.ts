@@ -6,6 +6,7 @@ import { type ModelConfig, readConfig } from "../../lib/weights/config.ts";
 import { openWeights, width } from "../../lib/weights/load.ts";
 import { packedBytes } from "../../lib/weights/quantize.ts";
 import { EMBEDDING, tensorTable } from "../../lib/weights/table.ts";
+import type { Pause } from "../../lib/types.ts";
 import { directoryFiles } from "../../functions/model.ts";
 import { synth } from "../../models/synth.ts";
 import { kernelOf } from "./kernels.ts";
@@ -16,7 +17,7 @@ const TEXT_TOKENS = 8;
 const TOKENS = 32;
 const IDS = Array.from({ length: TEXT_TOKENS }, (_, i) => 5 + i);
 
-const pause = () => Promise.resolve();
+const noPause = () => Promise.resolve();
 
 export const MODELS: readonly Work[] = [
   { name: "siglip-224", weights: "int8", rounds: 5, prepare: (settings) => siglip(224, settings) },
@@ -61,13 +62,13 @@ async function siglip(size: 224 | 448, settings: Settings): Promise<Prepared> {
   );
   const out = backend.tensor(vision.imageTokens, config.decoder.width);
   const pixels = { size, data: numbers(size * size * 3).map((it) => Math.max(-1, Math.min(1, it / 2))) };
-  await vision.encode(out, pixels, pause);
+  await vision.encode(out, pixels, noPause);
   finite("image tokens", await backend.read(out));
   const { values, bytes } = matrices(config, "vision");
   let runs = 0;
   clock.clear();
   return {
-    run() {
+    run(pause) {
       runs++;
       return vision.encode(out, pixels, pause);
     },
@@ -93,7 +94,7 @@ async function openDecoder(settings: Settings) {
   const rows = imageTokens(config) + IDS.length;
   const x = backend.tensor(rows, config.decoder.width);
   const values = numbers(rows * config.decoder.width);
-  const prefill = async (cache: Cache) => {
+  const prefill = async (cache: Cache, pause: Pause) => {
     backend.write(x, values);
     const logits = await decoder.prefill(cache, x, IDS, pause);
     finite("logits", logits);
@@ -113,11 +114,11 @@ async function prefill(settings: Settings): Promise<Prepared> {
   let runs = 0;
   clock.clear();
   return {
-    async run() {
+    async run(pause) {
       runs++;
       const cache = decoder.cache(rows);
       try {
-        await prefill(cache);
+        await prefill(cache, pause);
       } finally {
         cache.free();
       }
@@ -136,12 +137,12 @@ async function decode(settings: Settings): Promise<Prepared> {
   const head = config.decoder.vocab * config.decoder.width;
   let runs = 0;
   const sequence = decoder.cache(rows + TOKENS);
-  await prefill(sequence);
+  await prefill(sequence, noPause);
   clock.clear();
   return {
     parts: TOKENS,
     ready: () => Promise.resolve(sequence.truncate(rows)),
-    async run() {
+    async run(pause) {
       runs++;
       for (let i = 0; i < TOKENS; i++) await decoder.step(sequence, 7 + i, pause);
     },

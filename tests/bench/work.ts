@@ -4,6 +4,7 @@ import type { Backend } from "../../lib/backend/backend.ts";
 import type { WasmBackend } from "../../lib/backend/wasm.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
+import type { Pause } from "../../lib/types.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { type LimitName, STEPS } from "./limits.ts";
 
@@ -22,7 +23,8 @@ export interface Settings {
 export interface Prepared {
   /** Called before each run, off the clock. */
   ready?(): Promise<void>;
-  run(): Promise<void>;
+  /** @param pause called between the parts of a long run; how long it takes is not the run's. */
+  run(pause: Pause): Promise<void>;
   /** Parts of a run that the figure is given for: 32 tokens. */
   readonly parts?: number;
   /** Multiplications and additions of a part, in matrices. */
@@ -32,7 +34,7 @@ export interface Prepared {
   /** What bounds it. */
   readonly bound: "dramRead" | "fma" | { readonly kernel: number };
   /** Further figures, after the runs. */
-  readonly extra?: () => Record<string, unknown>;
+  readonly extra?: () => { readonly rssBytes?: number; readonly [more: string]: unknown };
   close(): Promise<void>;
 }
 
