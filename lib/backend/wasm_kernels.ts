@@ -41,6 +41,8 @@ export interface Kernels extends
   bound_int8(w: number, padded: number, panels: number): number;
   /** Rows of a tile of activations for int8 weights and a kernel, by its number. */
   tile_rows(kernel: number): number;
+  /** Bytes of a value in a tile: 1, or 2 in the plain build, which multiplies words. */
+  tile_bytes(): number;
   /** What the engine makes of a dot product out of range. */
   probe_dot(a: number, b: number): number;
 }
@@ -158,16 +160,17 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   const k = 96;
   const at = {
     a: from,
-    x: from + 1024,
-    w8: from + 2048,
-    w4: from + 3072,
-    ones: from + 4096,
-    zeros: from + 4160,
+    x: from + 2048,
+    w8: from + 3072,
+    w4: from + 4096,
+    ones: from + 5120,
+    zeros: from + 5184,
   };
-  const [sums, presets, scratch, out] = [from + 4224, from + 4288, from + 5120, from + 6144];
+  const [sums, presets, room, out] = [from + 5248, from + 5312, from + 6144, from + 8192];
   const bytes = new Int8Array(memory.buffer);
+  const words = new Int16Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
-  bytes.fill(0, from, from + 8192);
+  bytes.fill(0, from, from + 10_240);
   floats.fill(1, at.ones / 4, at.ones / 4 + 8);
   // int8: activations 0 … 127, weights within the bound of eight steps. int4: -127 … 127, nibbles 0 … 15, unscaled.
   const seven = (t: number, i: number) => i % 3 ? 127 - (t * 5 + i) % 9 : t;
@@ -194,9 +197,13 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     return sum;
   };
   const [right8, right4] = [dot(seven, weight), dot(eight, (c, i) => nibble(c, i) - 8)];
+  const tileBytes = kernels.tile_bytes();
+  const [values, step] = tileBytes === 1 ? [bytes, 4] : [words, 2];
   const fill = (x: typeof seven, rows: number) => {
     for (let t = 0; t < rows; t++) {
-      for (let i = 0; i < k; i++) bytes[at.a + ((i >> 2) * rows + t) * 4 + i % 4] = x(t, i);
+      for (let i = 0; i < k; i++) {
+        values[at.a / tileBytes + (Math.floor(i / step) * rows + t) * step + i % step] = x(t, i);
+      }
     }
     for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
   };
@@ -204,20 +211,35 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     const rows = kernels.tile_rows(kernel);
     fill(seven, rows);
     const weights = [at.w8, at.ones, sums];
-    const gemm = [at.a, at.zeros, at.ones, ...weights, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
+    const gemm = [
+      at.a,
+      at.zeros,
+      at.ones,
+      ...weights,
+      room,
+      rows,
+      k,
+      8,
+      out,
+      8,
+      0,
+      0,
+      0,
+      FINISH.plain,
+      kernel,
+    ];
     kernels.gemm_int8(...gemm);
     const gemv = [at.x, at.zeros, at.ones, ...weights, k, 8, out, 0, 0, FINISH.plain, kernel];
     const found = wrong(`gemm_int8 ${kernel}`, rows * 8, right8) ??
       (kernels.gemv_int8(...gemv), wrong(`gemv_int8 ${kernel}`, 8, right8));
     if (found) return found;
   }
-  const words = new Int16Array(memory.buffer);
   const preset = (t: number, group: number, pair: number) => {
     let sum = 0;
     for (let i = group * 32; i < group * 32 + 32; i++) if (i % 4 >> 1 === pair) sum += eight(t, i);
     return -8 * sum;
   };
-  const single = scratch - 64;
+  const single = room - 64;
   for (let at = 0; at < k / 32 * 2; at++) words[single / 2 + at] = preset(0, at >> 1, at % 2);
   const rows = TILE;
   for (const kernel of [0, 8]) {
@@ -225,7 +247,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     for (let at = 0; at < k / 32 * rows * 2; at++) {
       words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
     }
-    const rest = [scratch, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
+    const rest = [room, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
     kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
     const gemv = [at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain, kernel];
     const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4) ??

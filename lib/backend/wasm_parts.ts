@@ -33,6 +33,11 @@ function move(address: number, bytes: number): number {
   return address && address + bytes;
 }
 
+/** Bytes of a packed activation: in tiles as the kernels have them, in a row alone one. */
+function bytesOf(kernels: Kernels, lanes: number): number {
+  return lanes > 1 ? kernels.tile_bytes() : 1;
+}
+
 /** Bytes of 8 columns of f32. */
 const STRIPE = PANEL * 4;
 
@@ -48,7 +53,7 @@ export const PARTS = {
   quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded, lanes], from, end) {
     const row = from * lanes;
     const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
-    const to = values + row * padded;
+    const to = values + row * padded * bytesOf(kernels, lanes);
     kernels.quantize7(to, zeros + row * 4, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
@@ -56,7 +61,8 @@ export const PARTS = {
   quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded, lanes], from, end) {
     const row = from * lanes;
     const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
-    const [to, preset] = [values + row * padded, presets + row * (padded / GROUP) * 4];
+    const to = values + row * padded * bytesOf(kernels, lanes);
+    const preset = presets + row * (padded / GROUP) * 4;
     kernels.quantize8(to, preset, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
@@ -84,9 +90,10 @@ export const PARTS = {
     kernels.gemv_f32(x, w + col * k * 4, k, count, out + at, move(bias, at), move(residual, at), mode);
   },
 
-  gemm_int8(kernels, args, from, end) {
-    const [a, zeros, scales, w, wScale, sums, rows, padded, n, out, outStride] = args;
-    const [bias, residual, residualStride, mode, kernel] = args.slice(11);
+  /** Pairs of panels; room to unpack one, where tiles are of words, is at `room` for the first thread, then for the others. */
+  gemm_int8(kernels, args, from, end, thread) {
+    const [a, zeros, scales, w, wScale, sums, room, rows, padded, n, out, outStride] = args;
+    const [bias, residual, residualStride, mode, kernel] = args.slice(12);
     const [col, at] = [from * PAIR, from * PAIR * 4];
     kernels.gemm_int8(
       a,
@@ -95,6 +102,7 @@ export const PARTS = {
       w + col * padded,
       wScale + at,
       sums + at,
+      room + thread * PAIR * padded * kernels.tile_bytes(),
       rows,
       padded,
       Math.min(n, end * PAIR) - col,
@@ -139,7 +147,7 @@ export const PARTS = {
       scales,
       w + from * 2 * (padded / GROUP) * GROUP_BYTES,
       wScale + at,
-      room + thread * PAIR * padded,
+      room + thread * PAIR * padded * kernels.tile_bytes(),
       rows,
       padded,
       Math.min(n, end * PAIR) - col,
@@ -284,6 +292,6 @@ export function attentionScratch(rows: number, keys: number, dim: number): numbe
 /** The same for `attention_int8`, which divides it as `wasm/src/attention_int8.c` says. */
 export function attentionInt8Scratch(keys: number, dim: number): number {
   const [all, wide] = [roundUp(keys, 16), roundUp(dim, PANEL)];
-  const tiles = 2 * MOST_ROWS * all + roundUp(MOST_ROWS * (dim + 12), 16);
-  return roundUp(all * (dim + wide) + tiles + 4 * (2 * all + wide + Math.max(MOST_ROWS * all, dim)), 16);
+  const tiles = 2 * MOST_ROWS * all + roundUp(2 * MOST_ROWS * (dim + 12), 16);
+  return roundUp(2 * all * (dim + wide) + tiles + 4 * (2 * all + wide + Math.max(MOST_ROWS * all, dim)), 16);
 }

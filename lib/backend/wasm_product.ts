@@ -36,6 +36,8 @@ export class WasmMatrix implements Matrix {
     readonly kernel: number,
     /** Rows of a tile of activations for it. */
     readonly tile: number,
+    /** Bytes of a value in such a tile. */
+    readonly tileBytes: number,
   ) {}
 }
 
@@ -73,20 +75,43 @@ export function takeMatrix(
   if (scheme === "f32") {
     const panels = new Float32Array(arena.memory.buffer, piece.start, rows * k);
     packPanels(panels, stored.data as Float32Array, k, 0, n);
-    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE);
+    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE, 4);
   }
   new Uint8Array(arena.memory.buffer, piece.start, bytes).set(stored.data as Uint8Array);
   const scale = piece.start + bytes;
   const scales = new Float32Array(arena.memory.buffer, scale, rows);
   scales.set(stored.scale!);
   scales.fill(0, n);
+  const tileBytes = kernels.tile_bytes();
   if (scheme === "int4-g32-p8") {
-    return new WasmMatrix(scheme, n, k, piece, padded, scale, 0, multiplier === "dot" ? 0 : 8, TILE);
+    return new WasmMatrix(
+      scheme,
+      n,
+      k,
+      piece,
+      padded,
+      scale,
+      0,
+      multiplier === "dot" ? 0 : 8,
+      TILE,
+      tileBytes,
+    );
   }
   const sums = scale + rows * 4;
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
   const kernel = multiplier === "dot" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
-  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, kernels.tile_rows(kernel));
+  return new WasmMatrix(
+    scheme,
+    n,
+    k,
+    piece,
+    padded,
+    scale,
+    sums,
+    kernel,
+    kernels.tile_rows(kernel),
+    tileBytes,
+  );
 }
 
 /** out = x · Wᵀ for one matrix after the other, each finished in its own way; the shapes are checked. */
@@ -112,16 +137,12 @@ export function multiply(
   }
 }
 
-/** Bytes of scratch that a product with `rows` rows of K values takes at most. */
+/** Bytes of scratch that a product with `rows` rows of K values takes at most; in the plain build about twice as many. */
 export function productScratch(scheme: Scheme, rows: number, k: number, threads: number): number {
   const tile = scheme === "int8-p8-s4" ? MOST_ROWS : TILE;
-  const sizes = packedSizes(
-    scheme,
-    Math.min(rows, rowsAtOnce(rows, tile)),
-    tile,
-    paddedK(scheme, k),
-    threads,
-  );
+  const tileBytes = scheme === "f32" ? 4 : 1;
+  const most = Math.min(rows, rowsAtOnce(rows, tile));
+  const sizes = packedSizes(scheme, most, { tile, tileBytes, padded: paddedK(scheme, k) }, threads);
   return sizes.values + sizes.zeros + sizes.scales + sizes.rooms;
 }
 
@@ -131,15 +152,22 @@ function rowsAtOnce(rows: number, tile: number): number {
 }
 
 /** Bytes of activations as a kernel reads them, in this order; a single f32 row is read where it lies. */
-function packedSizes(scheme: Scheme, rows: number, tile: number, padded: number, threads: number) {
+function packedSizes(
+  scheme: Scheme,
+  rows: number,
+  { tile, tileBytes, padded }: Pick<WasmMatrix, "tile" | "tileBytes" | "padded">,
+  threads: number,
+) {
   const tiled = rows > 1 ? roundUp(rows, tile) : 1;
-  if (scheme === "f32") return { values: rows > 1 ? tiled * padded * 4 : 0, zeros: 0, scales: 0, rooms: 0 };
+  const values = tiled * padded * (rows > 1 ? tileBytes : 1);
+  if (scheme === "f32") return { values: rows > 1 ? values : 0, zeros: 0, scales: 0, rooms: 0 };
+  const unpacks = rows > 1 && (scheme === "int4-g32-p8" || tileBytes > 1);
   const zeros = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
   return {
-    values: roundUp(tiled * padded, 16),
+    values: roundUp(values, 16),
     zeros: roundUp(zeros, 16),
     scales: roundUp(tiled * 4, 16),
-    rooms: scheme === "int4-g32-p8" && rows > 1 ? threads * padded * PAIR : 0,
+    rooms: unpacks ? threads * padded * PAIR * tileBytes : 0,
   };
 }
 
@@ -152,7 +180,7 @@ interface Packed {
   readonly scales: number;
   /** int8: zero points, int4: presets. */
   readonly zeros: number;
-  /** int4: room for one unpacked pair of panels a thread. */
+  /** Room for one unpacked pair of panels a thread, where weights are not multiplied as they lie. */
   readonly room: number;
 }
 
@@ -162,7 +190,7 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packe
   const lanes = rows > 1 ? tile : 1;
   const tiles = Math.ceil(rows / lanes);
   const cost = tiles * lanes * padded * PACK_NS;
-  const sizes = packedSizes(scheme, rows, tile, padded, crew.threads);
+  const sizes = packedSizes(scheme, rows, w, crew.threads);
   if (scheme === "f32") {
     const values = rows > 1 ? scratch(sizes.values) : x.start;
     if (rows > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
@@ -199,8 +227,9 @@ function product(
       break;
     case "int8-p8-s4": {
       const operands = [values, zeros, scales, start, scale, sums];
-      if (rows > 1) crew.run("gemm_int8", [...operands, rows, padded, n, ...finish, kernel], units, cost);
-      else crew.run("gemv_int8", [...operands, padded, n, ...finish, kernel], units, cost);
+      if (rows > 1) {
+        crew.run("gemm_int8", [...operands, room, rows, padded, n, ...finish, kernel], units, cost);
+      } else crew.run("gemv_int8", [...operands, padded, n, ...finish, kernel], units, cost);
       break;
     }
     case "int4-g32-p8": {

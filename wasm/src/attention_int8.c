@@ -3,7 +3,7 @@
 //
 // As many queries at a time as a tile has rows; keys are the columns of the first product, the head's columns those of
 // the second. With dot-add the 14 bits are two operands of seven, and the second adds to 128 times the sums of the
-// first. Without it they are 16-bit words as they are, which is as fast there and gives the same integers.
+// first. Without it weights and values are words of 16 bits, which is as fast there and gives the same integers.
 #include "quantize.h"
 
 enum {
@@ -13,13 +13,13 @@ enum {
 
 // Where things lie; bytes of scratch as lib/backend/wasm_parts.ts counts them.
 typedef struct {
-  int8_t *keys, *values;            // panels [keys/8][steps][8][4], [dim/8][keys/4][8][4]
+  int8_t *keys, *values;            // panels of the first product, and of the second: of bytes or words
   float *key_scale, *value_scale;   // [keys], [dim]
   int32_t *key_sums;                // [keys]
   float *scores;                    // [rows][keys]
-  int8_t *queries;                  // a tile, [steps][rows][4]
-  int8_t *weights;                  // a tile of words, or two of bytes, [keys/4][rows][4] each
-  uint32_t all, dim, steps;         // keys padded to 16, columns of a head, ⌈dim / 4⌉
+  int8_t *queries;                  // a tile
+  int8_t *weights;                  // a tile of words, or two of bytes
+  uint32_t all, dim;                // keys padded to 16, columns of a head
 } Head;
 
 // Whether 14 bits are two operands of seven.
@@ -58,6 +58,16 @@ INLINE void means(float *mean, const float *x, uint32_t stride, uint32_t rows, u
   }
 }
 
+// Four values of a key to its panel, from `bytes` or from `words`, lanes 2 · i and on; returns where the next go.
+#define PLACE_FOUR(i)                                                              \
+  if (WORDS) {                                                                     \
+    wasm_v128_store32_lane(to, words[i / 2], 2 * (i % 2));                         \
+    wasm_v128_store32_lane(to + STEP, words[i / 2], 2 * (i % 2) + 1);              \
+  } else {                                                                         \
+    wasm_v128_store32_lane(to, bytes, i);                                          \
+  }                                                                                \
+  to += STEP << WORDS;
+
 // Whole numbers of 4 · vectors columns of a key to its panel; returns their sums.
 INLINE v128_t place_key(int8_t *to, const float *row, v128_t inverse, v128_t large, uint32_t vectors) {
   v128_t q[4], sums = wasm_i32x4_const_splat(0);
@@ -65,11 +75,13 @@ INLINE v128_t place_key(int8_t *to, const float *row, v128_t inverse, v128_t lar
     q[i] = i < vectors ? round_i32(wasm_f32x4_mul(wasm_v128_load(row + 4 * i), inverse), large) : sums;
     if (i < vectors) sums = wasm_i32x4_add(sums, q[i]);
   }
-  v128_t bytes = wasm_i8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(q[0], q[1]), wasm_i16x8_narrow_i32x4(q[2], q[3]));
-  wasm_v128_store32_lane(to, bytes, 0);
-  if (vectors > 1) wasm_v128_store32_lane(to + STEP, bytes, 1);
-  if (vectors > 2) wasm_v128_store32_lane(to + 2 * STEP, bytes, 2);
-  if (vectors > 3) wasm_v128_store32_lane(to + 3 * STEP, bytes, 3);
+  v128_t words[2] = {wasm_i16x8_narrow_i32x4(q[0], q[1]), wasm_i16x8_narrow_i32x4(q[2], q[3])};
+  v128_t bytes = wasm_i8x16_narrow_i16x8(words[0], words[1]);
+  PLACE_FOUR(0)
+  if (vectors == 1) return sums;
+  PLACE_FOUR(1)
+  PLACE_FOUR(2)
+  PLACE_FOUR(3)
   return sums;
 }
 
@@ -81,9 +93,9 @@ static void pack_keys(const Head *h, const float *k, uint32_t stride, uint32_t k
   for (uint32_t c = 0; c < fours; c += 16) means(h->scores + c, k + c, stride, keys, 4);
   for (uint32_t c = fours; c < h->dim; c += 4) means(h->scores + c, k + c, stride, keys, 1);
   for (uint32_t s = 0; s < h->all; s++) {
-    int8_t *to = h->keys + (uint64_t)(s / 8) * h->steps * STEP + s % 8 * 4;
+    int8_t *to = h->keys + ((uint64_t)(s / 8 * 8) * h->dim << WORDS) + s % 8 * 4;
     if (s >= keys) {
-      for (uint32_t i = 0; i < h->steps; i++, to += STEP) *(uint32_t *)to = 0;
+      for (uint32_t i = 0; i < h->dim / 4 << WORDS; i++, to += STEP) *(uint32_t *)to = 0;
       h->key_scale[s] = 0;
       h->key_sums[s] = 0;
       continue;
@@ -98,16 +110,26 @@ static void pack_keys(const Head *h, const float *k, uint32_t stride, uint32_t k
     float most = -least(wasm_f32x4_neg(most4));
     v128_t inverse = wasm_f32x4_splat(most >= 1e-30f ? 127 / most : 0), sums = wasm_i32x4_const_splat(0);
     uint32_t c = 0;
-    for (; c < fours; c += 16, to += 4 * STEP) sums = wasm_i32x4_add(sums, place_key(to, row + c, inverse, large, 4));
-    for (; c < h->dim; c += 4, to += STEP) sums = wasm_i32x4_add(sums, place_key(to, row + c, inverse, large, 1));
+    for (; c < fours; c += 16, to += 4 * STEP << WORDS) {
+      sums = wasm_i32x4_add(sums, place_key(to, row + c, inverse, large, 4));
+    }
+    for (; c < h->dim; c += 4, to += STEP << WORDS) {
+      sums = wasm_i32x4_add(sums, place_key(to, row + c, inverse, large, 1));
+    }
     h->key_scale[s] = most >= 1e-30f ? most / 127 : 0;
     sums = wasm_i32x4_add(sums, LANES(sums, sums, 2, 3, 0, 1));
     h->key_sums[s] = wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
   }
 }
 
-// Values of 4 · vectors columns from c, a multiple of 8.
-INLINE void place_values(const Head *h, const float *v, uint32_t stride, uint32_t keys, uint32_t c, uint32_t vectors) {
+// Words of two whole numbers of four rows, lane by lane.
+INLINE v128_t weave_words(v128_t a, v128_t b) {
+  return wasm_v128_or(wasm_v128_and(a, wasm_i32x4_const_splat(65535)), wasm_i32x4_shl(b, 16));
+}
+
+// Values of 4 · vectors columns from c, a multiple of 8; as words, or as bytes.
+INLINE void place_values(const Head *h, const float *v, uint32_t stride, uint32_t keys, uint32_t c, uint32_t vectors,
+                         uint32_t words) {
   v128_t large = wasm_v128_load(LARGE), zero = wasm_i32x4_const_splat(0), most[4], inverse[4];
   const float *from = v + c;
   for (uint32_t i = 0; i < 4; i++) most[i] = zero;
@@ -122,26 +144,30 @@ INLINE void place_values(const Head *h, const float *v, uint32_t stride, uint32_
     wasm_v128_store(h->value_scale + c + 4 * i, wasm_v128_and(wasm_f32x4_div(most[i], limit), some));
     inverse[i] = wasm_v128_and(wasm_f32x4_div(limit, most[i]), some);
   }
-  int8_t *to = h->values + (uint64_t)c * h->all;
+  int8_t *to = h->values + ((uint64_t)c * h->all << words);
   from = v + c;
-  for (uint32_t s = 0; s < h->all; s += 4, to += STEP, from += 4 * stride) {
+  for (uint32_t s = 0; s < h->all; s += 4, to += STEP << words, from += 4 * stride) {
     for (uint32_t i = 0; i < vectors; i++) {
       v128_t q[4];
       for (uint32_t j = 0; j < 4; j++) {
         q[j] = zero;
         if (s + j < keys) q[j] = round_i32(wasm_f32x4_mul(wasm_v128_load(from + j * stride + 4 * i), inverse[i]), large);
       }
-      wasm_v128_store(to + i / 2 * 8 * (uint64_t)h->all + i % 2 * 16, weave(q[0], q[1], q[2], q[3]));
+      int8_t *at = to + (i / 2 * 8 * (uint64_t)h->all << words) + i % 2 * 16;
+      wasm_v128_store(at, words ? weave_words(q[0], q[1]) : weave(q[0], q[1], q[2], q[3]));
+      if (words) wasm_v128_store(at + STEP, weave_words(q[2], q[3]));
     }
-    if (vectors == 1) wasm_v128_store(to + 16, zero);  // the last panel may be half a panel
+    // The last panel may be half a panel.
+    if (vectors == 1) wasm_v128_store(to + 16, zero);
+    if (vectors == 1 && words) wasm_v128_store(to + STEP + 16, zero);
   }
 }
 
-static void pack_values(const Head *h, const float *v, uint32_t stride, uint32_t keys) {
-  uint32_t c = 0;
-  for (; c + 16 <= h->dim; c += 16) place_values(h, v, stride, keys, c, 4);
-  for (; c + 8 <= h->dim; c += 8) place_values(h, v, stride, keys, c, 2);
-  if (c < h->dim) place_values(h, v, stride, keys, c, 1);
+INLINE void pack_values(const Head *h, const float *v, uint32_t stride, uint32_t keys, uint32_t kernel) {
+  uint32_t c = 0, words = !split(kernel);
+  for (; c + 16 <= h->dim; c += 16) place_values(h, v, stride, keys, c, 4, words);
+  for (; c + 8 <= h->dim; c += 8) place_values(h, v, stride, keys, c, 2, words);
+  if (c < h->dim) place_values(h, v, stride, keys, c, 1, words);
 }
 
 // Weights of four keys and the queries of a tile, from 0 to 2¹⁴ - 1, to their places.
@@ -150,9 +176,10 @@ INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t
   v128_t ef = wasm_i16x8_narrow_i32x4(q[4], q[rows_of(kernel) - 1]);
   if (!split(kernel)) {
     int8_t *to = h->weights + 2 * STEP_ROWS * step;
-    wasm_v128_store(to, ab);
-    wasm_v128_store(to + 16, cd);
-    wasm_v128_store64_lane(to + 32, ef, 0);
+    wasm_v128_store(to, LANES(ab, cd, 0, 2, 4, 6));
+    wasm_v128_store32_lane(to + 16, ef, 0);
+    wasm_v128_store(to + STEP_ROWS, LANES(ab, cd, 1, 3, 5, 7));
+    wasm_v128_store32_lane(to + STEP_ROWS + 16, ef, 1);
     return;
   }
   v128_t low = wasm_u16x8_extend_low_u8x16(wasm_v128_load(SEVEN_BITS));
@@ -161,26 +188,6 @@ INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t
   wasm_v128_store64_lane(to + 16, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(ef, 7), ef), 0);
   wasm_v128_store(rest, wasm_u8x16_narrow_i16x8(wasm_v128_and(ab, low), wasm_v128_and(cd, low)));
   wasm_v128_store64_lane(rest + 16, wasm_u8x16_narrow_i16x8(wasm_v128_and(ef, low), ef), 0);
-}
-
-// Five rows of words [step][5][4] by a panel of bytes [step][8][4]: y[2 * row + half].
-INLINE void tile_words(const int8_t *a, const int8_t *b, uint32_t steps, v128_t y[10]) {
-  for (uint32_t half = 0; half < 2; half++) {
-    v128_t c[10];
-    for (uint32_t i = 0; i < 10; i++) c[i] = wasm_i32x4_const_splat(0);
-    const int8_t *rows = a, *panel = b + 16 * half;
-    for (uint32_t i = steps; i; i--, rows += 2 * STEP_ROWS, panel += STEP) {
-      KEEP(rows);
-      KEEP(panel);
-      v128_t b0 = wasm_i16x8_load8x8(panel), b1 = wasm_i16x8_load8x8(panel + 8);
-      for (uint32_t r = 0; r < ROWS; r++) {
-        v128_t four = wasm_v128_load64_splat(rows + 8 * r);
-        c[2 * r] = wasm_i32x4_add(c[2 * r], wasm_i32x4_dot_i16x8(b0, four));
-        c[2 * r + 1] = wasm_i32x4_add(c[2 * r + 1], wasm_i32x4_dot_i16x8(b1, four));
-      }
-    }
-    for (uint32_t r = 0; r < ROWS; r++) y[2 * r + half] = JOIN(c[2 * r], c[2 * r + 1]);
-  }
 }
 
 // Weights of keys [4 · from, 4 · (from + count)) by a panel of their values.
@@ -198,7 +205,8 @@ INLINE void tile_weights(const Head *h, const int8_t *panel, uint32_t from, uint
   }
 #endif
   (void)kernel;
-  tile_words(h->weights + 2 * STEP_ROWS * from, panel + STEP * from, count, y);
+  for (uint32_t i = 0; i < 2 * ROWS; i++) y[i] = wasm_i32x4_const_splat(0);
+  tile_words(h->weights + 2 * STEP_ROWS * from, panel + 2 * STEP * from, 2 * count, y);
 }
 
 // Queries to a tile; their zero points, and their scales times `scale`.
@@ -220,7 +228,7 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const
   for (uint32_t r = 0; r < rows; r++) most[r] = unseen;
   for (uint32_t s = 0; s < h->all; s += 8) {
     v128_t y[2 * TALL];
-    const int8_t *panel = h->keys + (uint64_t)s * h->dim;
+    const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
     tile_int8(h->queries, panel, h->dim, kernel, y);
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
@@ -274,7 +282,7 @@ INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint
     for (uint32_t from = 0; from < steps; from += KEYS / 4) {
       v128_t y[2 * TALL];
       uint32_t now = steps - from < KEYS / 4 ? steps - from : KEYS / 4;
-      tile_weights(h, h->values + (uint64_t)c * h->all, from, now, kernel, y);
+      tile_weights(h, h->values + ((uint64_t)c * h->all << !split(kernel)), from, now, kernel, y);
       for (uint32_t i = 0; i < 2 * rows; i++) total[i] = wasm_f32x4_add(total[i], wasm_f32x4_convert_i32x4(y[i]));
     }
     for (uint32_t r = 0; r < count; r++) {
@@ -289,9 +297,10 @@ INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint
 }
 
 // One head as below, by a kernel known when this is compiled.
-INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q, uint32_t q_stride, uint32_t rows,
-                 uint32_t keys, float scale, uint32_t kernel) {
+INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *v,
+                 uint32_t v_stride, uint32_t rows, uint32_t keys, float scale, uint32_t kernel) {
   uint32_t tall = rows_of(kernel);
+  pack_values(h, v, v_stride, keys, kernel);
   for (uint32_t row = 0; row < rows; row += tall) {
     int32_t zeros[TALL];
     float scales[TALL];
@@ -310,18 +319,17 @@ EXPORT(attention_int8)
 void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k,
                     uint32_t k_stride, const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t dim,
                     float scale, int8_t *scratch, uint32_t kernel) {
-  Head h = {.all = (keys + 15) / 16 * 16, .dim = dim, .steps = dim / 4};
+  Head h = {.all = (keys + 15) / 16 * 16, .dim = dim};
   uint32_t wide = (dim + 7) / 8 * 8;
   h.keys = scratch;
-  h.values = h.keys + h.all * dim;
-  h.weights = h.values + h.all * wide;
+  h.values = h.keys + 2 * h.all * dim;
+  h.weights = h.values + 2 * h.all * wide;
   h.queries = h.weights + 2 * TALL * h.all;
-  h.key_scale = (float *)(h.queries + (TALL * (dim + 12) + 15) / 16 * 16);
+  h.key_scale = (float *)(h.queries + (2 * TALL * (dim + 12) + 15) / 16 * 16);
   h.key_sums = (int32_t *)(h.key_scale + h.all);
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
   pack_keys(&h, k, k_stride, keys);
-  pack_values(&h, v, v_stride, keys);
-  if (kernel == VNNI) head(&h, out, out_stride, q, q_stride, rows, keys, scale, VNNI);
-  else head(&h, out, out_stride, q, q_stride, rows, keys, scale, 1);
+  if (kernel == VNNI) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, VNNI);
+  else head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, 1);
 }

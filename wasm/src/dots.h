@@ -1,15 +1,23 @@
 // Integer products of a tile: 5 rows of activations, or 6, × 8 columns of weights, exact, the same on every engine.
 //
-// Activations [k/4][rows][4], weights [k/4][8 columns][4], bytes. Of the two operands of the relaxed dot product
+// Activations [k/4][rows][4], weights [k/4][8 columns][4], bytes; in the plain build, which has no product of bytes,
+// [k/2][rows][2] and [k/2][8 columns][2], words of 16 bits. Of the two operands of the relaxed dot product
 // one may be taken as unsigned or signed as the engine likes: it must lie in 0…127 (`seven`). With int8 weights that
 // is the activation, with int4 weights the nibble; the other is `eight`.
 #pragma once
 
 #include "simd.h"
 
-#define STEP 32        // bytes of weights for 4 values of k
-#define STEP_ROWS (4 * ROWS)  // bytes of activations for 4 values of k
+#define STEP 32        // bytes of weights for 4 values of k, or for 2 that are words
+#define STEP_ROWS (4 * ROWS)  // the same of activations
 #define STEP_TALL (4 * TALL)
+
+// Whether tiles are of words.
+#ifdef __wasm_relaxed_simd__
+enum { WORDS = 0 };
+#else
+enum { WORDS = 1 };
+#endif
 
 // Which kernel computes a product. In the plain build there is one, and this is not looked at.
 enum { VNNI = 0 };  // dot-add; otherwise the number of steps summed in 16 bits: 1, 4 or 8
@@ -23,8 +31,56 @@ INLINE uint32_t rows_of(uint32_t kernel) {
 #endif
 }
 
-// Two sums of pairs of k, columns 0, 1 and columns 2, 3, to columns 0 … 3.
-#define JOIN(x, y) wasm_i32x4_add(LANES(x, y, 0, 2, 4, 6), LANES(x, y, 1, 3, 5, 7))
+// A step of a panel, columns 0 … 3 and 4 … 7, to its place in a tile; returns the place of the next.
+INLINE int8_t *place_step(int8_t *to, v128_t b0, v128_t b1) {
+  if (!WORDS) {
+    wasm_v128_store(to, b0);
+    wasm_v128_store(to + 16, b1);
+    return to + STEP;
+  }
+  v128_t low0 = wasm_i16x8_extend_low_i8x16(b0), high0 = wasm_i16x8_extend_high_i8x16(b0);
+  v128_t low1 = wasm_i16x8_extend_low_i8x16(b1), high1 = wasm_i16x8_extend_high_i8x16(b1);
+  wasm_v128_store(to, LANES(low0, high0, 0, 2, 4, 6));
+  wasm_v128_store(to + 16, LANES(low1, high1, 0, 2, 4, 6));
+  wasm_v128_store(to + STEP, LANES(low0, high0, 1, 3, 5, 7));
+  wasm_v128_store(to + STEP + 16, LANES(low1, high1, 1, 3, 5, 7));
+  return to + 2 * STEP;
+}
+
+// One step of the sums of five rows of words. Each row is spread by a load: products, sums and rotations would wait for
+// the same units of the processor, loads do not.
+#define ADD_WORDS(low, high, at)                                      \
+  va = wasm_v128_load32_splat(a + at);                                \
+  low = wasm_i32x4_add(low, wasm_i32x4_dot_i16x8(b0, va));            \
+  high = wasm_i32x4_add(high, wasm_i32x4_dot_i16x8(b1, va));
+#define STEP_WORDS                                        \
+  b0 = wasm_v128_load(b), b1 = wasm_v128_load(b + 16);    \
+  ADD_WORDS(c0, c1, 0)                                    \
+  ADD_WORDS(c2, c3, 4)                                    \
+  ADD_WORDS(c4, c5, 8)                                    \
+  ADD_WORDS(c6, c7, 12)                                   \
+  ADD_WORDS(c8, c9, 16)                                   \
+  a += STEP_ROWS, b += STEP;                              \
+  KEEP(a);                                                \
+  KEEP(b);
+
+// Adds `steps` steps of words to the sums of five rows, y[2 * row + half].
+INLINE void tile_words(const int8_t *a, const int8_t *b, uint32_t steps, v128_t y[2 * ROWS]) {
+  v128_t c0 = y[0], c1 = y[1], c2 = y[2], c3 = y[3], c4 = y[4], c5 = y[5], c6 = y[6], c7 = y[7], c8 = y[8], c9 = y[9];
+  v128_t b0, b1, va;
+  for (uint32_t rest = steps % 4; rest; rest--) {
+    STEP_WORDS
+    KEEP(rest);
+  }
+  for (uint32_t turns = steps / 4; turns; turns--) {
+    STEP_WORDS
+    STEP_WORDS
+    STEP_WORDS
+    STEP_WORDS
+    KEEP(turns);
+  }
+  y[0] = c0, y[1] = c1, y[2] = c2, y[3] = c3, y[4] = c4, y[5] = c5, y[6] = c6, y[7] = c7, y[8] = c8, y[9] = c9;
+}
 
 // Sums of bytes to floats: the activations' zero point is taken out by the sums of the columns.
 INLINE v128_t descale_int8(v128_t sum, v128_t zero, v128_t w_sums, v128_t scale, v128_t w_scale) {
@@ -137,50 +193,12 @@ INLINE void tile_words_int8(const int8_t *a, const int8_t *b, uint32_t steps, v1
   c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5, c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9;
 }
 
-#else
-
-// Half a panel of a tile, columns 0 … 3 of b, to y[2 * row].
-INLINE void half_plain(const int8_t *a, const int8_t *b, uint32_t steps, v128_t y[10]) {
-  v128_t zero = wasm_i32x4_const_splat(0);
-  v128_t c0 = zero, c1 = zero, c2 = zero, c3 = zero, c4 = zero, c5 = zero, c6 = zero, c7 = zero, c8 = zero, c9 = zero;
-  do {
-    v128_t b0 = wasm_i16x8_load8x8(b), b1 = wasm_i16x8_load8x8(b + 8);
-    v128_t two = wasm_i16x8_load8x8(a), one = wasm_i64x2_shuffle(two, two, 0, 0);
-    c0 = wasm_i32x4_add(c0, wasm_i32x4_dot_i16x8(b0, one));
-    c1 = wasm_i32x4_add(c1, wasm_i32x4_dot_i16x8(b1, one));
-    one = wasm_i64x2_shuffle(two, two, 1, 1);
-    c2 = wasm_i32x4_add(c2, wasm_i32x4_dot_i16x8(b0, one));
-    c3 = wasm_i32x4_add(c3, wasm_i32x4_dot_i16x8(b1, one));
-    two = wasm_i16x8_load8x8(a + 8);
-    one = wasm_i64x2_shuffle(two, two, 0, 0);
-    c4 = wasm_i32x4_add(c4, wasm_i32x4_dot_i16x8(b0, one));
-    c5 = wasm_i32x4_add(c5, wasm_i32x4_dot_i16x8(b1, one));
-    one = wasm_i64x2_shuffle(two, two, 1, 1);
-    c6 = wasm_i32x4_add(c6, wasm_i32x4_dot_i16x8(b0, one));
-    c7 = wasm_i32x4_add(c7, wasm_i32x4_dot_i16x8(b1, one));
-    one = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_splat(a + 16));
-    c8 = wasm_i32x4_add(c8, wasm_i32x4_dot_i16x8(b0, one));
-    c9 = wasm_i32x4_add(c9, wasm_i32x4_dot_i16x8(b1, one));
-    a += STEP_ROWS;
-    b += STEP;
-    KEEP(a);
-    KEEP(b);
-    KEEP(steps);
-  } while (--steps);
-  y[0] = JOIN(c0, c1), y[2] = JOIN(c2, c3), y[4] = JOIN(c4, c5), y[6] = JOIN(c6, c7), y[8] = JOIN(c8, c9);
-}
-
-// y[2 * row + half] of a tile.
-INLINE void tile_plain(const int8_t *a, const int8_t *b, uint32_t steps, v128_t y[10]) {
-  half_plain(a, b, steps, y);
-  half_plain(a, b + 16, steps, y + 1);
-}
 #endif
 
-// Sums of a tile of bytes over the whole of k, a multiple of 4: y[2 * row + half].
+// Sums of a tile over the whole of k, a multiple of 4: y[2 * row + half].
 INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_t kernel, v128_t y[2 * TALL]) {
-  uint32_t steps = padded / 4;
 #ifdef __wasm_relaxed_simd__
+  uint32_t steps = padded / 4;
   v128_t c[2 * TALL] = {0};
   if (kernel == VNNI) {
     tile_vnni(a, b, steps, c);
@@ -194,6 +212,7 @@ INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_
   straighten(c, y, rows_of(kernel));
 #else
   (void)kernel;
-  tile_plain(a, b, steps, y);
+  for (uint32_t i = 0; i < 2 * ROWS; i++) y[i] = wasm_i32x4_const_splat(0);
+  tile_words(a, b, padded / 2, y);
 #endif
 }

@@ -91,6 +91,9 @@ INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_
 
 #else
 
+// Two sums of pairs of k, columns 0, 1 and columns 2, 3, to columns 0 … 3.
+#define JOIN(x, y) wasm_i32x4_add(LANES(x, y, 0, 2, 4, 6), LANES(x, y, 1, 3, 5, 7))
+
 INLINE void panels_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
   (void)kernel;
   for (uint32_t p = 0; p < streams; p++) {

@@ -61,8 +61,8 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
   }
 #else
   (void)kernel;
-  v128_t s[10];
-  tile_plain(a, b, 8, s);
+  v128_t s[10] = {0};
+  tile_words(a, b, 16, s);
   v128_t scales = wasm_v128_load(w);
   v128_t low = wasm_i32x4_extend_low_i16x8(scales), high = wasm_i32x4_extend_high_i16x8(scales);
   for (uint32_t r = 0; r < ROWS; r++) {
@@ -80,8 +80,10 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
   while (groups) {
     uint32_t now = groups < GROUPS ? groups : GROUPS;
     groups -= now;
-    for (; now; now--, a += 8 * STEP_ROWS, presets += 2 * ROWS, panel += 8 * STEP, w += GROUP_BYTES) {
+    for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES) {
       group_int4(a, presets, panel, w, kernel, c);
+      a += 8 * STEP_ROWS << WORDS;
+      panel += 8 * STEP << WORDS;
     }
     gather(sums, c, 10);
   }
@@ -93,14 +95,13 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
 #endif
 }
 
-// Groups of a panel to bytes, [k/4][8 columns][4].
+// Groups of panels to where tiles are multiplied with them.
 INLINE void unpack(int8_t *to, const int8_t *w, uint32_t groups) {
   v128_t low = wasm_i8x16_const_splat(15);
   for (; groups; groups--, w += 16) {
-    for (uint32_t i = 0; i < 8; i++, w += 16, to += STEP) {
+    for (uint32_t i = 0; i < 8; i++, w += 16) {
       v128_t v = wasm_v128_load(w + 16);
-      wasm_v128_store(to, wasm_v128_and(v, low));
-      wasm_v128_store(to + 16, wasm_v128_and(wasm_u16x8_shr(v, 4), low));
+      to = place_step(to, wasm_v128_and(v, low), wasm_v128_and(wasm_u16x8_shr(v, 4), low));
     }
   }
 }
@@ -116,7 +117,7 @@ INLINE void descale_block(float *y, uint32_t count, const float *scales, const f
 }
 
 // out [rows, n] = a · Wᵀ; a and presets in tiles of 5 rows, as quantize8 leaves them. Each panel is
-// unpacked once, to bytes, for all rows: `room` holds two of them, 16 · padded bytes.
+// unpacked once for all rows: `room` holds two of them, 16 · padded bytes, or twice as many where tiles are of words.
 EXPORT(gemm_int4)
 void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, const int8_t *w, const float *w_scale,
                int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
@@ -130,10 +131,10 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
       for (uint32_t half = 0; half < cols; half += 8) {
-        const int8_t *panel = room + half * padded, *from = w + half / 8 * GROUP_BYTES * groups;
+        const int8_t *panel = room + (half * padded << WORDS), *from = w + half / 8 * GROUP_BYTES * groups;
         for (uint32_t r = 0; r < count; r += ROWS) {
           v128_t sums[10];
-          const int8_t *tile = a + (uint64_t)(row + r) * padded;
+          const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
           const int16_t *preset = presets + (uint64_t)(row + r) * groups * 2;
           if (kernel == VNNI) tile_int4(tile, preset, panel, from, groups, VNNI, sums);
           else tile_int4(tile, preset, panel, from, groups, 8, sums);

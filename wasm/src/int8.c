@@ -67,6 +67,15 @@ INLINE void descale_block(float *y, uint32_t count, const int32_t *zeros, const 
 EXPORT(tile_rows)
 uint32_t tile_rows(uint32_t kernel) { return rows_of(kernel); }
 
+// Bytes of a value in a tile.
+EXPORT(tile_bytes)
+uint32_t tile_bytes(void) { return 1 << WORDS; }
+
+// Steps of panels to where tiles are multiplied with them.
+INLINE void unpack(int8_t *to, const int8_t *w, uint32_t steps) {
+  for (; steps; steps--, w += STEP) to = place_step(to, wasm_v128_load(w), wasm_v128_load(w + 16));
+}
+
 // A tile by a panel, to its place in a block.
 INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32_t padded, uint32_t kernel) {
   v128_t sums[2 * TALL];
@@ -74,23 +83,26 @@ INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32
   keep_tile(y, sums, rows_of(kernel));
 }
 
-// out [rows, n] = a · Wᵀ; a in tiles, as quantize7 leaves them.
+// out [rows, n] = a · Wᵀ; a in tiles, as quantize7 leaves them. Where tiles are of words, each panel is unpacked once
+// for all rows: `room` holds two of them, 32 · padded bytes.
 EXPORT(gemm_int8)
 void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-               const int32_t *w_sums, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
-               const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
+               const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out,
+               uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall;
   for (uint32_t col = 0; col < n; col += PAIR, w += PAIR * padded) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
+    const int8_t *pair = WORDS ? room : w;
+    if (WORDS) unpack(room, w, (cols + 7) / 8 * (padded / 4));
     for (uint32_t row = 0; row < rows; row += block) {
       float y[PAIR * BLOCK_TILES * TALL];
       uint32_t count = rows - row < block ? rows - row : block;
       for (uint32_t half = 0; half < cols; half += 8) {
-        const int8_t *panel = w + half * padded;
+        const int8_t *panel = pair + (half * padded << WORDS);
         for (uint32_t r = 0; r < count; r += tall) {
           float *to = y + PAIR * r + half;
-          const int8_t *tile = a + (uint64_t)(row + r) * padded;
+          const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
           if (kernel == VNNI) block_int8(to, tile, panel, padded, VNNI);
           else if (kernel == 4) block_int8(to, tile, panel, padded, 4);
           else if (kernel == 8) block_int8(to, tile, panel, padded, 8);

@@ -4,7 +4,7 @@
 // A group of every row to 8 bits, and its presets; of the last group only `count` values are there.
 INLINE void step8(uint8_t *out, int16_t *presets, const Tile *tile, uint32_t i, uint32_t count, uint32_t lanes) {
   v128_t sums[ROWS];
-  for (uint32_t half = 0; half < 32; half += 16, out += 16 * lanes) {
+  for (uint32_t half = 0; half < 32; half += 16, out += bytes_of(lanes, 16)) {
     v128_t bytes[ROWS];
     for (uint32_t r = 0; r < lanes; r++) {
       v128_t q[4];
@@ -39,7 +39,9 @@ INLINE void tile8(uint8_t *out, int16_t *presets, float *scales, const float *x,
     if (most >= 1e-30f) tile.inverse[r] = wasm_f32x4_splat(127 / most);
   }
   uint32_t i = 0;
-  for (; i + 32 <= k; i += 32, out += 32 * lanes, presets += 2 * lanes) step8(out, presets, &tile, i, 32, lanes);
+  for (; i + 32 <= k; i += 32, out += bytes_of(lanes, 32), presets += 2 * lanes) {
+    step8(out, presets, &tile, i, 32, lanes);
+  }
   if (i < k) step8(out, presets, &tile, i, k - i, lanes);
 }
 
@@ -47,7 +49,7 @@ EXPORT(quantize7)
 void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows, uint32_t k,
                uint32_t padded, uint32_t lanes) {
   if (lanes == 1) return tile7(out, zeros, scales, x, stride, 1, k, 1);
-  for (uint32_t r = 0; r < rows; r += lanes, x += (uint64_t)lanes * stride, out += lanes * padded) {
+  for (uint32_t r = 0; r < rows; r += lanes, x += (uint64_t)lanes * stride, out += bytes_of(lanes, padded)) {
     if (lanes == TALL) tile7(out, zeros + r, scales + r, x, stride, rows - r, k, TALL);
     else tile7(out, zeros + r, scales + r, x, stride, rows - r, k, ROWS);
   }
@@ -57,7 +59,7 @@ EXPORT(quantize8)
 void quantize8(uint8_t *out, int16_t *presets, float *scales, const float *x, uint32_t stride, uint32_t rows,
                uint32_t k, uint32_t padded, uint32_t lanes) {
   if (lanes == 1) return tile8(out, presets, scales, x, stride, 1, k, 1);
-  for (uint32_t r = 0; r < rows; r += ROWS, x += (uint64_t)ROWS * stride, out += ROWS * padded) {
+  for (uint32_t r = 0; r < rows; r += ROWS, x += (uint64_t)ROWS * stride, out += bytes_of(ROWS, padded)) {
     tile8(out, presets, scales + r, x, stride, rows - r, k, ROWS);
     presets += padded / 32 * 2 * ROWS;
   }

@@ -1,6 +1,7 @@
 // Rows of activations to integers; lib/backend/layout.ts tells how and why.
 //
-// Rows lie in tiles, [k/4][rows][4], or alone, [k/4][4]; `lanes` is 6, 5 or 1. The values of four rows come together
+// Rows lie in tiles, [k/4][rows][4] or, in the plain build, words [k/2][rows][2]; or alone, [k/4][4]. `lanes` is 6, 5
+// or 1. The values of four rows come together
 // by a transposition of 32-bit lanes, the others are stored lane by lane. k is rounded up to 16 values.
 #pragma once
 
@@ -33,10 +34,33 @@ INLINE void range(const float *x, uint32_t k, float *low, float *high) {
   }
 }
 
+// Bytes of so many values of each row of a tile.
+INLINE uint32_t bytes_of(uint32_t lanes, uint32_t values) { return lanes * values << (WORDS && lanes > 1); }
+
+// Eight words of each of five rows to their places.
+INLINE void place_words(uint8_t *out, v128_t words[ROWS]) {
+  transpose(words);
+  for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + STEP_ROWS * j, words[j]);
+  wasm_v128_store32_lane(out + 16, words[4], 0);
+  wasm_v128_store32_lane(out + STEP_ROWS + 16, words[4], 1);
+  wasm_v128_store32_lane(out + 2 * STEP_ROWS + 16, words[4], 2);
+  wasm_v128_store32_lane(out + 3 * STEP_ROWS + 16, words[4], 3);
+}
+
 // Sixteen bytes of each row to their places.
 INLINE void place(uint8_t *out, v128_t bytes[], uint32_t lanes) {
   if (lanes == 1) {
     wasm_v128_store(out, bytes[0]);
+    return;
+  }
+  if (WORDS) {
+    v128_t low[ROWS], high[ROWS];
+    for (uint32_t r = 0; r < ROWS; r++) {
+      low[r] = wasm_i16x8_extend_low_i8x16(bytes[r]);
+      high[r] = wasm_i16x8_extend_high_i8x16(bytes[r]);
+    }
+    place_words(out, low);
+    place_words(out + 4 * STEP_ROWS, high);
     return;
   }
   transpose(bytes);
@@ -122,6 +146,6 @@ INLINE void tile7(uint8_t *out, int32_t *zeros, float *scales, const float *x, u
     }
   }
   uint32_t i = 0;
-  for (; i + 16 <= k; i += 16, out += 16 * lanes) step7(out, &tile, i, 16, lanes);
+  for (; i + 16 <= k; i += 16, out += bytes_of(lanes, 16)) step7(out, &tile, i, 16, lanes);
   if (i < k) step7(out, &tile, i, k - i, lanes);
 }
