@@ -2,13 +2,17 @@
 
 import { type NatsConnection, nkeyAuthenticator, wsconnect } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
+import type { Engine } from "../lib/engine.ts";
 import { RequestError } from "../lib/mod.ts";
 import { INBOX } from "../lib/pool/exchange.ts";
 import { HttpPool } from "../lib/pool/http.ts";
 import { NatsPool } from "../lib/pool/nats.ts";
+import { OpenAiPool } from "../lib/pool/openai.ts";
 import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
 import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
 import type { ModelShape } from "../lib/pool/work.ts";
+import { nearby } from "../lib/text/locations.ts";
+import { encodePng } from "../lib/vision/mask_forms.ts";
 import type { PoolSettings, WorkerSettings } from "./settings.ts";
 
 /** A broker that restarts is found again this soon. */
@@ -44,7 +48,7 @@ export async function connectBroker(
   { url, nkey, ca }: PoolSettings,
   role: keyof typeof INBOX,
 ): Promise<NatsConnection> {
-  if (/^https?:/.test(url)) {
+  if (/^(\w+\+)?https?:/.test(url)) {
     throw new RequestError(
       "parameter_invalid",
       `Cannot join a pool: expected POOL_URL of a broker, such as nats://localhost:4222, found ${url}`,
@@ -73,7 +77,9 @@ export async function connectBroker(
 export async function openPool(
   settings: PoolSettings,
   onError: (error: unknown) => void,
-): Promise<(model: ModelShape) => Pool> {
+): Promise<(model: ModelShape, engine: Engine) => Pool> {
+  const [, dialect, server] = /^(openai|vllm)\+(.*)$/s.exec(settings.url) ?? [];
+  if (server) return await openOpenAi(server, dialect as "openai" | "vllm", settings);
   if (settings.signingKey === undefined) {
     throw new RequestError(
       "parameter_invalid",
@@ -83,13 +89,7 @@ export async function openPool(
   const sign = await createSign(await json("POOL_SIGNING_KEY", settings.signingKey));
   const { url, ca } = settings;
   if (/^https?:/.test(url)) {
-    const client = ca === undefined ? undefined : Deno.createHttpClient({
-      caCerts: [await contents("POOL_CA", ca)],
-    });
-    const reach: typeof fetch = (to, init) => {
-      const asked = { ...init, client };
-      return fetch(to as string, asked);
-    };
+    const reach = await reaching(ca);
     return (model) => new HttpPool(url, { model, sign, fetch: reach });
   }
   const connecting = connectBroker(settings, "server");
@@ -102,6 +102,43 @@ export async function openPool(
         return pool.submit(work, options);
       },
     };
+  };
+}
+
+/** A server with OpenAI's API: what it is sent is pixels or, where the setting says so, image tokens. */
+async function openOpenAi(
+  url: string,
+  dialect: "openai" | "vllm",
+  { images, apiKey, model: name, ca }: PoolSettings,
+): Promise<(model: ModelShape, engine: Engine) => Pool> {
+  if (images && (images.stage !== "projected" || images.dtype !== "f16")) {
+    throw new RequestError(
+      "parameter_invalid",
+      `Cannot join a pool: expected POOL_IMAGES of an OpenAI server to be pixels or projected-f16, found ${images.stage}-${images.dtype}`,
+    );
+  }
+  const reach = await reaching(ca);
+  return (model, { tokenizer, locations, config }) =>
+    new OpenAiPool(url, {
+      model,
+      dialect,
+      name,
+      apiKey,
+      words: tokenizer,
+      eosIds: config.eosIds,
+      near: (id) => nearby(locations, id),
+      png: (samples, side) => encodePng(samples, side, side),
+      fetch: reach,
+    });
+}
+
+/** `fetch` that trusts the certificates in a file as well. */
+async function reaching(ca: string | undefined): Promise<typeof fetch> {
+  if (ca === undefined) return fetch;
+  const client = Deno.createHttpClient({ caCerts: [await contents("POOL_CA", ca)] });
+  return (to, init) => {
+    const asked = { ...init, client };
+    return fetch(to as string, asked);
   };
 }
 

@@ -9,7 +9,10 @@ import type { Engine } from "./model.ts";
 
 /** What the environment says about the way to a pool. */
 export interface PoolSettings {
-  /** Of the broker: `nats:`, `tls:`, `ws:` or `wss:`; or of the workers themselves: `http:` or `https:`. */
+  /**
+   * Of the broker: `nats:`, `tls:`, `ws:` or `wss:`; of the workers themselves: `http:` or `https:`; or of a server with
+   * OpenAI's API: the same after `openai+` or, where it is vLLM, `vllm+`.
+   */
   readonly url: string;
   /** The seed by which the broker lets this process in, or the file it is in. */
   readonly nkey?: string;
@@ -19,6 +22,9 @@ export interface PoolSettings {
   readonly signingKey?: string;
   /** What workers are sent, where it is not pixels; of those who ask. */
   readonly images?: PoolImages;
+  /** What a server with OpenAI's API wants to hear from those who ask, and what it calls the model. */
+  readonly apiKey?: string;
+  readonly model?: string;
 }
 
 /** What the environment says to a worker of a pool. */
@@ -77,11 +83,10 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     throw new RangeError(`expected ${name} to be ${values.join(" or ")}, found ${JSON.stringify(value)}`);
   };
   const poolUrl = get("POOL_URL");
-  if (poolUrl && !/^(nats|tls|wss?|https?):\/\/./.test(poolUrl)) {
+  if (poolUrl && !/^(nats|tls|wss?|((openai|vllm)\+)?https?):\/\/./.test(poolUrl)) {
     throw new RangeError(
-      `expected POOL_URL to begin with nats:, tls:, ws:, wss:, http: or https:, found ${
-        JSON.stringify(poolUrl)
-      }`,
+      "expected POOL_URL to begin with nats:, tls:, ws:, wss:, http: or https:, or openai+ or vllm+ before the last two, " +
+        `found ${JSON.stringify(poolUrl)}`,
     );
   }
   const sent = oneOf("POOL_IMAGES", [
@@ -119,6 +124,8 @@ export function readSettings(get: (name: string) => string | undefined): Setting
         nkey: get("POOL_NKEY") || undefined,
         ca: get("POOL_CA") || undefined,
         signingKey: get("POOL_SIGNING_KEY") || undefined,
+        apiKey: get("POOL_API_KEY") || undefined,
+        model: get("POOL_MODEL") || undefined,
         images: poolImages,
       },
     },

@@ -84,7 +84,7 @@ export interface PipelineParts extends EngineParts {
   /** Questions that may wait while one is answered; more are refused with `overloaded`. */
   readonly maxWaiting?: number;
   /** Workers elsewhere that have the same model: they are asked first, and what they do not do is done here. */
-  readonly pool?: (model: ModelShape) => Pool;
+  readonly pool?: (model: ModelShape, engine: Engine) => Pool;
   /**
    * What the pool is sent: pixels by default, which no rounding changes, or what is computed of them here. Where there is
    * no decoder, image tokens as f16 by default.
@@ -141,7 +141,7 @@ class Loaded implements LocalPipeline {
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
-    this.#pool = parts.pool?.(engine.shape);
+    this.#pool = parts.pool?.(engine.shape, engine);
     this.#poolImages = parts.poolImages ??
       (engine.stages.decoder ? undefined : { stage: "projected", dtype: "f16" });
     const { config, imageTokens, stages } = engine;

@@ -342,7 +342,8 @@ Deno.test("pictures are encoded once, although the first worker dies while they 
 });
 
 Deno.test("what image tokens take on their way is asked for, refused by its name, and given back", async () => {
-  const pool = await worker("pg2");
+  const elsewhere = await worker("pg2");
+  const pool = (model: ModelShape) => elsewhere(model);
   const question = { images: [PICTURE], prompt: "caption en", maxTokens: 2, ignoreEos: true };
   const { imageTokens, width } = (await openEngine({
     backend: createReferenceBackend(),

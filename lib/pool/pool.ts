@@ -88,6 +88,7 @@ export type PoolErrorCode =
   | "norm" // rows so large or small that no encoder made them
   | "unsigned" // no signature, or not for this work, this model or this time
   | "forbidden" // features, where only pixels are taken
+  | "unsupported" // what servers of this kind do not do
   | "busy" // as much waits already as may
   | "late" // cannot be done by its deadline
   | "failed" // the worker's own fault

@@ -34,6 +34,7 @@ const OF_THE_WORK: readonly PoolErrorCode[] = [
   "norm",
   "unsigned",
   "forbidden",
+  "unsupported",
   "nobody",
 ];
 

@@ -64,6 +64,9 @@ export const CHAT = z.looseObject({
   ),
   logprobs: orNull(flag(), "The logarithm of every token's probability."),
   top_logprobs: orNull(whole(0, 20), "So many candidates with every token; only with logprobs."),
+  top_k: orNull(whole(-1), "vLLM's: sample among the K likeliest; 0 and -1 for all."),
+  ignore_eos: orNull(flag(), "vLLM's: go on after the end of the answer."),
+  return_tokens_as_token_ids: orNull(flag(), "vLLM's: with logprobs, tokens are spelled `token_id:123`."),
   budget: orNull(BUDGET, "Not OpenAI's: within what the answer is wanted."),
   ...NEUTRAL,
 });
@@ -84,6 +87,8 @@ export interface Chat {
   readonly stream: boolean;
   readonly includeUsage: boolean;
   readonly logprobs: boolean;
+  /** Whether tokens are told by their ids. */
+  readonly tokenIds: boolean;
   /** Candidates to report with every token. */
   readonly topLogprobs: number;
   readonly dropped: readonly Dropped[];
@@ -116,6 +121,7 @@ export function readChat(value: unknown): Chat {
       ...Object.keys(sampling).length && { sampling },
       ...maxTokens !== undefined && { maxTokens },
       ...topLogprobs && { topLogits: topLogprobs },
+      ...body.ignore_eos && { ignoreEos: true },
       ...body.budget && { budget: body.budget },
     },
     pictures,
@@ -123,6 +129,7 @@ export function readChat(value: unknown): Chat {
     stream: stream ?? false,
     includeUsage: body.stream_options?.include_usage ?? false,
     logprobs: logprobs ?? false,
+    tokenIds: body.return_tokens_as_token_ids ?? false,
     topLogprobs,
     dropped: messages.flatMap(({ role }, index) =>
       index === last || index === pictured ? [] : [{ index, role }]
@@ -136,10 +143,11 @@ function partsOf(content: z.infer<typeof USER>["content"]): readonly z.infer<typ
   return typeof content === "string" ? [{ type: "text", text: content }] : content;
 }
 
-function samplingOf({ temperature, top_p, seed }: Body): Partial<Sampling> {
+function samplingOf({ temperature, top_p, top_k, seed }: Body): Partial<Sampling> {
   return {
     ...typeof temperature === "number" && { temperature },
     ...typeof top_p === "number" && { topP: top_p },
+    ...typeof top_k === "number" && { topK: Math.max(0, top_k) },
     ...typeof seed === "number" && { seed: seed >>> 0 },
   };
 }

@@ -33,7 +33,7 @@ export function completion(answer: Answer, tokens: readonly Token[], model: Mode
         refusal: null,
         ...answer.items.length && { items: answer.items },
       },
-      logprobs: chat.logprobs ? { content: tokens.map(logprobOf), refusal: null } : null,
+      logprobs: chat.logprobs ? { content: tokens.map((it) => logprobOf(it, chat)), refusal: null } : null,
       finish_reason: finishReasonOf(answer.finishReason),
     }],
     usage: usageOf(answer, answer.tokenIds.length, model),
@@ -43,13 +43,13 @@ export function completion(answer: Answer, tokens: readonly Token[], model: Mode
 /** A stream of chunks that ends in `[DONE]`. */
 export function chunks(chat: Chat): Wire {
   return {
-    key: JSON.stringify([chat.stop, chat.logprobs, chat.includeUsage]),
+    key: JSON.stringify([chat.stop, chat.logprobs, chat.tokenIds, chat.includeUsage]),
     until: (events, enough) => untilStop(events, chat.stop, enough),
     async *write(answer, { model }): AsyncGenerator<ServerEvent> {
       const common = envelope("chat.completion.chunk", model, chat);
       const usage = chat.includeUsage ? { usage: null as unknown } : {};
       const chunk = (delta: unknown, token?: Token, finish: string | null = null): ServerEvent => {
-        const logprobs = token && chat.logprobs ? { content: [logprobOf(token)], refusal: null } : null;
+        const logprobs = token && chat.logprobs ? { content: [logprobOf(token, chat)], refusal: null } : null;
         const choices = [{ index: 0, delta, logprobs, finish_reason: finish }];
         return { data: JSON.stringify({ ...common, choices, ...usage }) };
       };
@@ -93,14 +93,12 @@ function usageOf(
   };
 }
 
-function logprobOf({ text, logprob, top = [] }: Token) {
-  return {
-    ...spelled(text, logprob),
-    top_logprobs: top.map((it: Candidate) => spelled(it.text, it.logprob)),
-  };
+function logprobOf({ top = [], ...token }: Token, { tokenIds }: Chat) {
+  const entry = (it: Token | Candidate) => spelled(tokenIds ? `token_id:${it.id}` : it.text, it);
+  return { ...entry(token), top_logprobs: top.map(entry) };
 }
 
 /** OpenAI has -9999 for what cannot be; JSON has no infinity. */
-function spelled(token: string, logprob: number) {
-  return { token, logprob: Math.max(logprob, -9999), bytes: [...new TextEncoder().encode(token)] };
+function spelled(token: string, { text, logprob }: Token | Candidate) {
+  return { token, logprob: Math.max(logprob, -9999), bytes: [...new TextEncoder().encode(text)] };
 }
