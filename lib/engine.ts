@@ -5,8 +5,9 @@
 
 import type { Backend, Tensor } from "./backend/backend.ts";
 import { likelihoods } from "./decode/classify.ts";
-import { decode } from "./decode/decode.ts";
-import { type Decoder, loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
+import { Batch } from "./decode/batch.ts";
+import type { Decoder } from "./decode/decoder.ts";
+import { loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
 import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
 import { RequestError } from "./errors.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
@@ -101,12 +102,16 @@ async function loadStages(
   };
 }
 
-/** A loaded model. Calls do not wait for one another; whoever wants one at a time asks one at a time. */
+/**
+ * A loaded model. Calls do not wait for one another; whoever wants one at a time asks one at a time. Answers that are
+ * computed at once share their passes over the weights.
+ */
 export class Engine implements Pool {
   readonly locations: Locations;
   /** Tells these weights, as they are computed with, from others. */
   readonly revision: string;
   readonly #prefixes: PrefixCache;
+  readonly #batch: Batch | undefined;
 
   constructor(
     private readonly parts: EngineParts,
@@ -117,6 +122,7 @@ export class Engine implements Pool {
   ) {
     this.locations = findLocations(tokenizer);
     this.#prefixes = new PrefixCache(parts.prefixCacheBytes ?? 64 * 2 ** 20);
+    this.#batch = stages.decoder && new Batch(stages.decoder, config, createPause());
     const { weights = "as-stored", slidingWindow = "off" } = parts;
     const computed = [weights, slidingWindow].filter((it) => it !== "as-stored" && it !== "off");
     this.revision = [stages.revision, ...computed].join("-");
@@ -172,7 +178,7 @@ export class Engine implements Pool {
     const near = (id: number) => nearby(this.locations, id);
     let count = 0;
     let finishReason: FinishReason = "cancelled";
-    let tokens: ReturnType<typeof decode> | undefined;
+    let tokens: ReturnType<Batch["decode"]> | undefined;
     let cached: Cached | undefined;
     try {
       const constraint = work.grammar === undefined ? undefined : this.grammar(work.grammar)?.();
@@ -182,7 +188,8 @@ export class Engine implements Pool {
       const encoded = performance.now();
       timings.vision = encoded - start;
       const { known } = encoding;
-      tokens = decode(this.decoder(), this.config, { ...work, prefix, known, near, constraint }, pause);
+      this.decoder(); // refuses, where there is none
+      tokens = this.#batch!.decode({ ...work, prefix, known, near, constraint }, pause, signal);
       let first = 0;
       for (let next = await tokens.next();; next = await tokens.next()) {
         const now = performance.now();

@@ -2,7 +2,8 @@
 
 import { dirname, join } from "@std/path";
 import { type Backend, type ModelFiles, RequestError } from "../lib/mod.ts";
-import { type Decoder, loadDecoder } from "../lib/decode/gemma.ts";
+import type { Decoder } from "../lib/decode/decoder.ts";
+import { loadDecoder } from "../lib/decode/gemma.ts";
 import { preprocess } from "../lib/preprocess/preprocess.ts";
 import { prefixIds } from "../lib/text/prompt.ts";
 import { loadTokenizer, type Tokenizer } from "../lib/text/tokenizer.ts";

@@ -210,13 +210,10 @@ export class Wasm implements WasmBackend {
   }
 
   rope(x: Tensor, headDim: number, position: number | readonly number[], theta: number): void {
-    shapes.checkRope(x, headDim, position);
-    if (typeof position !== "number") {
-      return position.forEach((it, t) => this.rope(this.slice(x, t, 1), headDim, it, theta));
-    }
+    const positions = shapes.checkRope(x, headDim, position);
     const { start, rows, cols, stride } = inside(x);
     const half = headDim / 2;
-    const table = this.#angles(rows, half, position, theta);
+    const table = this.#angles(`${position} ${rows} ${half} ${theta}`, positions, half, theta);
     const args = [start, stride, cols / headDim, half, table, table + rows * half * 4];
     this.#crew.run("rope", args, rows, rows * cols * ROW_NS);
   }
@@ -284,9 +281,9 @@ export class Wasm implements WasmBackend {
     this.#kernels.patches(o.start, o.stride, o.cols, p.start, size, patch);
   }
 
-  /** Address of cosines, then sines, [rows, half] each, in f32 from f64 angles. Kept for the calls that follow. */
-  #angles(rows: number, half: number, position: number, theta: number): number {
-    const key = `${rows} ${half} ${position} ${theta}`;
+  /** Address of cosines, then sines, [T, half] each, in f32 from f64 angles. Kept for the calls that follow. */
+  #angles(key: string, positions: readonly number[], half: number, theta: number): number {
+    const rows = positions.length;
     if (this.#rotation?.key === key) return this.#rotation.piece.start;
     if (this.#rotation) this.#arena.free(this.#rotation.piece);
     this.#rotation = undefined;
@@ -296,8 +293,8 @@ export class Wasm implements WasmBackend {
     for (let i = 0; i < half; i++) {
       const frequency = theta ** (-i / half);
       for (let t = 0; t < rows; t++) {
-        table[t * half + i] = Math.cos((position + t) * frequency);
-        table[(rows + t) * half + i] = Math.sin((position + t) * frequency);
+        table[t * half + i] = Math.cos(positions[t] * frequency);
+        table[(rows + t) * half + i] = Math.sin(positions[t] * frequency);
       }
     }
     return piece.start;

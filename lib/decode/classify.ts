@@ -3,9 +3,9 @@
 import { checkThat } from "../errors.ts";
 import type { Pause } from "../types.ts";
 import type { ModelConfig } from "../weights/config.ts";
-import type { BranchRow, Decoder } from "./gemma.ts";
+import type { BranchRow, Decoder } from "./decoder.ts";
 import { prefill, type PrefixWork } from "./prefix_cache.ts";
-import { scored } from "./sampler.ts";
+import { neverSampled, scored } from "./sampler.ts";
 
 /** What to score. */
 export interface LikelihoodWork extends PrefixWork {
@@ -34,7 +34,7 @@ export async function likelihoods(
   work: LikelihoodWork,
   pause: Pause,
 ): Promise<number[]> {
-  const never = [config.padId, config.bosId];
+  const never = neverSampled(config);
   const { answers, onPrefill } = work;
   const found = new Array<number>(answers.length);
   const cache = decoder.cache(work.prefix.rows + Math.max(...answers.map((it) => it.length)));

@@ -1,10 +1,10 @@
-/** The loop: prefill once, then one token after another until the model, the limit or the caller says stop. */
+/** One answer, token by token, wherever its logits come from: what was asked for, and how far it is. */
 
-import type { Constraint, FinishReason, Pause, Sampling, Span } from "../types.ts";
+import type { Constraint, Sampling, Span } from "../types.ts";
 import type { ModelConfig } from "../weights/config.ts";
-import type { Decoder } from "./gemma.ts";
-import { prefill, type PrefixWork } from "./prefix_cache.ts";
-import { type Choice, choose, randomFrom } from "./sampler.ts";
+import type { Found, TurnChoice } from "./decoder.ts";
+import type { PrefixWork } from "./prefix_cache.ts";
+import { type Choice, choose, neverSampled, randomFrom } from "./sampler.ts";
 
 /** What to decode and until when. */
 export interface DecodeWork extends PrefixWork {
@@ -22,43 +22,59 @@ export interface DecodeWork extends PrefixWork {
   readonly near?: (id: number) => readonly Span[] | undefined;
 }
 
-/**
- * Yields one choice per token and returns why it ended. The end-of-sequence token itself is not yielded, unless
- * `ignoreEos` is set.
- */
-export async function* decode(
-  decoder: Decoder,
-  config: ModelConfig,
-  work: DecodeWork,
-  pause: Pause,
-): AsyncGenerator<Choice, Exclude<FinishReason, "cancelled">> {
-  const random = randomFrom(work.sampling.seed);
-  const never = [config.padId, config.bosId];
-  const { forced = [], given = [], constraint, sampling } = work;
-  const most = forced.length + work.maxTokens;
-  if (given.length >= most) return "length";
-  const cache = decoder.cache(work.prefix.rows + most - 1);
-  try {
-    let logits = await prefill(decoder, cache, work, pause);
-    for (const id of given) {
-      constraint?.advance(id);
-      if (sampling.temperature > 0) random(); // as every choice takes one number, whatever it comes to
-      logits = await decoder.step(cache, id, pause);
-    }
-    for (let count = given.length + 1;; count++) {
-      const next = forced[count - 1];
-      const spans: readonly Span[] | undefined = next === undefined
+/** The tokens of one answer. */
+export class Sequence {
+  /** Tokens that it has at most. */
+  readonly most: number;
+  #count = 0;
+  /** Every token takes one number, whatever it comes to. */
+  readonly #random: () => number;
+  #drawn: number;
+
+  constructor(private readonly config: ModelConfig, private readonly work: DecodeWork) {
+    const { sampling, constraint, forced = [], given = [] } = work;
+    this.most = forced.length + work.maxTokens;
+    this.#random = sampling.temperature > 0 ? randomFrom(sampling.seed) : () => 0;
+    this.#drawn = this.#random();
+    for (const id of given) this.#went(id, constraint);
+  }
+
+  /** Whether it has all its tokens. */
+  get full(): boolean {
+    return this.#count >= this.most;
+  }
+
+  /** How a backend may choose the next token; undefined where that takes the logits. */
+  get choice(): TurnChoice | undefined {
+    const { topLogits, constraint, sampling, near } = this.work;
+    if (topLogits || constraint || this.#forced !== undefined) return undefined;
+    return { ...sampling, random: this.#drawn, near };
+  }
+
+  /** The next token from what was found; undefined at the end of the sequence, whose token is none of the answer's. */
+  take(found: Found): Choice | undefined {
+    const { constraint, sampling, topLogits, near, ignoreEos } = this.work;
+    const { imageTokenId, eosIds } = this.config;
+    const forced = this.#forced;
+    let choice: Choice;
+    if (found instanceof Float32Array) {
+      const spans: readonly Span[] | undefined = forced === undefined
         ? constraint?.allowed()
-        : [[next, next + 1]];
-      const { imageTokenId, eosIds } = config;
-      const choice = choose(logits, imageTokenId, never, sampling, random, work.topLogits, spans, work.near);
-      constraint?.advance(choice.id);
-      if (!work.ignoreEos && next === undefined && eosIds.includes(choice.id)) return "stop";
-      yield choice;
-      if (count === most) return "length";
-      logits = await decoder.step(cache, choice.id, pause);
-    }
-  } finally {
-    cache.free();
+        : [[forced, forced + 1]];
+      const never = neverSampled(this.config);
+      choice = choose(found, imageTokenId, never, sampling, () => this.#drawn, topLogits, spans, near);
+    } else choice = { ...found, top: [] };
+    this.#went(choice.id, constraint);
+    return !ignoreEos && forced === undefined && eosIds.includes(choice.id) ? undefined : choice;
+  }
+
+  get #forced(): number | undefined {
+    return this.work.forced?.[this.#count];
+  }
+
+  #went(id: number, constraint: Constraint | undefined): void {
+    constraint?.advance(id);
+    this.#drawn = this.#random();
+    this.#count++;
   }
 }

@@ -9,11 +9,14 @@
  * F MLP width, V vocabulary.
  */
 
-import type { Backend, Matrix, RowSampling, Sampled, Tensor } from "../backend/backend.ts";
+import type { Backend, Matrix, Tensor } from "../backend/backend.ts";
 import type { Pause } from "../types.ts";
-import type { DecoderConfig } from "../weights/config.ts";
+import type { DecoderConfig, ModelConfig } from "../weights/config.ts";
 import type { Weights } from "../weights/load.ts";
 import { DECODER_LAYER, EMBEDDING } from "../weights/table.ts";
+import { type Branch, type Cache, checkTruncation, type Decoder } from "./decoder.ts";
+import type { Found, Prefilled, Turn } from "./decoder.ts";
+import { mass, neverSampled } from "./sampler.ts";
 
 /**
  * Whether the even layers of Gemma 2 see only a window of keys: `off` is how PaliGemma 2 was trained, `hf` is what
@@ -21,86 +24,15 @@ import { DECODER_LAYER, EMBEDDING } from "../weights/table.ts";
  */
 export type SlidingWindow = "off" | "hf";
 
-/** Keys and values of one sequence. */
-export interface Cache {
-  /** Positions written. */
-  readonly length: number;
-  readonly capacity: number;
-  /** Rows that see one another in full. */
-  readonly prefix: number;
-  /**
-   * Forgets the positions from `length` on, which is not within the prefix.
-   *
-   * @throws {RangeError} for a length below `prefix` or above the cache's.
-   */
-  truncate(length: number): void;
-  free(): void;
-}
-
-/** Keys and values of one token of one branch: f32 [K·C] per layer, keys after RoPE. */
-export interface BranchRow {
-  readonly keys: readonly Float32Array[];
-  readonly values: readonly Float32Array[];
-}
-
-/** A continuation of what is in a cache. */
-export interface Branch {
-  /** Tokens between the cache's and this one, as `branch` gave them. */
-  readonly path: readonly BranchRow[];
+/** One token on its way through the layers, and where it stands. */
+interface Row {
+  readonly cache: KvCache;
   readonly id: number;
+  readonly position: number;
 }
 
-/** What a prefill came to. */
-export interface Prefilled {
-  /** [V], after the last row. */
-  readonly logits: Float32Array;
-  /** Per layer keys, then per layer values: f32 [T, K·C], keys after RoPE. */
-  readonly rows: readonly Float32Array[];
-}
-
-/** The decoder of one model. */
-export interface Decoder {
-  /** Room for `capacity` positions. */
-  cache(capacity: number): Cache;
-  /**
-   * Logits [V] after the whole prefix. The first rows of x [T, D] hold the image tokens; the last `ids.length` rows
-   * are filled from the text ids. The cache must be empty; x is used up.
-   */
-  prefill(cache: Cache, x: Tensor, ids: readonly number[], pause: Pause): Promise<Float32Array>;
-  /** A copy of what a prefill has just brought into a cache, with the logits that it gave. */
-  save?(cache: Cache, logits: Float32Array): Promise<Prefilled>;
-  /** Brings a copy into an empty cache, as if it had been computed there; gives a copy of the logits. */
-  restore?(cache: Cache, prefilled: Prefilled): Float32Array;
-  /** Logits [V] after one more token. */
-  step(cache: Cache, id: number, pause: Pause): Promise<Float32Array>;
-  /**
-   * Logits [V] of every one of several sequences, after one more token for each, in one pass that reads the weights once
-   * for up to 16. Absent where only one sequence at a time can be computed.
-   */
-  steps?(caches: readonly Cache[], ids: readonly number[], pause: Pause): Promise<Float32Array[]>;
-  /**
-   * As {@link steps}, but gives the next id of every sequence, so that no logits are read; ids from `limit` on and the
-   * `never` ones take no part. Absent where the backend does not choose.
-   */
-  choices?(
-    caches: readonly Cache[],
-    ids: readonly number[],
-    rows: readonly RowSampling[],
-    limit: number,
-    never: readonly number[],
-    pause: Pause,
-  ): Promise<Sampled[]>;
-  /**
-   * One more token for every one of several branches, with paths of one length, in one pass: logits [V] and the row
-   * that goes to the paths of what follows. Branches do not see one another; the cache stays as long as it is, and
-   * needs room for the longest branch. Absent where only one sequence at a time can be computed.
-   */
-  branch?(
-    cache: Cache,
-    branches: readonly Branch[],
-    pause: Pause,
-  ): Promise<{ readonly logits: Float32Array; readonly row: BranchRow }[]>;
-}
+/** Makes what tells where the keys and values of a layer go, of tensors that last as long as the pass. */
+type Place = (work: (rows: number, cols: number) => Tensor) => (layer: number) => Pick<Heads, "k" | "v">;
 
 interface Layer {
   readonly inputNorm: Tensor;
@@ -151,19 +83,14 @@ class KvCache implements Cache {
   }
 }
 
-/** What {@link Cache.truncate} refuses. */
-export function checkTruncation({ length, prefix }: Cache, to: number): void {
-  if (to >= prefix && to <= length) return;
-  throw new RangeError(`Cannot truncate a cache: expected ${prefix} to ${length} positions, found ${to}`);
-}
-
 /** Loads the decoder into the backend. */
 export async function loadDecoder(
   backend: Backend,
   weights: Weights,
   slidingWindow: SlidingWindow = "off",
 ): Promise<Decoder> {
-  const config = weights.config.decoder;
+  const { config: model } = weights;
+  const config = model.decoder;
   const vector = async (name: string) => {
     const values = await weights.vector(name);
     const tensor = backend.tensor(1, values.length);
@@ -193,29 +120,48 @@ export async function loadDecoder(
     });
   }
   const finalNorm = await vector("language_model.model.norm.weight");
-  return new Gemma(backend, config, embedding, layers, finalNorm, slidingWindow);
+  return new Gemma(backend, model, embedding, layers, finalNorm, slidingWindow);
 }
 
 class Gemma implements Decoder {
+  private readonly config: DecoderConfig;
+
   constructor(
     private readonly backend: Backend,
-    private readonly config: DecoderConfig,
+    private readonly model: ModelConfig,
     private readonly embedding: Matrix,
     private readonly layers: readonly Layer[],
     private readonly finalNorm: Tensor,
     private readonly slidingWindow: SlidingWindow,
-  ) {}
+  ) {
+    this.config = model.decoder;
+  }
 
   cache(capacity: number): Cache {
     return new KvCache(this.backend, this.config, capacity);
   }
 
-  async prefill(cache: Cache, x: Tensor, ids: readonly number[], pause: Pause): Promise<Float32Array> {
+  async prefill(given: Cache, x: Tensor, ids: readonly number[], pause: Pause): Promise<Float32Array> {
+    const cache = given as KvCache;
     if (cache.length) {
       throw new RangeError(`Cannot prefill: expected an empty cache, found ${cache.length} rows`);
     }
-    this.#embed(this.backend.slice(x, x.rows - ids.length, ids.length), ids);
-    return await this.#forward(cache as KvCache, x, pause);
+    this.#checkRoom(cache, x.rows);
+    const { backend, config: { headDim, ropeTheta } } = this;
+    this.#embed(backend.slice(x, x.rows - ids.length, ids.length), ids);
+    cache.prefix = x.rows;
+    const attend = (i: number, { q, k, mixed }: Heads) => {
+      backend.rope(q, headDim, 0, ropeTheta);
+      backend.rope(k, headDim, 0, ropeTheta);
+      this.#attend(i, cache, mixed, q, 0);
+    };
+    await this.#layers(x, attend, pause, () => (i) => ({
+      k: backend.slice(cache.keys[i], 0, x.rows),
+      v: backend.slice(cache.values[i], 0, x.rows),
+    }));
+    const logits = await this.#ends(backend.slice(x, x.rows - 1, 1), (it) => backend.read(it));
+    cache.length = x.rows;
+    return logits;
   }
 
   async save(cache: Cache, logits: Float32Array): Promise<Prefilled> {
@@ -240,65 +186,95 @@ class Gemma implements Decoder {
   }
 
   async step(cache: Cache, id: number, pause: Pause): Promise<Float32Array> {
-    const x = this.backend.tensor(1, this.config.width);
-    try {
-      this.#embed(x, [id]);
-      return await this.#forward(cache as KvCache, x, pause);
-    } finally {
-      this.backend.free(x);
-    }
+    return (await this.steps([{ cache, id }], pause))[0] as Float32Array;
   }
 
-  async steps(given: readonly Cache[], ids: readonly number[], pause: Pause): Promise<Float32Array[]> {
-    const { vocab } = this.config;
-    const logits = await this.#together(given, ids, pause, (it) => this.backend.read(it));
-    return ids.map((_, b) => logits.subarray(b * vocab, (b + 1) * vocab));
+  async extend(given: Cache, ids: readonly number[], pause: Pause): Promise<void> {
+    if (!ids.length) return;
+    const cache = given as KvCache;
+    const rows = ids.map((id, i) => ({ cache, id, position: cache.length + i }));
+    await this.#pass(rows, pause, () => Promise.resolve());
   }
 
-  get choices(): Decoder["choices"] {
-    const { backend } = this;
-    if (!backend.sample) return undefined;
-    return (given, ids, rows, limit, never, pause) =>
-      this.#together(given, ids, pause, (logits) => backend.sample!(logits, rows, limit, never));
+  async steps(turns: readonly Turn[], pause: Pause): Promise<Found[]> {
+    const rows = turns.map(({ cache, id }) => ({ cache: cache as KvCache, id, position: cache.length }));
+    return await this.#pass(rows, pause, (x) => this.#ends(x, (logits) => this.#found(turns, logits)));
   }
-
-  /** One more token for each of several sequences; `finish` gets their logits [B, V] in the backend. */
-  async #together<T>(
-    given: readonly Cache[],
-    ids: readonly number[],
-    pause: Pause,
-    finish: (logits: Tensor) => Promise<T>,
-  ): Promise<T> {
+  /** Brings one token a row into the rows' caches and gives what `finish` makes of their ends, x [T, D]. */
+  async #pass<T>(rows: readonly Row[], pause: Pause, finish: (x: Tensor) => Promise<T>): Promise<T> {
     const { backend, config } = this;
-    const { heads, kvHeads, headDim, ropeTheta, width } = config;
-    const sequences = given as readonly KvCache[];
-    for (const it of sequences) this.#checkRoom(it, it.length + 1);
-    const positions = sequences.map((it) => it.length);
+    const { heads, kvHeads, headDim, ropeTheta, width, softcap, attentionScale: scale } = config;
+    for (const { cache, position } of rows) this.#checkRoom(cache, position + 1);
+    const [{ cache: first, position: start }] = rows;
+    // Rows of one sequence lie beside one another where they are kept; others are brought there.
+    const alone = rows.every(({ cache }) => cache === first);
+    const positions = alone ? start : rows.map((it) => it.position);
+    const x = backend.tensor(rows.length, width);
+    const place: Place = (work) => {
+      const cols = kvHeads * headDim;
+      const [k, v] = alone ? [] : [work(rows.length, cols), work(rows.length, cols)];
+      return (i) => ({
+        k: k ?? backend.slice(first.keys[i], start, rows.length),
+        v: v ?? backend.slice(first.values[i], start, rows.length),
+      });
+    };
     const attend = (i: number, { q, k, v, mixed }: Heads) => {
       backend.rope(q, headDim, positions, ropeTheta);
       backend.rope(k, headDim, positions, ropeTheta);
-      backend.place(sequences.map((it) => backend.slice(it.keys[i], it.length, 1)), k);
-      backend.place(sequences.map((it) => backend.slice(it.values[i], it.length, 1)), v);
-      const keys = sequences.map((it) => backend.slice(it.keys[i], 0, it.length + 1));
-      const values = sequences.map((it) => backend.slice(it.values[i], 0, it.length + 1));
+      if (!alone) {
+        backend.place(rows.map((it) => backend.slice(it.cache.keys[i], it.position, 1)), k);
+        backend.place(rows.map((it) => backend.slice(it.cache.values[i], it.position, 1)), v);
+      }
+      const keys = rows.map((it) => backend.slice(it.cache.keys[i], 0, it.position + 1));
+      const values = rows.map((it) => backend.slice(it.cache.values[i], 0, it.position + 1));
       const window = this.#window(i);
-      const { attentionScale: scale, softcap } = config;
       backend.attentionEach(mixed, q, keys, values, { heads, kvHeads, headDim, scale, softcap, window });
     };
-    const x = backend.tensor(sequences.length, width);
     try {
-      this.#embed(x, ids);
-      const place = (work: (rows: number, cols: number) => Tensor) => {
-        const cols = kvHeads * headDim;
-        const [k, v] = [work(sequences.length, cols), work(sequences.length, cols)];
-        return () => ({ k, v });
-      };
-      const found = await this.#layers(x, sequences.length, attend, pause, place, finish);
-      for (const it of sequences) it.length++;
+      this.#embed(x, rows.map((it) => it.id));
+      await this.#layers(x, attend, pause, place);
+      const found = await finish(x);
+      for (const { cache, position } of rows) cache.length = position + 1;
       return found;
     } finally {
       backend.free(x);
     }
+  }
+
+  /** What `finish` makes of the logits [T, V] of rows that went through all layers. */
+  async #ends<T>(x: Tensor, finish: (logits: Tensor) => Promise<T>): Promise<T> {
+    const { backend, config: { width, eps, vocab } } = this;
+    const [y, logits] = [backend.tensor(x.rows, width), backend.tensor(x.rows, vocab)];
+    try {
+      backend.rmsNorm(y, x, this.finalNorm, eps);
+      backend.linear(logits, y, this.embedding);
+      return await finish(logits);
+    } finally {
+      backend.free(y, logits);
+    }
+  }
+
+  /** What the turns want of their logits [T, V]; chosen and read together. */
+  async #found(turns: readonly Turn[], logits: Tensor): Promise<Found[]> {
+    const { backend, model } = this;
+    const chosen = backend.sample && turns.some((it) => it.choice)
+      ? backend.sample(
+        logits,
+        turns.map((it) => it.choice ?? { temperature: 0, topK: 0, topP: 1, random: 0 }),
+        Math.min(model.imageTokenId, logits.cols),
+        neverSampled(model),
+      )
+      : Promise.resolve([]);
+    return await Promise.all(turns.map(async ({ choice }, row): Promise<Found> => {
+      if (!backend.sample || !choice) return await backend.read(backend.slice(logits, row, 1));
+      const { id, logprob } = (await chosen)[row];
+      const near = choice.near?.(id);
+      if (!near?.length) return { id, logprob, nearLogprob: logprob };
+      const first = Math.min(...near.map(([from]) => from));
+      const end = Math.max(...near.map(([, to]) => to));
+      const scores = await backend.read(backend.slice(logits, row, 1, first, end - first));
+      return { id, logprob, nearLogprob: mass(near, scores, scores[id - first] - logprob, first) };
+    }));
   }
 
   #checkRoom(cache: KvCache, end: number): void {
@@ -350,11 +326,12 @@ class Gemma implements Decoder {
     const x = backend.tensor(branches.length, width);
     try {
       this.#embed(x, branches.map((it) => it.id));
-      const logits = await this.#layers(x, branches.length, attend, pause, (work) => {
+      await this.#layers(x, attend, pause, (work) => {
         const cols = config.kvHeads * headDim;
         const [k, v] = [work(branches.length, cols), work(branches.length, cols)];
         return () => ({ k, v });
-      }, (it) => backend.read(it));
+      });
+      const logits = await this.#ends(x, (it) => backend.read(it));
       return rows.map((row, b) => ({
         logits: logits.subarray(b * config.vocab, (b + 1) * config.vocab),
         row,
@@ -364,41 +341,18 @@ class Gemma implements Decoder {
     }
   }
 
-  /** Runs new rows x [T, D] through all layers, appends them to the cache, and gives the logits [V] of the last. */
-  async #forward(cache: KvCache, x: Tensor, pause: Pause): Promise<Float32Array> {
-    const { backend } = this;
-    const { headDim, ropeTheta } = this.config;
-    const start = cache.length;
-    const end = start + x.rows;
-    this.#checkRoom(cache, end);
-    if (start === 0) cache.prefix = x.rows;
-    const attend = (i: number, { q, k, mixed }: Heads) => {
-      backend.rope(q, headDim, start, ropeTheta);
-      backend.rope(k, headDim, start, ropeTheta);
-      this.#attend(i, cache, mixed, q, start);
-    };
-    const logits = await this.#layers(x, 1, attend, pause, () => (i) => ({
-      k: backend.slice(cache.keys[i], start, x.rows),
-      v: backend.slice(cache.values[i], start, x.rows),
-    }), (it) => backend.read(it));
-    cache.length = end;
-    return logits;
-  }
-
   /**
-   * Runs rows x [T, D] through all layers and gives what `finish` makes of the logits [last, V] of the last rows. `place`
-   * tells where the keys and values of a layer go, `attend` turns heads by their positions and mixes them.
+   * Runs rows x [T, D] through all layers. `place` tells where the keys and values of a layer go, `attend` turns heads by
+   * their positions and mixes them.
    */
-  async #layers<T>(
+  async #layers(
     x: Tensor,
-    last: number,
     attend: (layer: number, heads: Heads) => void | Promise<void>,
     pause: Pause,
-    place: (work: (rows: number, cols: number) => Tensor) => (layer: number) => Pick<Heads, "k" | "v">,
-    finish: (logits: Tensor) => Promise<T>,
-  ): Promise<T> {
+    place: Place,
+  ): Promise<void> {
     const { backend } = this;
-    const { width, heads, headDim, mlp, eps, vocab } = this.config;
+    const { width, heads, headDim, mlp, eps } = this.config;
     const rows = x.rows;
     const held: Tensor[] = [];
     const work = (r: number, c: number) => {
@@ -425,11 +379,6 @@ class Gemma implements Decoder {
         backend.gated(hidden, y, layer.gate, layer.up);
         this.#residual(x, y, hidden, layer.down, layer.postMlpNorm);
       }
-      const ends = backend.slice(y, 0, last);
-      backend.rmsNorm(ends, backend.slice(x, rows - last, last), this.finalNorm, eps);
-      const logits = work(last, vocab);
-      backend.linear(logits, ends, this.embedding);
-      return await finish(logits);
     } finally {
       backend.free(...held);
     }

@@ -22,7 +22,7 @@ import {
   type OrtSession,
   type OrtTensor,
 } from "../weights/onnx.ts";
-import { type Cache, checkTruncation, type Decoder } from "./gemma.ts";
+import { type Cache, checkTruncation, type Decoder } from "./decoder.ts";
 
 /** The two graphs of a decoder. */
 export interface OrtDecoderModels {
@@ -135,6 +135,11 @@ class OrtGemma implements Decoder {
 
   async step(cache: Cache, id: number, pause: Pause): Promise<Float32Array> {
     return await this.#forward(cache as OrtCache, await this.#embed([id]), pause);
+  }
+
+  /** One by one: the rows of one pass would see one another. */
+  async extend(cache: Cache, ids: readonly number[], pause: Pause): Promise<void> {
+    for (const id of ids) await this.step(cache, id, pause);
   }
 
   /** Fails when the first row of a pass does not see the second. */

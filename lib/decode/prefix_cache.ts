@@ -6,7 +6,7 @@
 import type { Tensor } from "../backend/backend.ts";
 import { Recent } from "../store/recent.ts";
 import type { Pause } from "../types.ts";
-import type { Cache, Decoder, Prefilled } from "./gemma.ts";
+import type { Cache, Decoder, Prefilled } from "./decoder.ts";
 
 /** Prefilled prefixes by what they were made of. */
 export class PrefixCache {

@@ -2,6 +2,7 @@
 
 import { checkThat, checkWhole } from "../errors.ts";
 import type { Candidate, Sampling, Span } from "../types.ts";
+import type { ModelConfig } from "../weights/config.ts";
 
 /** One chosen token. */
 export interface Choice {
@@ -59,15 +60,16 @@ export function choose(
   allowed?: readonly Span[],
   near: (id: number) => readonly Span[] | undefined = () => undefined,
 ): Choice {
-  const { scores, total } = scored(logits, limit, never);
+  const { scores, total, best: free } = scored(logits, limit, never);
   const open = allowed ? only(scores, allowed) : scores;
-  const best = argmax(open);
+  const best = allowed ? argmax(open) : free;
   const id = sampling.temperature > 0 ? draw(open, best, sampling, random) : best;
   const logprob = Math.min(0, scores[id] - total);
+  const meant = near(id);
   return {
     id,
     logprob,
-    nearLogprob: mass(near(id), scores, total) ?? logprob,
+    nearLogprob: meant ? mass(meant, scores, total) : logprob,
     top: topLogits
       ? largest(scores, topLogits).map((at) => ({ id: at, logit: scores[at], logprob: scores[at] - total }))
       : [],
@@ -75,31 +77,38 @@ export function choose(
 }
 
 /**
- * Logits of the ids that take part, the others at -Infinity, and the logarithm of the sum of their exponentials: an
- * id's logarithm of probability is scores[id] − total.
+ * Logits of the ids that take part, the others at -Infinity, the first of the largest of them, and the logarithm of the
+ * sum of their exponentials: an id's logarithm of probability is scores[id] − total.
  */
 export function scored(logits: Float32Array, limit: number, never: readonly number[]) {
   const scores = logits.subarray(0, limit);
   for (const id of never) if (id < limit) scores[id] = -Infinity;
-  const most = scores[argmax(scores)];
+  const best = argmax(scores);
+  const most = scores[best];
   let sum = 0;
-  for (let id = 0; id < limit; id++) sum += Math.exp(scores[id] - most);
-  return { scores, total: most + Math.log(sum) };
+  for (const score of scores) sum += Math.exp(score - most);
+  return { scores, best, total: most + Math.log(sum) };
 }
 
-/** Logarithm of the probability of all ids in the spans together. */
-function mass(spans: readonly Span[] | undefined, scores: Float32Array, total: number): number | undefined {
-  if (!spans) return undefined;
+/** Logarithm of the probability of all ids in the spans together; scores are those of the ids from `start` on. */
+export function mass(spans: readonly Span[], scores: Float32Array, total: number, start = 0): number {
   let sum = 0;
   for (const [first, end] of spans) {
-    for (let id = first; id < end; id++) sum += Math.exp(scores[id] - total);
+    for (let id = first; id < end; id++) sum += Math.exp(scores[id - start] - total);
   }
   return Math.min(0, Math.log(sum));
 }
 
+/** Ids that no answer has, beside those from the image token's on. */
+export function neverSampled({ padId, bosId }: ModelConfig): readonly number[] {
+  return [padId, bosId];
+}
+
 /** The first of the largest scores. */
 export function argmax(scores: Float32Array): number {
-  return scores.reduce((at, score, id) => score > scores[at] ? id : at, 0);
+  let best = 0;
+  for (let id = 1; id < scores.length; id++) if (scores[id] > scores[best]) best = id;
+  return best;
 }
 
 /** A copy with -Infinity outside the spans. */

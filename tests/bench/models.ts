@@ -1,6 +1,7 @@
 /** The stages of PaliGemma 3B at full size, on random weights: the encoder, the prefill, and the tokens. */
 
-import { type Cache, loadDecoder } from "../../lib/decode/gemma.ts";
+import type { Cache } from "../../lib/decode/decoder.ts";
+import { loadDecoder } from "../../lib/decode/gemma.ts";
 import { loadVision } from "../../lib/vision/siglip.ts";
 import { type ModelConfig, readConfig } from "../../lib/weights/config.ts";
 import { openWeights, width } from "../../lib/weights/load.ts";

@@ -7,7 +7,8 @@ import { parseArgs } from "node:util";
 import { openGpu } from "../../functions/gpu.ts";
 import { directoryFiles, TINY } from "../../functions/model.ts";
 import { type Backend, createWasmBackend } from "../../lib/mod.ts";
-import { type Decoder, loadDecoder } from "../../lib/decode/gemma.ts";
+import type { Decoder } from "../../lib/decode/decoder.ts";
+import { loadDecoder } from "../../lib/decode/gemma.ts";
 import { argmax } from "../../lib/decode/sampler.ts";
 import { readConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
@@ -56,9 +57,8 @@ async function runChoosing({ backend, decoder }: Loaded, sequences: number): Pro
   const times: number[] = [];
   for (let token = 1; token < tokens; token++) {
     const since = performance.now();
-    const rows = ids.map(() => GREEDY);
-    const limit = Math.min(config.imageTokenId, config.decoder.vocab);
-    ids = (await decoder.choices!(caches, ids, rows, limit, [], pause)).map((it) => it.id);
+    const turns = caches.map((cache, i) => ({ cache, id: ids[i], choice: GREEDY }));
+    ids = (await decoder.steps!(turns, pause)).map((it) => it instanceof Float32Array ? argmax(it) : it.id);
     times.push(performance.now() - since);
   }
   for (const cache of caches) cache.free();
@@ -81,7 +81,8 @@ async function run({ backend, decoder }: Loaded, sequences: number, given?: read
   for (let token = 1; token < tokens; token++) {
     const ids = (given ?? found)[token - 1].map((it) => it.id);
     const since = performance.now();
-    const logits = await decoder.steps!(caches, ids, pause);
+    const turns = caches.map((cache, i) => ({ cache, id: ids[i] }));
+    const logits = await decoder.steps!(turns, pause) as Float32Array[];
     times.push(performance.now() - since);
     found.push(logits.map(best));
   }

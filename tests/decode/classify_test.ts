@@ -29,6 +29,7 @@ for (const family of ["pg1", "pg2"]) {
       cache: (capacity: number) => decoder.cache(capacity),
       prefill: (...all: Parameters<typeof decoder.prefill>) => (prefills++, decoder.prefill(...all)),
       step: (...all: Parameters<typeof decoder.step>) => (steps++, decoder.step(...all)),
+      extend: (...all: Parameters<typeof decoder.extend>) => decoder.extend(...all),
     };
     const branching = {
       ...counted,

@@ -3,7 +3,7 @@
 import { exportPart, type OnnxOptions } from "../../models/export_onnx.ts";
 import type { Backend } from "../../lib/backend/backend.ts";
 import { createOrtDecoder } from "../../lib/decode/ort.ts";
-import type { Decoder } from "../../lib/decode/gemma.ts";
+import type { Decoder } from "../../lib/decode/decoder.ts";
 import { createOrtVision } from "../../lib/vision/ort.ts";
 import type { Vision } from "../../lib/vision/siglip.ts";
 import type { Weights } from "../../lib/weights/load.ts";
