@@ -6,6 +6,7 @@ import { createWorkerMetrics, exposition } from "../lib/metrics.ts";
 import { RequestError } from "../lib/mod.ts";
 import { type HttpWorkerParts, takeWork } from "../lib/pool/http_worker.ts";
 import { NatsWorker } from "../lib/pool/nats_worker.ts";
+import { keepStarted, type Life } from "../lib/pool/restart.ts";
 import { Serving, trialWork } from "../lib/pool/serving.ts";
 import { createVerify } from "../lib/pool/signature.ts";
 import { loadEngine, TINY } from "./model.ts";
@@ -41,7 +42,7 @@ const { pool, worker: capacity, port, model: directory = TINY, backend, threads,
 const log = createLog(logLevel, (line) => write(Deno.stderr, line));
 const onError = (error: unknown) => log("error", "failure", { error });
 const metrics = createWorkerMetrics();
-/** Once the model is loaded. */
+/** While there is an engine. */
 let loaded: HttpWorkerParts | undefined;
 let leaving = false;
 let nats: NatsWorker | undefined;
@@ -81,14 +82,26 @@ function serveOrFail() {
 }
 
 const http = serveOrFail();
-try {
+
+/** From a loaded model until its engine is lost. */
+async function start(): Promise<Life> {
   const verify = await createVerify(await trustedKeys(capacity));
   const engine = await loadEngine(resolve(directory), { backend, threads, onError });
   const model = engine.shape;
   const parts = { model, verify, metrics, onError };
   if (pool) nats = new NatsWorker(await connectBroker(pool, "worker"), { engine, capacity, ...parts });
   const serving = nats?.serving ?? new Serving(engine, capacity);
-  await Array.fromAsync(serving.submit(trialWork(model)));
+  const leave = async () => {
+    const left = nats;
+    [loaded, nats] = [undefined, undefined];
+    await left?.leave(LAST_WORDS_MS);
+  };
+  try {
+    await Array.fromAsync(serving.submit(trialWork(model)));
+  } catch (error) {
+    await leave();
+    throw error;
+  }
   loaded = { serving, ...parts };
   const at = `http://localhost:${http.addr.port}`;
   write(
@@ -97,9 +110,7 @@ try {
       pool ? ` and from ${pool.url}` : ""
     }; health at ${at}/health. Ctrl-C stops it.`,
   );
-} catch (error) {
-  if (error instanceof RequestError) fail(error.message);
-  throw error;
+  return { lost: engine.lost, leave };
 }
 
 async function stop(): Promise<void> {
@@ -112,4 +123,16 @@ async function stop(): Promise<void> {
 }
 for (const name of Deno.build.os === "windows" ? ["SIGINT"] as const : ["SIGINT", "SIGTERM"] as const) {
   Deno.addSignalListener(name, stop);
+}
+
+try {
+  await keepStarted(start, {
+    onLost(reason, restMs) {
+      metrics.restarts.add(1);
+      onError(new Error(`The engine was lost; it is loaded again in ${restMs} ms`, { cause: reason }));
+    },
+  });
+} catch (error) {
+  if (error instanceof RequestError) fail(error.message);
+  throw error;
 }

@@ -128,6 +128,11 @@ export class Engine implements Pool {
     this.revision = [stages.revision, ...computed].join("-");
   }
 
+  /** Settles, with the reason, when nothing can be computed any more; absent where that does not happen. */
+  get lost(): Promise<string> | undefined {
+    return this.parts.backend.lost;
+  }
+
   /** Image tokens of one picture. */
   get imageTokens(): number {
     return this.vision.imageTokens;

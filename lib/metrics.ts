@@ -177,6 +177,7 @@ export function createWorkerMetrics() {
       ["result"],
     ),
     tokens: new Metric("paligemma_worker_tokens_total", "counter", "Tokens given."),
+    restarts: new Metric("paligemma_worker_restarts_total", "counter", "Engines that were lost."),
     active: new Metric("paligemma_worker_active", "gauge", "Answers being computed."),
     waiting: new Metric("paligemma_worker_waiting", "gauge", "Answers that wait."),
     timeToFirstToken: new Histogram(

@@ -95,6 +95,9 @@ export interface Backend {
   /** Bytes that it can still take; Infinity where nobody knows. */
   readonly availableBytes: number;
 
+  /** Settles, with the reason, when nothing can be computed any more; absent where that does not happen. */
+  readonly lost?: Promise<string>;
+
   /** New activations; the contents are unspecified until written. */
   tensor(rows: number, cols: number): Tensor;
   /** Rows [row, row + rows) and columns [col, col + cols) of `t`, sharing its memory; columns default to all. */

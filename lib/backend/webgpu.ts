@@ -42,7 +42,7 @@ export interface WebgpuBackend extends Backend {
   readonly features: Features;
   /** Submissions so far. */
   readonly submissions: number;
-  /** Settles, with the reason, when the device is lost or closed; nothing computes from then on. */
+  /** Settles when the device is lost or closed. */
   readonly lost: Promise<string>;
   close(): void;
 }
