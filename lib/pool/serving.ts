@@ -1,6 +1,6 @@
 /**
  * The serving end of a pool, whatever brings the work: so many answers computed at once, so many waiting, and none begun
- * that cannot be in time. Answers join and leave at token boundaries; a new one does not wait for the others' ends.
+ * that cannot be in time. A new answer does not wait for the others' ends; the engine computes together what it is given.
  */
 
 import { type Pool, PoolError, type PoolEvent, type SubmitOptions, type Work } from "./pool.ts";
@@ -18,9 +18,12 @@ export interface Capacity {
 export interface Load extends Capacity {
   readonly active: number;
   readonly waiting: number;
-  /** Milliseconds from an answer's turn to its first token, one token of one answer alone, and tokens of an answer: means. */
+  /** Means: milliseconds from the turn of an answer alone to its first token, and of each further one. */
   readonly firstMs: number;
   readonly tokenMs: number;
+  /** By how many milliseconds every other answer that is computed at once lengthens a token. */
+  readonly addedMs: number;
+  /** Tokens of an answer, a mean. */
   readonly tokens: number;
 }
 
@@ -55,7 +58,7 @@ export class Serving implements Pool {
   #seated = 0;
   #draining = false;
   readonly #waiting: (() => void)[] = [];
-  #means = { firstMs: 0, tokenMs: 0, tokens: 16 };
+  #means = { firstMs: 0, tokenMs: 0, addedMs: 0, tokens: 16 };
   readonly #idle = new Set<() => void>();
 
   /** @param onChange told whenever the load changed. */
@@ -63,6 +66,7 @@ export class Serving implements Pool {
     private readonly engine: Pool,
     private readonly capacity: Capacity,
     private readonly onChange: () => void = () => {},
+    private readonly now: () => number = () => performance.now(),
   ) {}
 
   load(): Load {
@@ -78,12 +82,13 @@ export class Serving implements Pool {
 
   /** Milliseconds that an answer of so many tokens would take from now, with those that are before it. */
   predictMs(tokens: number): number {
-    const { firstMs, tokenMs, tokens: mean } = this.#means;
+    const { firstMs, tokenMs, addedMs, tokens: mean } = this.#means;
     const { maxActive } = this.capacity;
-    const together = Math.min(maxActive, this.#active + 1);
+    const others = Math.min(maxActive - 1, this.#active);
     const ahead = Math.max(0, this.#seated + 1 - maxActive);
-    const alone = firstMs + Math.min(tokens, Math.max(1, mean)) * tokenMs;
-    return alone * together + ahead * alone;
+    const first = firstMs * (others + 1);
+    const answer = first + Math.min(tokens, Math.max(1, mean)) * (tokenMs + others * addedMs);
+    return answer * (1 + ahead / maxActive);
   }
 
   /**
@@ -137,19 +142,18 @@ export class Serving implements Pool {
   /** Computes an answer that has a place. */
   async *run(work: Work, { signal }: SubmitOptions = {}): AsyncGenerator<PoolEvent, void> {
     await this.#turn(signal);
-    const since = performance.now();
+    const since = this.now();
     let first: number | undefined;
     let [tokens, together] = [0, 0];
     try {
       for await (const event of this.engine.submit(work, { signal })) {
         if (event.type === "token") {
-          first ??= performance.now();
+          first ??= this.now();
           tokens++;
           together += this.#active;
         } else if (event.type === "done" && first !== undefined && event.finishReason !== "cancelled") {
-          const shared = together / tokens;
-          const perToken = tokens > 1 ? (performance.now() - first) / (tokens - 1) / shared : undefined;
-          this.#measured((first - since) / shared, perToken, work.given.length + tokens);
+          const perToken = tokens > 1 ? (this.now() - first) / (tokens - 1) : undefined;
+          this.#measured(first - since, perToken, together / tokens - 1, work.given.length + tokens);
         }
         yield event;
       }
@@ -186,14 +190,22 @@ export class Serving implements Pool {
     this.onChange();
   }
 
-  #measured(firstMs: number, tokenMs: number | undefined, tokens: number): void {
-    const mean = (before: number, now: number | undefined) =>
-      now === undefined ? before : before ? before + NEWEST * (now - before) : now;
-    const { firstMs: first, tokenMs: token, tokens: count } = this.#means;
-    this.#means = {
-      firstMs: mean(first, firstMs),
-      tokenMs: mean(token, tokenMs),
-      tokens: mean(count, tokens),
-    };
+  /** Takes what an answer took that was computed with so many others, in the mean. */
+  #measured(firstMs: number, tokenMs: number | undefined, others: number, tokens: number): void {
+    const before = this.#means;
+    const mean = (before: number, now: number) => before ? before + NEWEST * (now - before) : now;
+    const now = { ...before, tokens: mean(before.tokens, tokens) };
+    now.firstMs = mean(before.firstMs, firstMs / (others + 1));
+    if (tokenMs !== undefined && (others < 0.5 || !before.tokenMs)) {
+      now.tokenMs = mean(
+        before.tokenMs,
+        before.tokenMs ? tokenMs - others * before.addedMs : tokenMs / (others + 1),
+      );
+      // As long as nothing else was seen, as if one were computed after the other.
+      now.addedMs = before.addedMs || now.tokenMs;
+    } else if (tokenMs !== undefined) {
+      now.addedMs = mean(before.addedMs, Math.max(0, tokenMs - before.tokenMs) / others);
+    }
+    this.#means = now;
   }
 }

@@ -138,6 +138,46 @@ Deno.test("a worker computes so many, lets so many wait in order, refuses more; 
   assert.deepEqual([serving.load().active, serving.load().waiting], [0, 0]);
 });
 
+Deno.test("what an answer will take is told from what answers took, alone and together", async () => {
+  let clock = 0;
+  const begun: (() => void)[] = [];
+  // 100 ms to a first token; then passes of 10 ms, 2 more for every other answer in them.
+  const engine: Pool = {
+    async *submit(work) {
+      clock += 100;
+      for (let id = 0; id < work.maxTokens; id++) {
+        yield { type: "token", id, text: "", logprob: -1, nearLogprob: -1 };
+        await new Promise<void>((go) => begun.push(go));
+      }
+      yield* ending(work, work.maxTokens, "length", 1);
+    },
+  };
+  const serving = new Serving(engine, { maxActive: 4, maxWaiting: 4 }, undefined, () => clock);
+  const answers = async (count: number) => {
+    const all = Array.from(
+      { length: count },
+      () => Array.fromAsync(serving.submit({ ...WORK, maxTokens: 16 })),
+    );
+    for (let token = 0; token < 16; token++) {
+      await settle();
+      if (token < 15) clock += 10 + 2 * (count - 1);
+      begun.splice(0).forEach((go) => go());
+    }
+    await Promise.all(all);
+  };
+  assert.equal(serving.predictMs(16), 0, "nobody knows yet");
+  await answers(1);
+  const { firstMs, tokenMs, addedMs } = serving.load();
+  assert.deepEqual([firstMs, tokenMs, addedMs], [100, 10, 10]);
+  assert.equal(serving.predictMs(16), 260);
+  for (let i = 0; i < 40; i++) await answers(3);
+  assert.ok(Math.abs(serving.load().tokenMs - 10) < 0.1 && Math.abs(serving.load().addedMs - 2) < 0.1);
+  const seats = Array.from({ length: 5 }, () => serving.enter(16));
+  const ahead = serving.predictMs(16); // two wait before it
+  for (const it of seats) it.leave();
+  assert.ok(Math.abs(ahead - serving.predictMs(16) * 1.5) < 1e-6);
+});
+
 Deno.test("draining refuses what is new and waits for what was begun", async () => {
   const { engine, step } = gated();
   const serving = new Serving(engine, { maxActive: 2, maxWaiting: 0 });
