@@ -14,6 +14,11 @@ import { MOST_ROWS, PAIR, TILE } from "./wasm_parts.ts";
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
 
+/** Rows up to which each goes by itself: a tile takes as long as five or six, however many it holds. */
+const FEW_ROWS = 4;
+/** Bytes of weights that are still in the second-level cache when the next row reads them. */
+const CACHED_BYTES = 2 ** 19;
+
 /** What a value costs on one thread in nanoseconds, roughly: to pack, to multiply with, to read for one row. */
 const PACK_NS = 0.3;
 const MULTIPLY_NS: Record<Scheme, number> = { f32: 0.04, "int8-p8-s4": 0.01, "int4-g32-p8": 0.013 };
@@ -48,6 +53,12 @@ export interface Finish {
   readonly residual: WasmTensor | undefined;
   /** One of `FINISH`. */
   readonly mode: number;
+}
+
+/** A matrix to multiply with. */
+interface Step {
+  readonly w: WasmMatrix;
+  readonly finish: Finish;
 }
 
 /** Address of scratch that the next call may overwrite. */
@@ -120,8 +131,9 @@ export function multiply(
   scratch: Scratch,
   out: WasmTensor,
   x: WasmTensor,
-  steps: readonly { readonly w: WasmMatrix; readonly finish: Finish }[],
+  steps: readonly Step[],
 ): void {
+  if (x.rows > 1 && x.rows <= FEW_ROWS) return multiplyFew(crew, scratch, out, x, steps);
   const most = rowsAtOnce(x.rows, Math.max(...steps.map(({ w }) => w.tile)));
   for (let row = 0; row < x.rows; row += most) {
     const rows = Math.min(most, x.rows - row);
@@ -132,9 +144,47 @@ export function multiply(
       const added = residual ? residual.start + row * residual.stride * 4 : 0;
       // Activations are packed once for matrices that read them the same way.
       if (packed?.scheme !== w.scheme || packed.tile !== w.tile) packed = pack(crew, scratch, from, w);
-      product(crew, packed, to, w, finish, added);
+      product(crew, packed, to, columnsOf(w, 0, w.n, 0), finish, added);
     }
   }
+}
+
+/** The same, some columns at a time, row after row: only the first reads their weights from memory. */
+function multiplyFew(
+  crew: Crew,
+  scratch: Scratch,
+  out: WasmTensor,
+  x: WasmTensor,
+  steps: readonly Step[],
+): void {
+  const rows = [...Array(x.rows).keys()];
+  let packed: readonly Packed[] = [];
+  for (const { w, finish } of steps) {
+    if (packed[0]?.scheme !== w.scheme) {
+      const { values, zeros, scales } = packedSizes(w.scheme, 1, w, crew.threads);
+      const each = values + zeros + scales;
+      const base = each && scratch(each * x.rows);
+      packed = rows.map((r) => pack(crew, () => base + r * each, x.slice(r, 1), w));
+    }
+    const panel = packedBytes(w.scheme, PANEL, w.k);
+    const most = Math.max(1, Math.floor(CACHED_BYTES / panel)) * PANEL;
+    const { bias, residual } = finish;
+    for (let col = 0; col < w.n; col += most) {
+      const columns = columnsOf(w, col, Math.min(most, w.n - col), panel);
+      for (const r of rows) {
+        const to = out.slice(r, 1, col, columns.n);
+        const added = residual ? residual.start + (r * residual.stride + col) * 4 : 0;
+        product(crew, packed[r], to, columns, { ...finish, bias: bias && bias + col * 4 }, added);
+      }
+    }
+  }
+}
+
+/** Whole panels of a matrix, of so many bytes each. */
+function columnsOf(w: WasmMatrix, col: number, n: number, panelBytes: number): Columns {
+  const { scheme, padded, kernel, piece, scale, sums } = w;
+  const start = piece.start + col / PANEL * panelBytes;
+  return { scheme, padded, kernel, n, start, scale: scale + col * 4, sums: sums + col * 4 };
 }
 
 /** Bytes of scratch that a product with `rows` rows of K values takes at most; in the plain build about twice as many. */
@@ -205,15 +255,20 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packe
   return { scheme, tile, rows, values, scales, zeros, room };
 }
 
+/** What a product reads of a matrix; addresses. */
+interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" | "sums" | "kernel"> {
+  readonly start: number;
+}
+
 function product(
   crew: Crew,
   { rows, values, scales, zeros, room }: Packed,
   out: WasmTensor,
-  w: WasmMatrix,
+  w: Columns,
   { bias, residual, mode }: Finish,
   added: number,
 ): void {
-  const { scheme, n, padded, scale, sums, kernel, piece: { start } } = w;
+  const { scheme, n, padded, scale, sums, kernel, start } = w;
   const units = Math.ceil(n / (rows > 1 ? PAIR : PANEL));
   const finish = rows > 1
     ? [out.start, out.stride, bias, added, residual?.stride ?? 0, mode]

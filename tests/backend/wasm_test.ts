@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { chooseKernels, instantiate, selfTest } from "../../lib/backend/wasm_kernels.ts";
+import { pack } from "../../lib/weights/load.ts";
 import { boundedSteps, quantizeInt8 } from "../../lib/weights/quantize.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { random, tensor, testBackend } from "./suite.ts";
@@ -50,6 +51,43 @@ Deno.test("the kernels find the same bound in int8 weights as the packing does",
     found.add(steps);
   }
   assert.deepEqual([...found].sort(), [1, 4, 8]);
+});
+
+Deno.test("a row of a product with integer weights is what it is alone, however many there are", async () => {
+  const builds = [
+    createWasmBackend(simd),
+    createWasmBackend(relaxed, { multiplier: "dot" }),
+    createWasmBackend(relaxed, { multiplier: "words" }),
+  ];
+  // So wide that few rows go through the columns in several parts, the last of them no whole panel.
+  const [n, k, most] = [460, 2050, 6];
+  for (const scheme of ["int8-p8-s4", "int4-g32-p8"] as const) {
+    const [stored, second] = [1, 2].map((seed) => pack(scheme, random(n * k, seed), n, k));
+    for (const b of builds) {
+      const [w, up, bias] = [b.matrix(stored), b.matrix(second), tensor(b, 1, n, random(n, 3))];
+      const [x, more] = [tensor(b, most, k, random(most * k, 4)), tensor(b, most, n, random(most * n, 5))];
+      const products = async (row: number, rows: number) => {
+        const [from, residual] = [b.slice(x, row, rows), b.slice(more, row, rows)];
+        const [out, mixed] = [b.tensor(rows, n), b.tensor(rows, n)];
+        b.linear(out, from, w, { bias, residual, activation: "gelu" });
+        b.gated(mixed, from, w, up);
+        return [await b.read(out), await b.read(mixed)];
+      };
+      const alone: Float32Array[][] = [];
+      for (let row = 0; row < most; row++) alone.push(await products(row, 1));
+      for (let rows = 2; rows <= most; rows++) {
+        for (const [i, found] of (await products(0, rows)).entries()) {
+          for (let row = 0; row < rows; row++) {
+            assert.deepEqual(
+              found.subarray(row * n, (row + 1) * n),
+              alone[row][i],
+              `${rows} rows, ${scheme}`,
+            );
+          }
+        }
+      }
+    }
+  }
 });
 
 Deno.test("memory: pieces are reused, and growing keeps what was written", async () => {

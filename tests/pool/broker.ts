@@ -34,11 +34,11 @@ function freePort(): number {
   return (listener.addr as Deno.NetAddr).port;
 }
 
-/** Starts one and waits until it takes connections. */
-export async function startBroker(): Promise<Broker> {
+/** Starts one and waits until it takes connections. @param features whether workers take more than pixels. */
+export async function startBroker(features = false): Promise<Broker> {
   const directory = await Deno.makeTempDir({ prefix: "nats" });
   const keys = join(directory, "keys");
-  await writePoolKeys(keys);
+  await writePoolKeys(keys, features);
   const lines = (await Deno.readTextFile(join(keys, "nats.env"))).trim().split("\n");
   const port = freePort();
   let process: Deno.ChildProcess;

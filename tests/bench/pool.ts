@@ -1,0 +1,292 @@
+/**
+ * What a worker of a pool does on this machine:
+ *
+ *     deno task bench:pool [--backend wasm|webgpu] [--model DIR] [--tokens 32] [--json FILE]
+ *
+ * Tokens a second of 1, 4 and 16 answers at once, each next one chosen; the time of a prefill; and for every
+ * form in which pictures travel, its bytes and the time from the edge's submit to the first token, over loopback, from a
+ * worker that is a process of its own. Every picture is another; those that are sent as features were encoded before.
+ *
+ * First the tokens are held against WASM's.
+ */
+
+import { join, resolve } from "@std/path";
+import { openGpu } from "../../functions/gpu.ts";
+import { directoryFiles, loadEngine, TINY } from "../../functions/model.ts";
+import { connectBroker } from "../../functions/pool.ts";
+import { writePoolKeys } from "../../functions/pool_keys.ts";
+import type { WebgpuBackend } from "../../lib/backend/webgpu.ts";
+import type { Decoder } from "../../lib/decode/decoder.ts";
+import { loadDecoder } from "../../lib/decode/gemma.ts";
+import { argmax, choose, GREEDY, neverSampled } from "../../lib/decode/sampler.ts";
+import type { Engine } from "../../lib/engine.ts";
+import type { Tensor } from "../../lib/backend/backend.ts";
+import { type Backend, createWasmBackend } from "../../lib/mod.ts";
+import { HttpPool } from "../../lib/pool/http.ts";
+import { NatsPool } from "../../lib/pool/nats.ts";
+import type { Images, Pool, Work } from "../../lib/pool/pool.ts";
+import { trialWork } from "../../lib/pool/serving.ts";
+import { createSign } from "../../lib/pool/signature.ts";
+import { encodeWork } from "../../lib/pool/work.ts";
+import { type ModelConfig, readConfig } from "../../lib/weights/config.ts";
+import { openWeights } from "../../lib/weights/load.ts";
+import { relaxed, simd } from "../../wasm/kernels.js";
+import { startWorker } from "../doors/pool_worker.ts";
+import { haveNats, startBroker } from "../pool/broker.ts";
+import { oneOf, parseFlags, runCommand, whole } from "./command_line.ts";
+import { numbers } from "./random.ts";
+import { median } from "./statistics.ts";
+
+const TOGETHER = [1, 4, 16];
+const TEXT_TOKENS = 8;
+/** Rounds of what is short; the median of their times is told. */
+const ROUNDS = 5;
+/** A token that differs where the likeliest leads by less was rounded the other way. */
+const NEAR_TIE = 0.5;
+
+const pause = () => Promise.resolve();
+
+/** What computes in this process. */
+interface Loaded {
+  readonly backend: Backend;
+  readonly decoder: Decoder;
+  /** Image tokens and text. */
+  readonly rows: number;
+  readonly model: ModelConfig;
+}
+
+async function load(directory: string, backend: Backend): Promise<Loaded> {
+  const files = directoryFiles(directory);
+  const config = await readConfig(files);
+  const decoder = await loadDecoder(backend, await openWeights(files, config));
+  const rows = (config.vision.imageSize / config.vision.patch) ** 2 + TEXT_TOKENS;
+  return { backend, decoder, rows, model: config };
+}
+
+const ids = (sequence: number) =>
+  Array.from({ length: TEXT_TOKENS }, (_, i) => 10 + (i * 7 + sequence * 3) % 200);
+
+/** Does something with a prefix of random image tokens. */
+async function withPrefix<T>({ backend, rows, model }: Loaded, use: (x: Tensor) => Promise<T>): Promise<T> {
+  const prefix = backend.tensor(rows, model.decoder.width);
+  try {
+    backend.write(prefix, numbers(rows * model.decoder.width));
+    return await use(prefix);
+  } finally {
+    backend.free(prefix);
+  }
+}
+
+/** Logits of one sequence after its prefix and along ids that are given, or its own likeliest. */
+async function walk(loaded: Loaded, tokens: number, given?: readonly number[]): Promise<Float32Array[]> {
+  const { decoder, rows } = loaded;
+  return await withPrefix(loaded, async (prefix) => {
+    const cache = decoder.cache(rows + tokens);
+    const found = [await decoder.prefill(cache, prefix, ids(0), pause)];
+    for (let i = 0; i < tokens; i++) {
+      found.push(await decoder.step(cache, given?.[i] ?? argmax(found[i]), pause));
+    }
+    cache.free();
+    return found;
+  });
+}
+
+/** @throws {Error} where a token differs from WASM's that was not a near tie. */
+async function check(loaded: Loaded, wasm: Loaded): Promise<void> {
+  const expected = await walk(wasm, 16);
+  const found = await walk(loaded, 16, expected.map(argmax));
+  for (const [token, logits] of expected.entries()) {
+    const [right, id] = [argmax(logits), argmax(found[token])];
+    if (logits[right] - logits[id] < NEAR_TIE) continue;
+    throw new Error(`Token ${token}: found ${id}, on WASM ${right} by ${logits[right] - logits[id]}`);
+  }
+}
+
+async function prefillMs(loaded: Loaded): Promise<number> {
+  const times: number[] = [];
+  for (let round = 0; round <= ROUNDS; round++) {
+    await withPrefix(loaded, async (prefix) => {
+      const cache = loaded.decoder.cache(loaded.rows);
+      const since = performance.now();
+      await loaded.decoder.prefill(cache, prefix, ids(0), pause);
+      times.push(performance.now() - since);
+      cache.free();
+    });
+  }
+  return median(times.slice(1));
+}
+
+/** Milliseconds of a pass that brings each of so many answers a token and chooses the next. */
+async function passMs(loaded: Loaded, together: number, tokens: number): Promise<number> {
+  const { decoder, model } = loaded;
+  const caches = await Promise.all(
+    Array.from({ length: together }, (_, i) =>
+      withPrefix(loaded, async (prefix) => {
+        const cache = decoder.cache(loaded.rows + tokens + 1);
+        await decoder.prefill(cache, prefix, ids(i), pause);
+        return cache;
+      })),
+  );
+  const choice = { ...GREEDY, random: 0 };
+  const limit = Math.min(model.imageTokenId, model.decoder.vocab);
+  let last = caches.map((_, i) => 10 + i);
+  const times: number[] = [];
+  for (let token = 0; token <= tokens; token++) {
+    const since = performance.now();
+    const found = await decoder.steps!(caches.map((cache, i) => ({ cache, id: last[i], choice })), pause);
+    last = found.map((it) =>
+      it instanceof Float32Array ? choose(it, limit, neverSampled(model), GREEDY, Math.random).id : it.id
+    );
+    times.push(performance.now() - since);
+  }
+  for (const it of caches) it.free();
+  return median(times.slice(1));
+}
+
+/** A picture that nobody has seen. */
+function pictureOf({ imageSize }: Engine["shape"], seed: number): Images {
+  const samples = Uint8Array.from(numbers(imageSize * imageSize * 3, seed), (it) => 128 + it * 60);
+  return { stage: "pixels", dtype: "u8", shape: [1, imageSize, imageSize, 3], blocks: () => [samples] };
+}
+
+/** The forms in which pictures travel. */
+const FORMS = [undefined, "features-f16", "features-int8", "projected-f16", "projected-int8"] as const;
+
+interface Journey {
+  readonly form: string;
+  readonly bytes: number;
+  /** To the first token. */
+  readonly httpMs: number;
+  readonly natsMs?: number;
+  /** Here, without a worker, where that computes the same. */
+  readonly hereMs?: number;
+}
+
+/** From submit to the first token, each time with another picture. */
+async function firstMs(pool: Pool, works: readonly Work[]): Promise<number> {
+  const times: number[] = [];
+  for (const work of works) {
+    const since = performance.now();
+    for await (const event of pool.submit(work)) {
+      if (event.type !== "token") continue;
+      times.push(performance.now() - since);
+      break;
+    }
+  }
+  return median(times.slice(1));
+}
+
+async function journeys(directory: string, backend: "wasm" | "webgpu"): Promise<Journey[]> {
+  const edge = await loadEngine(directory, { threads: 1, prefixCacheBytes: 0 });
+  const broker = haveNats ? await startBroker(true) : undefined;
+  const keys = broker?.keys ?? join(await Deno.makeTempDir({ prefix: "bench" }), "keys");
+  if (!broker) await writePoolKeys(keys, true);
+  const worker = await startWorker({
+    POOL_TRUSTED_KEYS: join(keys, "trusted.jwks"),
+    ...broker?.env("worker"),
+    MODEL: directory,
+    BACKEND: backend,
+    THREADS: "1",
+  });
+  const connection = broker && await connectBroker(broker.settings("server"), "server");
+  try {
+    const model = edge.shape;
+    const sign = await createSign(JSON.parse(await Deno.readTextFile(join(keys, "server.jwk"))));
+    const http = new HttpPool(worker.url, { model, sign });
+    const nats = connection && new NatsPool(connection, { model, sign, onError() {} });
+    let seed = 1;
+    const works = async (form: typeof FORMS[number]): Promise<Work[]> => {
+      const all: Work[] = [];
+      for (let round = 0; round <= ROUNDS; round++) {
+        const work = { ...trialWork(model), maxTokens: 2, images: pictureOf(model, seed++) };
+        if (!form) {
+          all.push(work);
+          continue;
+        }
+        const [stage, dtype] = form.split("-") as ["features" | "projected", "f16" | "int8"];
+        using encoded = edge.encoded(work.images, stage, dtype, pause);
+        const blocks = await Array.fromAsync(encoded.blocks());
+        all.push({ ...work, images: { stage, dtype, shape: encoded.shape, blocks: () => blocks } });
+      }
+      return all;
+    };
+    const rows: Journey[] = [];
+    for (const form of FORMS) {
+      let bytes = 0;
+      for await (const block of encodeWork((await works(form))[0])) bytes += block.length;
+      rows.push({
+        form: form?.replace("-", ", ") ?? "pixels",
+        bytes,
+        httpMs: await firstMs(http, await works(form)),
+        natsMs: nats && await firstMs(nats, await works(form)),
+        hereMs: form ? undefined : await firstMs(edge, await works(form)),
+      });
+    }
+    return rows;
+  } finally {
+    worker.kill("SIGTERM");
+    await worker.status;
+    await connection?.close();
+    await broker?.stop();
+  }
+}
+
+async function main(): Promise<number> {
+  const { values: flags } = parseFlags({
+    backend: { type: "string", default: "wasm" },
+    model: { type: "string", default: TINY },
+    tokens: { type: "string", default: "32" },
+    json: { type: "string" },
+  });
+  const backend = oneOf("backend", flags.backend, ["wasm", "webgpu"]);
+  const tokens = whole("tokens", flags.tokens, 1);
+  const directory = resolve(flags.model);
+  const wasm = await load(directory, createWasmBackend({ simd, relaxed }));
+  const gpu = backend === "webgpu" ? await openGpu() : undefined;
+  const loaded = gpu ? await load(directory, gpu) : wasm;
+  if (gpu) await check(loaded, wasm);
+  const machine = await describe(gpu);
+  const prefill = await prefillMs(loaded);
+  const speeds = [];
+  for (const together of TOGETHER) {
+    await passMs(loaded, together, 2); // compiles
+    const ms = await passMs(loaded, together, tokens);
+    speeds.push({ together, ms, tokensPerSecond: together * 1000 / ms });
+  }
+  gpu?.close();
+  const ways = await journeys(directory, backend);
+  say(`${machine.adapter}; ${machine.processor}, ${machine.cores} cores; load ${machine.load.toFixed(1)}`);
+  say("| answers at once | tokens/s | ms a pass |\n|---|---|---|");
+  for (const { together, tokensPerSecond, ms } of speeds) {
+    say(`| ${together} | ${tokensPerSecond.toFixed(1)} | ${ms.toFixed(2)} |`);
+  }
+  say(`\nprefill, ${loaded.rows} positions: ${prefill.toFixed(1)} ms\n`);
+  say("| pictures as | bytes of a request | first token, HTTP | NATS | here |\n|---|---|---|---|---|");
+  for (const { form, bytes, ...way } of ways) {
+    const cells = [way.httpMs, way.natsMs, way.hereMs].map((it) =>
+      it === undefined ? "" : `${it.toFixed(1)} ms`
+    );
+    say(`| ${form} | ${bytes} | ${cells.join(" | ")} |`);
+  }
+  if (flags.json) {
+    const found = { machine, model: directory, prefillMs: prefill, speeds, ways };
+    await Deno.writeTextFile(flags.json, JSON.stringify(found, null, 1) + "\n");
+  }
+  return 0;
+}
+
+async function describe(gpu: WebgpuBackend | undefined) {
+  const text = await Deno.readTextFile("/proc/cpuinfo").catch(() => "");
+  const field = (name: string) => text.match(new RegExp(`^${name}\\s*: (.*)$`, "mi"))?.[1] ?? "?";
+  return {
+    adapter: gpu ? `${gpu.adapter}${gpu.software ? ", software" : ""}` : "WebAssembly, one thread",
+    features: gpu?.features,
+    processor: `${field("model name")}, family ${field("cpu family")}, model ${field("model")}`,
+    cores: navigator.hardwareConcurrency,
+    load: Deno.loadavg()[0],
+  };
+}
+
+const say = (line: string) => Deno.stdout.writeSync(new TextEncoder().encode(`${line}\n`));
+
+if (import.meta.main) await runCommand(import.meta.filename!, main);
