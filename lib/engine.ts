@@ -13,7 +13,7 @@ import { RequestError } from "./errors.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
 import { decodeRows, encodeRows, rowBytes } from "./pool/rows.ts";
 import type { ModelShape } from "./pool/work.ts";
-import { normalise } from "./preprocess/preprocess.ts";
+import { normalise } from "./preprocess/normalise.ts";
 import { createPause } from "./schedule/line.ts";
 import { createGrammar } from "./text/grammar.ts";
 import { findLocations, type Locations, nearby } from "./text/locations.ts";

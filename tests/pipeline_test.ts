@@ -294,7 +294,7 @@ async function worker(family: string) {
         throw new PoolError("gone", "The way to the worker broke", undefined, { cause });
       }
       const message = new Uint8Array(await new Blob(parts as BlobPart[]).arrayBuffer());
-      yield* engine.submit({ ...decodeWork(message, model), given: work.given }, options);
+      yield* engine.submit({ ...await decodeWork(message, model), given: work.given }, options);
     },
   });
 }

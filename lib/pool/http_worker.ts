@@ -46,7 +46,7 @@ export async function takeWork(request: Request, parts: HttpWorkerParts): Promis
     seat = serving.enter(tokens, number("deadline-ms"));
     await body.until(size + MAX_SIGNATURE_BYTES);
     const { bytes } = body;
-    const work = decodeWork(bytes.subarray(0, size), model);
+    const work = await decodeWork(bytes.subarray(0, size), model);
     const token = new TextDecoder().decode(bytes.subarray(size));
     const key = await verify(token, model.revision, bytes.subarray(size - 32, size));
     if (work.images.stage !== "pixels" && !key.features) {

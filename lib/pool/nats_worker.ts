@@ -148,7 +148,7 @@ export class NatsWorker {
       const bytes = job.bytes.subarray(0, job.filled);
       // The sum that was signed is the message's last bytes; whether it is the message's sum is seen next.
       const key = await verify(token, model.revision, bytes.subarray(-32));
-      const work = decodeWork(bytes, model);
+      const work = await decodeWork(bytes, model);
       if (work.images.stage !== "pixels" && !key.features) {
         throw new PoolError("forbidden", `Cannot take ${work.images.stage} of ${key.kid}: expected pixels`);
       }

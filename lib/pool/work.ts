@@ -19,7 +19,6 @@
  * Who receives it believes nothing: everything is checked before anything is computed, and each refusal has a code.
  */
 
-import { createHash } from "node:crypto";
 import { type Dtype, type Images, PoolError, type PoolErrorCode, type Stage, type Work } from "./pool.ts";
 import { decodeRows, rowBytes } from "./rows.ts";
 
@@ -85,12 +84,12 @@ export async function* encodeWork(work: Work): AsyncGenerator<Uint8Array> {
   for (let i = 0; i < 4; i++) view.setUint32(40 + 4 * i, shape[i] ?? 1, true);
   view.setUint32(56, question.length, true);
   head.set(question, HEADER_BYTES);
-  const sum = createHash("sha256").update(head);
+  const sent: Uint8Array[] = [head];
   yield head;
   let left = imageBytes(work.images);
   for await (const block of work.images.blocks()) {
     left -= block.length;
-    sum.update(block);
+    sent.push(block);
     yield block;
   }
   if (left) {
@@ -98,7 +97,7 @@ export async function* encodeWork(work: Work): AsyncGenerator<Uint8Array> {
       `Cannot write work: pictures of shape ${shape} as ${dtype} have ${-left} bytes too many`,
     );
   }
-  yield new Uint8Array(sum.digest());
+  yield await sha256(sent);
 }
 
 /**
@@ -116,11 +115,11 @@ export function messageBytes(bytes: Uint8Array, model: ModelShape): number {
  *
  * @throws {PoolError} as {@link messageBytes}, and `sum`, `number` or `norm`.
  */
-export function decodeWork(bytes: Uint8Array, model: ModelShape): Work {
+export async function decodeWork(bytes: Uint8Array, model: ModelShape): Promise<Work> {
   const size = messageBytes(bytes, model);
   if (bytes.length !== size) refuse("length", `expected ${size} bytes, found ${bytes.length}`);
   const end = size - SUM_BYTES;
-  const sum = createHash("sha256").update(bytes.subarray(0, end)).digest();
+  const sum = await sha256([bytes.subarray(0, end)]);
   if (!bytes.subarray(end).every((it, i) => it === sum[i])) refuse("sum", "its sha256 is another");
   const { images, questionBytes } = readHeader(bytes, model);
   const data = bytes.subarray(HEADER_BYTES + questionBytes, end);
@@ -128,6 +127,12 @@ export function decodeWork(bytes: Uint8Array, model: ModelShape): Work {
   const question = decodeQuestion(bytes.subarray(HEADER_BYTES, HEADER_BYTES + questionBytes));
   checkQuestion(question, images.shape[0] * model.imageTokens, model);
   return { revision: model.revision, images: { ...images, blocks: () => [data] }, ...question };
+}
+
+/** What workers in browsers have as well. */
+async function sha256(blocks: readonly Uint8Array[]): Promise<Uint8Array> {
+  const bytes = await new Blob([...blocks] as BlobPart[]).arrayBuffer();
+  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 }
 
 function imageBytes({ dtype, shape }: Pick<Images, "dtype" | "shape">): number {

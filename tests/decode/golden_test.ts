@@ -8,7 +8,7 @@ import type { Backend } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { loadDecoder } from "../../lib/decode/gemma.ts";
-import { normalise } from "../../lib/preprocess/preprocess.ts";
+import { normalise } from "../../lib/preprocess/normalise.ts";
 import { loadVision } from "../../lib/vision/siglip.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import type { Backend } from "../../lib/backend/backend.ts";
 import type { Decoder } from "../../lib/decode/decoder.ts";
-import { normalise } from "../../lib/preprocess/preprocess.ts";
+import { normalise } from "../../lib/preprocess/normalise.ts";
 import type { Vision } from "../../lib/vision/siglip.ts";
 import type { ModelConfig } from "../../lib/weights/config.ts";
 

@@ -73,7 +73,7 @@ function summed(bytes: Uint8Array): Uint8Array {
 }
 
 async function sameWork(work: Work): Promise<void> {
-  const { images, ...rest } = decodeWork(await bytesOf(work), MODEL);
+  const { images, ...rest } = await decodeWork(await bytesOf(work), MODEL);
   const { images: before, ...expected } = work;
   assert.deepEqual(rest, expected);
   assert.deepEqual([images.stage, images.dtype, images.shape], [before.stage, before.dtype, before.shape]);
@@ -163,7 +163,7 @@ function row8(value: number): Float32Array<ArrayBuffer> {
 for (const [code, name, damage, work = PIXELS] of refusals) {
   Deno.test(`refused as ${code}: ${name}`, async () => {
     const bytes = damage(await bytesOf(work));
-    assert.throws(() => decodeWork(bytes, MODEL), (error) => {
+    await assert.rejects(decodeWork(bytes, MODEL), (error) => {
       assert.ok(error instanceof PoolError, `${error}`);
       assert.equal(error.code, code, error.message);
       return true;
@@ -183,7 +183,7 @@ Deno.test("10,000 damaged messages, summed up again or not, are refused or are w
     if (random() < 0.1) bytes = bytes.slice(0, random() * bytes.length);
     if (bytes.length > 32 && random() < 0.9) summed(bytes);
     try {
-      const { ids, maxTokens, forced, given, images } = decodeWork(bytes, MODEL);
+      const { ids, maxTokens, forced, given, images } = await decodeWork(bytes, MODEL);
       assert.ok(images.shape[0] * 2 + ids.length + forced.length + maxTokens <= 64);
       assert.ok([...ids, ...forced, ...given].every((id) => id < 1000));
       codes.set("taken", (codes.get("taken") ?? 0) + 1);

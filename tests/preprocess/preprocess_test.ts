@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { decodePicture } from "../../lib/preprocess/decode.ts";
-import { normalise, preprocess } from "../../lib/preprocess/preprocess.ts";
+import { normalise } from "../../lib/preprocess/normalise.ts";
+import { preprocess } from "../../lib/preprocess/preprocess.ts";
 import { resizeBicubic, resizeBilinear } from "../../lib/preprocess/resize.ts";
 import { fixture } from "./pictures.ts";
 
