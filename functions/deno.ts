@@ -7,6 +7,7 @@ import { JOB_OPERATIONS } from "../lib/http/job_schemas.ts";
 import { itemWork, jobRoutes } from "../lib/http/jobs.ts";
 import { createLog } from "../lib/http/guard/log.ts";
 import { createOutbound } from "../lib/http/outbound.ts";
+import { workerRoutes } from "../lib/http/worker.ts";
 import { createMetrics } from "../lib/metrics.ts";
 import { type LocalPipeline, RequestError } from "../lib/mod.ts";
 import { examples } from "../models/demo.ts";
@@ -14,7 +15,8 @@ import { loadModel, TINY } from "./model.ts";
 import { createNetwork, isDenied } from "./network.ts";
 import { openPool } from "./pool.ts";
 import { openStore, workOff } from "./store.ts";
-import { readSettings, type Settings } from "./settings.ts";
+import { type PoolSettings, readSettings, type Settings } from "./settings.ts";
+import { openWorkerPage } from "./worker_page.ts";
 import { createWork, measureBacklog } from "./work.ts";
 
 /** Running answers get this long to end after a signal; Deno Deploy kills after 5 s. */
@@ -73,6 +75,16 @@ async function openStoreOrFail(directory?: string) {
     if (!(error instanceof RequestError)) throw error;
     if (directory !== undefined) fail(`Cannot serve with DATA_DIR=${directory}: ${error.message}`);
     warn(`No jobs and webhooks: ${error.message}. DATA_DIR chooses another directory.`);
+  }
+}
+
+/** What tabs that join the pool are given. */
+async function workerPageOrFail(pool: PoolSettings, broker: string) {
+  try {
+    return await openWorkerPage(resolve(directory), pool, broker);
+  } catch (error) {
+    if (error instanceof RequestError) fail(error.message);
+    throw error;
   }
 }
 
@@ -176,9 +188,12 @@ const parts: AppParts = {
   outbound,
   metrics,
   log,
-  rooms: work
-    ? [jobRoutes({ ...work, outbound, stopping: stopping.signal }), hookRoutes({ ...work, outbound })]
-    : [],
+  rooms: [
+    ...work
+      ? [jobRoutes({ ...work, outbound, stopping: stopping.signal }), hookRoutes({ ...work, outbound })]
+      : [],
+    ...pool?.workerPage === undefined ? [] : [workerRoutes(await workerPageOrFail(pool, pool.workerPage))],
+  ],
   measure: store && ((metrics) => measureBacklog(store, metrics)),
   operations: work ? JOB_OPERATIONS : [],
   ...guard,

@@ -2,6 +2,7 @@
 
 import { type NatsConnection, nkeyAuthenticator, wsconnect } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
+import type { JWK } from "jose";
 import type { Engine } from "../lib/engine.ts";
 import { RequestError } from "../lib/mod.ts";
 import { INBOX } from "../lib/pool/exchange.ts";
@@ -80,13 +81,7 @@ export async function openPool(
 ): Promise<(model: ModelShape, engine: Engine) => Pool> {
   const [, dialect, server] = /^(openai|vllm)\+(.*)$/s.exec(settings.url) ?? [];
   if (server) return await openOpenAi(server, dialect as "openai" | "vllm", settings);
-  if (settings.signingKey === undefined) {
-    throw new RequestError(
-      "parameter_invalid",
-      "Cannot join a pool: expected POOL_SIGNING_KEY beside POOL_URL. deno task pool:keys makes one",
-    );
-  }
-  const sign = await createSign(await json("POOL_SIGNING_KEY", settings.signingKey));
+  const sign = await createSign(await signingKey(settings));
   const { url, ca } = settings;
   if (/^https?:/.test(url)) {
     const reach = await reaching(ca);
@@ -103,6 +98,20 @@ export async function openPool(
       },
     };
   };
+}
+
+async function signingKey({ signingKey: key }: PoolSettings): Promise<JWK> {
+  if (key !== undefined) return await json("POOL_SIGNING_KEY", key);
+  throw new RequestError(
+    "parameter_invalid",
+    "Cannot join a pool: expected POOL_SIGNING_KEY beside POOL_URL. deno task pool:keys makes one",
+  );
+}
+
+/** By what workers know this server's work. @throws {RequestError} `parameter_invalid` when there is no key. */
+export async function publicKey(settings: PoolSettings): Promise<TrustedKey> {
+  const { kty, crv, x, kid } = await signingKey(settings);
+  return { kty, crv, x, kid: kid!, ...settings.images && { features: true } };
 }
 
 /** A server with OpenAI's API: what it is sent is pixels or, where the setting says so, image tokens. */

@@ -25,6 +25,8 @@ export interface PoolSettings {
   /** What a server with OpenAI's API wants to hear from those who ask, and what it calls the model. */
   readonly apiKey?: string;
   readonly model?: string;
+  /** The broker's address for browsers, `ws:` or `wss:`: their tabs may then become workers. */
+  readonly workerPage?: string;
 }
 
 /** What the environment says to a worker of a pool. */
@@ -89,6 +91,14 @@ export function readSettings(get: (name: string) => string | undefined): Setting
         `found ${JSON.stringify(poolUrl)}`,
     );
   }
+  const workerPage = get("WORKER_PAGE") || undefined;
+  if (workerPage && !(/^wss?:\/\/./.test(workerPage) && /^(nats|tls|wss?):/.test(poolUrl ?? ""))) {
+    throw new RangeError(
+      `expected WORKER_PAGE to begin with ws: or wss: beside a POOL_URL of the same broker, found ${
+        JSON.stringify(workerPage)
+      } beside ${JSON.stringify(poolUrl ?? "")}`,
+    );
+  }
   const sent = oneOf("POOL_IMAGES", [
     "pixels",
     "features-f16",
@@ -127,6 +137,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
         apiKey: get("POOL_API_KEY") || undefined,
         model: get("POOL_MODEL") || undefined,
         images: poolImages,
+        workerPage,
       },
     },
     worker: {

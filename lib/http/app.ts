@@ -116,6 +116,8 @@ export function createApp(parts: AppParts): Hono<Env> {
     const guard: typeof keys = (c, next) => isSigned(c.req.method, c.req.path) ? next() : keys(c, next);
     app.use("/v1/*", guard);
     app.use("/metrics", guard);
+    app.use("/worker/start", guard);
+    app.use("/worker/files/*", guard);
   }
   app.use("/v1/*", callerLimits({ requestsPerMinute: Infinity, concurrent: Infinity, ...parts.limits }));
   const { memory } = parts;

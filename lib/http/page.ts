@@ -2,10 +2,14 @@
 
 import type { Context } from "hono";
 
-/** Serves a page in which `{nonce}` stands where its script and style say who they are. */
-export function servePage(c: Context, page: string): Response | Promise<Response> {
+/**
+ * Serves a page in which `{nonce}` stands where its script and style say who they are.
+ *
+ * @param more what it may beyond {@link policy}, as a directive of a content security policy.
+ */
+export function servePage(c: Context, page: string, more?: string): Response | Promise<Response> {
   const nonce = crypto.randomUUID();
-  c.header("content-security-policy", policy(nonce));
+  c.header("content-security-policy", [policy(nonce), ...more ? [more] : []].join("; "));
   c.header("cache-control", "no-cache");
   return c.html(page.replaceAll("{nonce}", nonce));
 }

@@ -18,6 +18,8 @@ export const haveNats = await new Deno.Command("nats-server", {
 /** A running broker. */
 export interface Broker {
   readonly url: string;
+  /** The same for browsers. */
+  readonly webUrl: string;
   /** Where the keys are. */
   readonly keys: string;
   /** Settings to connect with, as variables. */
@@ -40,11 +42,14 @@ export async function startBroker(features = false): Promise<Broker> {
   const keys = join(directory, "keys");
   await writePoolKeys(keys, features);
   const lines = (await Deno.readTextFile(join(keys, "nats.env"))).trim().split("\n");
-  const port = freePort();
+  const [port, webPort] = [freePort(), freePort()];
+  const configuration = join(directory, "nats.conf");
+  const web = `\nwebsocket { host: 127.0.0.1, port: ${webPort}, no_tls: true }\n`;
+  await Deno.writeTextFile(configuration, await Deno.readTextFile(CONFIGURATION) + web);
   let process: Deno.ChildProcess;
   const start = async () => {
     process = new Deno.Command("nats-server", {
-      args: ["-c", CONFIGURATION, "-p", `${port}`, "-sd", await Deno.makeTempDir({ dir: directory })],
+      args: ["-c", configuration, "-p", `${port}`, "-sd", await Deno.makeTempDir({ dir: directory })],
       env: Object.fromEntries(lines.map((it) => it.split("=") as [string, string])),
       stdin: "null",
       stdout: "null",
@@ -75,6 +80,7 @@ export async function startBroker(features = false): Promise<Broker> {
   });
   return {
     url,
+    webUrl: `ws://127.0.0.1:${webPort}`,
     keys,
     env,
     settings: (role) => ({ url, nkey: join(keys, `${role}.nkey`) }),
