@@ -5,8 +5,9 @@ import re
 import numpy as np
 import torch
 
-import scenes as S
+from drawing import USUAL
 from data import Packer, shrink
+from scenes import ALL_TASKS, scenes
 from tokenizer import EOS
 
 ITEM = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>((?:<seg\d{3}>)*) ([^;<]*)")
@@ -61,15 +62,16 @@ def detection(pairs):
     return 2 * hits / max(1, made + total), sum(aps) / max(1, len(aps))
 
 
-def evaluate(model, tokenizer, seed, count, tasks=None, wrong=None, codes=None):
+def evaluate(model, tokenizer, seed, count, tasks=None, wrong=None, codes=None, style=USUAL):
     """{task: share of exact answers; detect: exact answers, F1 and mAP; segment: F1 and the share of right codes}, the
     last where the `codes` of shapes are given."""
-    packer, results = Packer(), {}
-    for task in tasks or [t for t in S.TASKS if codes or t != "segment"]:
-        hits, pairs, rows, shares = 0, [], list(S.scenes(seed, count, task)), []
+    device, grid = model.embedding.device, model.c["image"] // model.c["patch"]
+    packer, results = Packer(grid=grid), {}
+    for task in tasks or [t for t in ALL_TASKS if codes or t != "segment"]:
+        hits, pairs, rows, shares = 0, [], list(scenes(seed, count, task, style)), []
         for start in range(0, len(rows), 100):
             part = rows[start:start + 100]
-            pixels = torch.from_numpy(np.stack([shrink(s.draw()) for s, _ in part])).float() / 127.5 - 1
+            pixels = torch.from_numpy(np.stack([shrink(s.draw(), grid) for s, _ in part])).to(device).float() / 127.5 - 1
             answers = model.greedy(pixels, [packer.prefix(q[0].prompt) for _, q in part], EOS, stop=tokenizer.image,
                                    limit=140 if task == "segment" else 48)
             for (scene, (q,)), ids in zip(part, answers):

@@ -106,10 +106,15 @@ def _matrix(data, scale, shape):
 
 @torch.no_grad()
 def read(model, directory):
-    """Fills the model from `model.safetensors` of a directory; quantised matrices become what they stand for."""
+    """Fills the model from `model.safetensors` of a directory; quantised matrices become what they stand for. Its rows of
+    the embedding are as many as the file has. -> the pieces of the directory's tokenizer, which name them."""
     from safetensors.numpy import load_file
+    from sentencepiece import SentencePieceProcessor
 
     stored = load_file(os.path.join(directory, "model.safetensors"))
+    table = TEXT + "embed_tokens.weight"
+    rows = (stored[table] if table in stored else stored[table + ".scale"]).shape[0]
+    model.embedding = torch.nn.Parameter(torch.zeros(rows, model.c["width"]))
     shapes = {k: tuple(t.shape) for k, t in tensors(model).items()}
     found = {}
     for name, shape in shapes.items():
@@ -146,3 +151,23 @@ def read(model, directory):
         fill(layer.gate_up, at + "mlp.gate_proj", at + "mlp.up_proj")
         fill(layer.down, at + "mlp.down_proj")
     fill(model.norm, TEXT + "norm")
+    words = SentencePieceProcessor(model_file=os.path.join(directory, "tokenizer.model"))
+    return [words.id_to_piece(i) for i in range(words.get_piece_size())]
+
+
+@torch.no_grad()
+def carry(state, model, pieces, tokenizer):
+    """Makes the state of a model with other words and another picture size fit: rows of the embedding go by the names of
+    their pieces, new ones keep what the model has; places of patches are stretched (bicubic)."""
+    table = model.embedding.detach().clone()
+    at = {p: i for i, p in enumerate(pieces)}
+    for i, piece in enumerate(tokenizer.pieces):
+        if piece in at:
+            table[i] = state["embedding"][at[piece]]
+    place = state["vision.position"]
+    old, new = round(len(place) ** 0.5), round(len(model.vision.position) ** 0.5)
+    if old != new:
+        grid = place.view(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+        place = grid.permute(0, 2, 3, 1).reshape(new * new, -1)
+    return {**state, "embedding": table, "vision.position": place}

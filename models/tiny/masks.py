@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
-import scenes as S
+import drawing as S
 
 SIDE, GRID, CODES, WIDTH = 64, 4, 128, 512
 SIZES = range(32, 90, 2)

@@ -62,7 +62,7 @@ class VisionLayer(nn.Module):
 
 
 class Vision(nn.Module):
-    """Pixels [B, 112, 112, 3] in [-1, 1] -> projected image tokens [B, 64, D]."""
+    """Pixels [B, side, side, 3] in [-1, 1] -> projected image tokens [B, P, D]; 112 pixels a side are 64 tokens."""
 
     def __init__(self, c):
         super().__init__()
@@ -187,19 +187,20 @@ class Tiny(nn.Module):
         """Answers [B] lists of ids, under the exact PaliGemma mask. `stop`: ids from here on are never chosen."""
         image = self.vision(pixels)
         b, p, _ = image.shape
-        lengths = torch.tensor([len(t) for t in prefixes])
+        device = image.device
+        lengths = torch.tensor([len(t) for t in prefixes], device=device)
         t = int(lengths.max())
-        ids = torch.zeros(b, t, dtype=torch.long)
+        ids = torch.zeros(b, t, dtype=torch.long, device=device)
         for i, prefix in enumerate(prefixes):
-            ids[i, :len(prefix)] = torch.tensor(prefix)
+            ids[i, :len(prefix)] = torch.tensor(prefix, device=device)
         table = self.table()
         x = torch.cat([image, self.words(ids, table).to(image.dtype)], 1)
-        positions = torch.arange(p + t).expand(b, -1)
+        positions = torch.arange(p + t, device=device).expand(b, -1)
         valid = positions < (p + lengths)[:, None]
-        mask = torch.zeros(b, 1, 1, p + t).masked_fill(~valid[:, None, None], -1e9).to(x.dtype)
+        mask = torch.zeros(b, 1, 1, p + t, device=device).masked_fill(~valid[:, None, None], -1e9).to(x.dtype)
         x, caches = self.decode(x, mask, positions.float())
         past = [(k, v) for _, k, v in caches]
-        x = x[torch.arange(b), p + lengths - 1]
+        x = x[torch.arange(b, device=device), p + lengths - 1]
         answers, done = [[] for _ in range(b)], [False] * b
         at = p + lengths
         for _ in range(limit):

@@ -1,15 +1,16 @@
-"""The tokenizer of the tiny model: a SentencePiece BPE model whose words are those of scenes.py.
+"""The tokenizer of the tiny model: a SentencePiece BPE model whose words are those of drawing.py and questions.py.
 
     python3 tokenizer.py tokenizer.model
 
-Ids: 0 <pad>, 1 <eos>, 2 <bos>, 3 <unk>, 4 newline, 5..260 bytes, single characters, merges, then <loc0000> to
+Ids: 0 <pad>, 1 <eos>, 2 <bos>, 3 <unk>, 4 newline, 5..260 bytes, single characters, merges, more characters, then <loc0000> to
 <loc1023> and <seg000> to <seg127>. The image token is the next id after these and has no piece.
 """
 
 import struct
 import sys
 
-from scenes import COLOUR_NAMES, PLACES, SHAPES, WORDS
+from drawing import COLOUR_NAMES, PLACES, SHAPES, WORDS
+from questions import FRENCH, GERMAN
 
 PAD, EOS, BOS, UNK, NEWLINE = range(5)
 SPACE = "\u2581"
@@ -25,7 +26,14 @@ def _words():
         words += [SPACE + w, w]
     for w in WORDS:
         words += [SPACE + w, w]
-    return list(dict.fromkeys(words)) + [f"{SPACE};{SPACE}"]
+    words.append(f"{SPACE};{SPACE}")
+    # Added later, at the end, so that the words before keep their pieces. Some answers begin with these:
+    words += ["small", "medium", "large", "ein", "eine", "un", "une", "das", "die", "le"]
+    later = "de fr small medium large larger smaller than of above value bar bars which highest lowest in box".split()
+    for language in (GERMAN, FRENCH):
+        for part in language.values():
+            later += [w for text in part for w in text.split() if len(w) > 1]
+    return list(dict.fromkeys(words + [SPACE + w for w in later]))
 
 
 class Tokenizer:
@@ -43,7 +51,7 @@ class Tokenizer:
                 self.merges.append(piece)
         self.pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "\n"] + [f"<0x{b:02X}>" for b in range(256)]
         self.first_char = len(self.pieces)
-        self.pieces += characters + self.merges
+        self.pieces += characters + self.merges + list("éœü")
         self.loc0 = len(self.pieces)
         self.pieces += [f"<loc{i:04d}>" for i in range(1024)]
         self.seg0 = len(self.pieces)
@@ -65,7 +73,7 @@ class Tokenizer:
             pieces[i:i + 2] = [pieces[i] + pieces[i + 1]]
 
     def encode(self, text):
-        """Token ids of ASCII text; <locNNNN>, <segNNN> and newline are one token each."""
+        """Token ids of text in the vocabulary's characters; <locNNNN>, <segNNN> and newline are one token each."""
         ids = []
         while text:
             if text[0] == "\n":
