@@ -31,12 +31,14 @@ import { createObjectJournals } from "../lib/store/journals.ts";
 import { createR2Files, type ModelBucket } from "../lib/store/r2_models.ts";
 import { describe } from "../models/inspect.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
-import { readSettings } from "./settings.ts";
+import { openPool } from "./cloudflare_pool.ts";
+import { settingsOf } from "./settings.ts";
 import tiny from "./tiny.js";
 import { createWork, measureBacklog } from "./work.ts";
 
 export { RecordsObject } from "../lib/store/cloudflare.ts";
 export { JournalObject } from "../lib/store/journals.ts";
+export { PoolObject } from "./cloudflare_pool.ts";
 
 /**
  * Where the 128 MB of an isolate go. `tests/bench/isolate.ts` measures what is counted here against what V8 has.
@@ -64,6 +66,7 @@ const RETRY_SECONDS = 10;
 interface Env {
   readonly RECORDS: ObjectNamespace;
   readonly JOURNALS: ObjectNamespace;
+  readonly POOL: ObjectNamespace;
   readonly MODELS: ModelBucket;
   readonly BLOBS: R2Bucket;
   readonly JOBS: QueueBinding;
@@ -135,12 +138,8 @@ function tell(memory: Ledger, { isolate }: Metrics): void {
 }
 
 function open(env: Env) {
-  const { model, uploadKey, logLevel, allowPrivateUrls, webhookSecrets, backend, ...guard } = readSettings(
-    (name) => {
-      const value = env[name];
-      return typeof value === "string" ? value : undefined;
-    },
-  );
+  const settings = settingsOf(env);
+  const { model, uploadKey, logLevel, allowPrivateUrls, webhookSecrets, backend, ...guard } = settings;
   if (backend !== "wasm") throw new RangeError(`expected BACKEND to be wasm in a Worker, found "${backend}"`);
   // deno-lint-ignore no-console -- where a Worker's log goes
   const log = createLog(logLevel, (line) => console.log(line));
@@ -160,7 +159,16 @@ function open(env: Env) {
   let pipeline: () => LocalPipeline | undefined = () => undefined;
   let holding = () => ISOLATE.programBytes;
   const memory = new Ledger(ISOLATE.limitBytes, () => holding());
-  const parts = { files, name: model ?? "tiny", metrics, blobs: store.blobs, onError, memory };
+  const parts = {
+    files,
+    name: model ?? "tiny",
+    metrics,
+    blobs: store.blobs,
+    onError,
+    memory,
+    pool: openPool(settings, env.POOL),
+    poolImages: settings.pool?.images,
+  };
   const loaded = load(parts).then((it) => {
     pipeline = () => it.pipeline;
     holding = it.holding;

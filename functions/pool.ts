@@ -1,13 +1,13 @@
 /** How a door on a machine with files joins a pool: the connection to the broker, and the keys. */
 
-import { type NatsConnection, nkeyAuthenticator, wsconnect } from "@nats-io/nats-core";
+import { type NatsConnection, wsconnect } from "@nats-io/nats-core";
 import { connect } from "@nats-io/transport-node";
 import type { JWK } from "jose";
 import type { Engine } from "../lib/engine.ts";
 import { RequestError } from "../lib/mod.ts";
-import { INBOX } from "../lib/pool/exchange.ts";
+import type { INBOX } from "../lib/pool/exchange.ts";
 import { HttpPool } from "../lib/pool/http.ts";
-import { NatsPool } from "../lib/pool/nats.ts";
+import { connectionOptions, NatsPool } from "../lib/pool/nats.ts";
 import { OpenAiPool } from "../lib/pool/openai.ts";
 import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
 import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
@@ -15,9 +15,6 @@ import type { ModelShape } from "../lib/pool/work.ts";
 import { nearby } from "../lib/text/locations.ts";
 import { encodePng } from "../lib/vision/mask_forms.ts";
 import type { PoolSettings, WorkerSettings } from "./settings.ts";
-
-/** A broker that restarts is found again this soon. */
-const RECONNECT_MS = 200;
 
 /** What a setting says: itself, or the file it names. */
 async function contents(name: string, value: string): Promise<string> {
@@ -55,18 +52,10 @@ export async function connectBroker(
       `Cannot join a pool: expected POOL_URL of a broker, such as nats://localhost:4222, found ${url}`,
     );
   }
-  const seed = nkey === undefined ? undefined : new TextEncoder().encode(await contents("POOL_NKEY", nkey));
+  const seed = nkey === undefined ? undefined : await contents("POOL_NKEY", nkey);
   return await (/^wss?:/.test(url) ? wsconnect : connect)({
-    servers: url,
-    name: `paligemma-edge ${role}`,
-    inboxPrefix: INBOX[role],
-    authenticator: seed && nkeyAuthenticator(seed),
+    ...connectionOptions(url, role, seed),
     tls: url.startsWith("tls:") ? { ...ca && { caFile: ca } } : undefined,
-    waitOnFirstConnect: true,
-    maxReconnectAttempts: -1,
-    reconnectTimeWait: RECONNECT_MS,
-    reconnectJitter: RECONNECT_MS,
-    ignoreAuthErrorAbort: true,
   });
 }
 

@@ -43,7 +43,7 @@ const log = createLog(logLevel, (line) => write(Deno.stderr, line));
 const onError = (error: unknown) => log("error", "failure", { error });
 const metrics = createWorkerMetrics();
 /** While there is an engine. */
-let loaded: HttpWorkerParts | undefined;
+let loaded: HttpWorkerParts & { readonly serving: Serving } | undefined;
 let leaving = false;
 let nats: NatsWorker | undefined;
 

@@ -148,3 +148,11 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     allowPrivateUrls: /^(1|true)$/i.test(get("ALLOW_PRIVATE_URLS") ?? ""),
   };
 }
+
+/** Of variables that stand in an object, beside what else is bound to a Worker. @throws as {@link readSettings}. */
+export function settingsOf(env: Readonly<Record<string, unknown>>): Settings {
+  return readSettings((name) => {
+    const value = env[name];
+    return typeof value === "string" ? value : undefined;
+  });
+}

@@ -71,19 +71,22 @@ export type Line =
 export interface HttpPoolParts {
   readonly model: ModelShape;
   readonly sign: Sign;
-  readonly fetch?: typeof fetch;
+  readonly fetch?: (url: string, init: RequestInit) => Promise<Response>;
+  /** Whether to leave it alone; known to this pool alone by default. */
+  readonly breakers?: Breakers;
 }
 
 /** The workers of one model behind one address. */
 export class HttpPool implements Pool {
   readonly #url: string;
-  readonly #breakers = new Breakers();
+  readonly #breakers: Breakers;
   /** Until when it asked to be left alone. */
   #fullUntil = 0;
 
   /** @param url up to `/work`. */
   constructor(url: string, private readonly parts: HttpPoolParts) {
     this.#url = url.replace(/\/*$/, "/work");
+    this.#breakers = parts.breakers ?? new Breakers();
   }
 
   /** One try. */
@@ -138,7 +141,7 @@ export class HttpPool implements Pool {
         ...deadlineMs !== undefined && { "deadline-ms": `${Math.max(0, Math.floor(deadlineMs))}` },
       },
       body: ReadableStream.from(this.#body(work, watch)),
-      redirect: "error",
+      redirect: "manual", // which is no answer; Workers know no "error"
       signal: watch.stop.signal,
       // Without it browsers and Node refuse a body that is not yet there.
       ...{ duplex: "half" },

@@ -14,7 +14,7 @@ const PART_MS = 10_000;
 
 /** What the serving end is made of. */
 export interface HttpWorkerParts {
-  readonly serving: Serving;
+  readonly serving: Pick<Serving, "enter" | "predictMs" | "run">;
   readonly model: ModelShape;
   readonly verify: Verify;
   readonly metrics: WorkerMetrics;
@@ -125,13 +125,21 @@ async function* observed(
 ): AsyncGenerator<PoolEvent> {
   const since = performance.now();
   let first = true;
-  for await (const event of events) {
-    if (event.type === "token") {
-      if (first) metrics.timeToFirstToken.observe((performance.now() - since) / 1000);
-      first = false;
-      metrics.tokens.add(1);
-    } else if (event.type === "done") metrics.answers.add(1, event.finishReason);
-    yield event;
+  let end: string | undefined = "cancelled"; // as long as nothing else is heard
+  try {
+    for await (const event of events) {
+      if (event.type === "token") {
+        if (first) metrics.timeToFirstToken.observe((performance.now() - since) / 1000);
+        first = false;
+        metrics.tokens.add(1);
+      } else if (event.type === "done") end = event.finishReason;
+      yield event;
+    }
+  } catch (error) {
+    end = undefined; // counted as what it is told as
+    throw error;
+  } finally {
+    if (end) metrics.answers.add(1, end);
   }
 }
 

@@ -6,9 +6,9 @@
 
 import { StorageType } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
-import type { NatsConnection } from "@nats-io/nats-core";
+import { type ConnectionOptions, type NatsConnection, nkeyAuthenticator } from "@nats-io/nats-core";
 import { Breakers } from "./breaker.ts";
-import { Exchange, subjects } from "./exchange.ts";
+import { Exchange, INBOX, subjects } from "./exchange.ts";
 import { type Pool, PoolError, type PoolEvent, type SubmitOptions, type Work } from "./pool.ts";
 import { ending } from "./relay.ts";
 import type { Load } from "./serving.ts";
@@ -18,6 +18,28 @@ import type { ModelShape } from "./work.ts";
 /** The key-value bucket, and how long an announcement lives without being repeated. */
 export const BUCKET = "pool_workers";
 export const ANNOUNCEMENT_MS = 5000;
+
+/** A broker that restarts is found again this soon. */
+const RECONNECT_MS = 200;
+
+/**
+ * How to connect as this role: again whenever the connection breaks, and for the first time as soon as a broker is there.
+ *
+ * @param seed what the broker knows this process by.
+ */
+export function connectionOptions(url: string, role: keyof typeof INBOX, seed?: string): ConnectionOptions {
+  return {
+    servers: url,
+    name: `paligemma-edge ${role}`,
+    inboxPrefix: INBOX[role],
+    authenticator: seed === undefined ? undefined : nkeyAuthenticator(new TextEncoder().encode(seed)),
+    waitOnFirstConnect: true,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: RECONNECT_MS,
+    reconnectJitter: RECONNECT_MS,
+    ignoreAuthErrorAbort: true,
+  };
+}
 
 /** What a worker says of itself. */
 export interface Announcement extends Load {

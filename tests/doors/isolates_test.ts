@@ -3,36 +3,19 @@
 import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { parseEvents } from "../http/doubles.ts";
-import { haveWrangler, startWorkerd } from "./workerd.ts";
+import { type Config, haveWrangler, startWorkers } from "./workerd.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");
 const PICTURE = await Deno.readFile(join(ROOT, "models/tiny/pictures/five_shapes.png"));
 
-type Config = Record<string, unknown> & {
-  durable_objects: { bindings: { name: string; script_name?: string }[] };
-  queues: { consumers?: unknown };
+/** The second's journals are the first's. */
+const CHANGES = {
+  one: () => {},
+  two: ({ durable_objects, queues }: Config) => {
+    for (const it of durable_objects.bindings) if (it.name === "JOURNALS") it.script_name = "one";
+    delete queues.consumers;
+  },
 };
-
-/** The Worker twice, with the second's journals in the first, and what chooses between them. */
-async function configure(): Promise<string[]> {
-  const text = await Deno.readTextFile(join(ROOT, "functions/wrangler.jsonc"));
-  const plain = (): Config => JSON.parse(text.replaceAll(/^\s*\/\/.*$/gm, ""));
-  const [one, two] = ["one", "two"].map((name) => Object.assign(plain(), { name }));
-  for (const it of two.durable_objects.bindings) if (it.name === "JOURNALS") it.script_name = "one";
-  delete two.queues.consumers;
-  const chooser = {
-    name: "chooser",
-    main: join(import.meta.dirname!, "isolates_worker.ts"),
-    compatibility_date: one.compatibility_date,
-    compatibility_flags: one.compatibility_flags,
-    services: ["one", "two"].map((service) => ({ binding: service, service })),
-  };
-  return await Promise.all([chooser, one, two].map(async (config) => {
-    const path = await Deno.makeTempFile({ suffix: ".json", dir: join(ROOT, "functions") });
-    await Deno.writeTextFile(path, JSON.stringify(config));
-    return path;
-  }));
-}
 
 const sampled = { prompt: "caption en", temperature: "1", seed: "7", ignoreEos: "true", stream: "true" };
 
@@ -49,8 +32,7 @@ Deno.test({
     (wrangler ? "" : " (wrangler is not there and cannot be downloaded)"),
   ignore: !wrangler,
 }, async (t) => {
-  const configs = await configure();
-  const worker = await startWorkerd(configs).finally(() => Promise.all(configs.map((it) => Deno.remove(it))));
+  const worker = await startWorkers(CHANGES);
   const ask = (isolate: string, fields: Record<string, string>, last?: string, signal?: AbortSignal) =>
     fetch(`${worker.url}/${isolate}/v1/generate`, {
       ...form(fields),

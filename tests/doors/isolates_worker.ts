@@ -1,4 +1,4 @@
-/** Passes requests on to one of two Workers, by the first part of their paths: `/one/v1/…`, `/two/v1/…`. */
+/** Passes requests on to one of several Workers, by the first part of their paths: `/one/v1/…`, `/two/v1/…`. */
 
 interface Service {
   fetch(request: Request): Promise<Response>;

@@ -67,6 +67,46 @@ export async function startWorkerd(
   }
 }
 
+/** A wrangler configuration, as far as tests change it. */
+export type Config = Record<string, unknown> & {
+  name: string;
+  vars: Record<string, string>;
+  durable_objects: { bindings: { name: string; script_name?: string }[] };
+  queues: { consumers?: unknown };
+};
+
+/**
+ * Starts this project's Worker several times, in one engine: `/NAME/v1/…` asks the one of that name.
+ *
+ * @param changes what each one's configuration has other than the shipped one.
+ */
+export async function startWorkers(changes: Record<string, (config: Config) => void>): Promise<Workerd> {
+  const directory = join(ROOT, "functions");
+  const shipped = (await Deno.readTextFile(join(directory, "wrangler.jsonc"))).replaceAll(
+    /^\s*\/\/.*$/gm,
+    "",
+  );
+  const configs = Object.entries(changes).map(([name, change]) => {
+    const config: Config = { ...JSON.parse(shipped), name };
+    change(config);
+    return config;
+  });
+  const { compatibility_date, compatibility_flags } = configs[0];
+  const chooser = {
+    name: "chooser",
+    main: join(import.meta.dirname!, "isolates_worker.ts"),
+    compatibility_date,
+    compatibility_flags,
+    services: Object.keys(changes).map((service) => ({ binding: service, service })),
+  };
+  const paths = await Promise.all([chooser, ...configs].map(async (config) => {
+    const path = await Deno.makeTempFile({ suffix: ".json", dir: directory });
+    await Deno.writeTextFile(path, JSON.stringify(config));
+    return path;
+  }));
+  return await startWorkerd(paths).finally(() => Promise.all(paths.map((it) => Deno.remove(it))));
+}
+
 function deno(args: string[]): Deno.Command {
   return new Deno.Command(Deno.execPath(), {
     args: [args[0], "--quiet", ...args.slice(1)],

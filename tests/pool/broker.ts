@@ -1,5 +1,6 @@
 /** A nats-server with the shipped configuration, on a port of its own, and keys for those who connect. */
 
+import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { writePoolKeys } from "../../functions/pool_keys.ts";
 import type { PoolSettings } from "../../functions/settings.ts";
@@ -44,8 +45,9 @@ export async function startBroker(features = false): Promise<Broker> {
   const lines = (await Deno.readTextFile(join(keys, "nats.env"))).trim().split("\n");
   const [port, webPort] = [freePort(), freePort()];
   const configuration = join(directory, "nats.conf");
-  const web = `\nwebsocket { host: 127.0.0.1, port: ${webPort}, no_tls: true }\n`;
-  await Deno.writeTextFile(configuration, await Deno.readTextFile(CONFIGURATION) + web);
+  const shipped = await Deno.readTextFile(CONFIGURATION);
+  assert.match(shipped, /port: 8443/);
+  await Deno.writeTextFile(configuration, shipped.replace("port: 8443", `port: ${webPort}`));
   let process: Deno.ChildProcess;
   const start = async () => {
     process = new Deno.Command("nats-server", {
