@@ -45,8 +45,9 @@ const USAGE = `PaliGemma Edge
   models eval-quant DIR --data FILE [--questions 100] [--calibrate DIR] [--wider N [--layers 2]] [--json]
                                 what each scheme costs against f32 (with N: random weights, N times as wide)
   models synth SHAPE --out DIR [--decoder int4|int8]   random weights of true shape, for benchmarks
-  pool check URL [--model DIR] [--json]   whether workers behind http: answer as this machine does, and how far they
-                                are off (POOL_SIGNING_KEY)
+  pool check URL [--model DIR] [--tolerance 0.05] [--json]
+                                whether workers behind http: (POOL_SIGNING_KEY), or a server behind openai+http: or
+                                vllm+http: (POOL_API_KEY), answer as this machine does, and how far they are off
   demo                          the bundled model on bundled pictures
 
 Options

@@ -9,7 +9,7 @@
  * where a text does not tell its tokens, it goes on elsewhere.
  *
  * Such a server continues nobody's answer, forces no tokens, knows no grammar and reports 20 candidates at most: work that
- * wants this is refused as `unsupported`, and the relay asks the next place. vLLM, of which PaliGemma's processor ends every
+ * wants this is refused as `unsupported`, and the relay asks the next place. vLLM, whose processor for PaliGemma ends every
  * prompt with a newline, cannot be talked into it by `continue_final_message` either. `ignoreEos` and `topK` are vLLM's
  * fields, and no others'. What is sampled with a seed differs from what is sampled here, as the generators do.
  *
@@ -69,6 +69,7 @@ const MOST_CANDIDATES = 20;
 /** What the first token may take, and each further one. */
 const FIRST_MS = 60_000;
 const NEXT_MS = 15_000;
+
 /** One server. */
 export class OpenAiPool implements Pool {
   readonly #url: string;
