@@ -3,6 +3,7 @@
  * Durable Object, since what one request opens no other may use.
  */
 
+import type { Engine } from "../lib/engine.ts";
 import { createLog } from "../lib/http/guard/log.ts";
 import { behindGateway, Gateway } from "../lib/pool/gateway.ts";
 import { HttpPool } from "../lib/pool/http.ts";
@@ -10,12 +11,20 @@ import type { Pool } from "../lib/pool/pool.ts";
 import { createSign, type Sign } from "../lib/pool/signature.ts";
 import type { ModelShape } from "../lib/pool/work.ts";
 import type { ObjectNamespace } from "../lib/store/cloudflare.ts";
-import { type Settings, settingsOf } from "./settings.ts";
+import { openAiPool } from "./openai_pool.ts";
+import { type PoolSettings, type Settings, settingsOf } from "./settings.ts";
 
 /** What a Worker cannot do without, of what the environment says of a pool. */
-function checked({ pool, allowPrivateUrls }: Pick<Settings, "pool" | "allowPrivateUrls">) {
+function checked(settings: Pick<Settings, "pool" | "allowPrivateUrls">) {
+  const { pool } = settings;
   if (!pool) throw new RangeError("expected POOL_URL");
-  const { protocol, hostname } = new URL(pool.url);
+  const broker = /^wss?:/.test(checkedAddress(pool, settings));
+  return { broker, url: pool.url, nkey: pool.nkey?.trim(), sign: signer(pool) };
+}
+
+/** The way there, without what says whose API it is. */
+function checkedAddress(pool: PoolSettings, { allowPrivateUrls }: Pick<Settings, "allowPrivateUrls">) {
+  const { protocol, hostname } = new URL(pool.url.replace(/^\w+\+/, ""));
   const open = allowPrivateUrls || /^(localhost|127(\.\d+){3}|\[::1\])$/.test(hostname);
   if (!["https:", "wss:", ...open ? ["http:", "ws:"] : []].includes(protocol)) {
     throw new RangeError(
@@ -26,7 +35,7 @@ function checked({ pool, allowPrivateUrls }: Pick<Settings, "pool" | "allowPriva
   if (pool.ca !== undefined) {
     throw new RangeError("expected no POOL_CA in a Worker, which trusts well-known ones");
   }
-  return { broker: protocol.startsWith("ws"), url: pool.url, nkey: pool.nkey?.trim(), sign: signer(pool) };
+  return protocol;
 }
 
 /** @throws {RangeError} where there is no key, or none in JSON; it is read later. */
@@ -51,8 +60,13 @@ function signer({ signingKey }: { readonly signingKey?: string }): Promise<Sign>
 export function openPool(
   settings: Pick<Settings, "pool" | "allowPrivateUrls">,
   gateways: ObjectNamespace,
-): ((model: ModelShape) => Pool) | undefined {
+): ((model: ModelShape, engine: Engine) => Pool) | undefined {
   if (!settings.pool) return undefined;
+  const openAi = openAiPool(settings.pool);
+  if (openAi) {
+    checkedAddress(settings.pool, settings);
+    return openAi;
+  }
   const { broker, url, sign } = checked(settings);
   return (model) => {
     if (!broker) return new HttpPool(url, { model, sign: async (...args) => (await sign)(...args) });

@@ -8,12 +8,10 @@ import { RequestError } from "../lib/mod.ts";
 import type { INBOX } from "../lib/pool/exchange.ts";
 import { HttpPool } from "../lib/pool/http.ts";
 import { connectionOptions, NatsPool } from "../lib/pool/nats.ts";
-import { OpenAiPool } from "../lib/pool/openai.ts";
 import { type Pool, PoolError, type SubmitOptions, type Work } from "../lib/pool/pool.ts";
 import { createSign, type TrustedKey } from "../lib/pool/signature.ts";
 import type { ModelShape } from "../lib/pool/work.ts";
-import { nearby } from "../lib/text/locations.ts";
-import { encodePng } from "../lib/vision/mask_forms.ts";
+import { openAiPool } from "./openai_pool.ts";
 import type { PoolSettings, WorkerSettings } from "./settings.ts";
 
 /** What a setting says: itself, or the file it names. */
@@ -68,12 +66,12 @@ export async function openPool(
   settings: PoolSettings,
   onError: (error: unknown) => void,
 ): Promise<(model: ModelShape, engine: Engine) => Pool> {
-  const [, dialect, server] = /^(openai|vllm)\+(.*)$/s.exec(settings.url) ?? [];
-  if (server) return await openOpenAi(server, dialect as "openai" | "vllm", settings);
-  const sign = await createSign(await signingKey(settings));
   const { url, ca } = settings;
+  const reach = /^(\w+\+)?https?:/.test(url) ? await reaching(ca) : fetch;
+  const openAi = openAiPool(settings, reach);
+  if (openAi) return openAi;
+  const sign = await createSign(await signingKey(settings));
   if (/^https?:/.test(url)) {
-    const reach = await reaching(ca);
     return (model) => new HttpPool(url, { model, sign, fetch: reach });
   }
   const connecting = connectBroker(settings, "server");
@@ -101,33 +99,6 @@ async function signingKey({ signingKey: key }: PoolSettings): Promise<JWK> {
 export async function publicKey(settings: PoolSettings): Promise<TrustedKey> {
   const { kty, crv, x, kid } = await signingKey(settings);
   return { kty, crv, x, kid: kid!, ...settings.images && { features: true } };
-}
-
-/** A server with OpenAI's API: what it is sent is pixels or, where the setting says so, image tokens. */
-async function openOpenAi(
-  url: string,
-  dialect: "openai" | "vllm",
-  { images, apiKey, model: name, ca }: PoolSettings,
-): Promise<(model: ModelShape, engine: Engine) => Pool> {
-  if (images && (images.stage !== "projected" || images.dtype !== "f16")) {
-    throw new RequestError(
-      "parameter_invalid",
-      `Cannot join a pool: expected POOL_IMAGES of an OpenAI server to be pixels or projected-f16, found ${images.stage}-${images.dtype}`,
-    );
-  }
-  const reach = await reaching(ca);
-  return (model, { tokenizer, locations, config }) =>
-    new OpenAiPool(url, {
-      model,
-      dialect,
-      name,
-      apiKey,
-      words: tokenizer,
-      eosIds: config.eosIds,
-      near: (id) => nearby(locations, id),
-      png: (samples, side) => encodePng(samples, side, side),
-      fetch: reach,
-    });
 }
 
 /** `fetch` that trusts the certificates in a file as well. */

@@ -209,7 +209,7 @@ export class OpenAiPool implements Pool {
     const response = await (this.parts.fetch ?? fetch)(this.#url + path, {
       ...init,
       headers: { ...init.headers, ...apiKey && { authorization: `Bearer ${apiKey}` } },
-      redirect: "error",
+      redirect: "manual", // which is no answer; Workers know no "error"
       signal: patience.signal,
     });
     if (response.status === 200) return response;

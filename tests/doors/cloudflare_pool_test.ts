@@ -9,6 +9,7 @@ import { encodeHeader, openTensors, type TensorEntry } from "../../lib/weights/s
 import { upload } from "../../models/upload.ts";
 import { parseEvents } from "../http/doubles.ts";
 import { haveNats, startBroker } from "../pool/broker.ts";
+import { startDoor } from "./door.ts";
 import { startWorker, type WorkerDoor } from "./pool_worker.ts";
 import { type Config, haveWrangler, startWorkers } from "./workerd.ts";
 
@@ -61,7 +62,8 @@ Deno.test({
   await widen(directory);
   const broker = await startBroker(true);
   const keys = broker.env("worker");
-  const [first, second, wide] = await Promise.all([
+  const [server, first, second, wide] = await Promise.all([
+    startDoor({}),
     startWorker(keys),
     startWorker(keys),
     startWorker({ ...keys, MODEL: directory }),
@@ -76,6 +78,7 @@ Deno.test({
   const worker = await startWorkers({
     http: at(first.url),
     broker: at(broker.webUrl),
+    openai: at(`vllm+${server.url}/v1`),
     wide_http: at(wide.url, streamed),
     wide_broker: at(broker.webUrl, streamed),
   });
@@ -194,6 +197,11 @@ Deno.test({
       },
     );
 
+    await t.step("a server with OpenAI's API is one, too", async () => {
+      assert.deepEqual(await pooled("openai"), short);
+      assert.deepEqual(await pooled("openai", { ...LONG, stream: true }), whole);
+    });
+
     await t.step(
       "without workers the bundled model answers here, the other is refused in words",
       async () => {
@@ -212,8 +220,8 @@ Deno.test({
       },
     );
   } finally {
-    for (const it of [...tiny, wide]) it.kill("SIGKILL");
-    await Promise.all([...tiny, wide].map((it) => it.status));
+    for (const it of [...tiny, wide, server]) it.kill("SIGKILL");
+    await Promise.all([...tiny, wide, server].map((it) => it.status));
     await worker.stop();
     await broker.stop();
     await Deno.remove(directory, { recursive: true });
@@ -230,6 +238,10 @@ Deno.test("a Worker refuses a way to the pool that it cannot go, or that lies op
   ) {
     assert.equal(typeof opened(url), "function");
   }
+  for (const url of ["openai+https://pool.example/v1", "vllm+http://localhost:1/v1"]) {
+    assert.equal(typeof opened(url, { signingKey: undefined }), "function");
+  }
+  assert.throws(() => opened("vllm+http://10.0.0.1/v1"), /expected POOL_URL of a Worker/);
   for (
     const url of ["nats://pool.example:4222", "tls://pool.example", "http://10.0.0.1", "ws://127.example.com"]
   ) {
