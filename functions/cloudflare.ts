@@ -172,10 +172,12 @@ function open(env: Env) {
     name: model ?? "tiny",
     metrics,
     blobs: store.blobs,
+    records: store.records,
     onError,
     memory,
     pool: openPool(settings, env.POOL),
     poolImages: settings.pool?.images,
+    poolPrice: settings.pool?.price,
   };
   const loaded = load(parts).then((it) => {
     pipeline = () => it.pipeline;

@@ -210,6 +210,8 @@ try {
     maxWaiting: 256,
     pool: pool && await openPool(pool, onError),
     poolImages: pool?.images,
+    poolPrice: pool?.price,
+    records: store?.records,
   };
   pipeline = await loadModel(resolve(directory), {
     ...serving,
@@ -225,6 +227,7 @@ try {
     `PaliGemma Edge answers at ${url} (model ${pipeline.model.name}, loaded in ${seconds} s). Ctrl-C stops it.\n` +
       `  ${example(url, samples, pictures)}`,
   );
+  pipeline.calibrate(); // whoever asks meanwhile does not wait for it
 } catch (error) {
   if (error instanceof RequestError) fail(error.message);
   throw error;

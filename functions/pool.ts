@@ -83,6 +83,7 @@ export async function openPool(
         if (!pool) throw new PoolError("nobody", "Cannot reach the pool: there is no connection yet");
         return pool.submit(work, options);
       },
+      present: () => pool ? pool.present() : { workers: [] },
     };
   };
 }

@@ -22,6 +22,8 @@ export interface PoolSettings {
   readonly signingKey?: string;
   /** What workers are sent, where it is not pixels; of those who ask. */
   readonly images?: PoolImages;
+  /** What a second of the workers' computation costs, in the unit of a budget's `maxCost`; of those who ask. */
+  readonly price?: number;
   /** What a server with OpenAI's API wants to hear from those who ask, and what it calls the model. */
   readonly apiKey?: string;
   readonly model?: string;
@@ -77,6 +79,12 @@ export function readSettings(get: (name: string) => string | undefined): Setting
     throw new RangeError(
       `expected ${name} to be a number from ${low} to ${high}, found ${JSON.stringify(value)}`,
     );
+  };
+  const price = (name: string): number | undefined => {
+    const value = get(name);
+    if (!value) return undefined;
+    if (/^\d{1,9}(\.\d{1,12})?$/.test(value)) return Number(value);
+    throw new RangeError(`expected ${name} to be a number of 0 or more, found ${JSON.stringify(value)}`);
   };
   const oneOf = <T extends string>(name: string, values: readonly T[], otherwise: T): T => {
     const value = get(name) || otherwise;
@@ -138,6 +146,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
         model: get("POOL_MODEL") || undefined,
         images: poolImages,
         workerPage,
+        price: price("POOL_PRICE"),
       },
     },
     worker: {

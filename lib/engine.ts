@@ -172,6 +172,27 @@ export class Engine implements Pool {
     return createGrammar(this.tokenizer, this.locations, prompt, this.config.eosIds);
   }
 
+  /** What computes. */
+  get backendName(): string {
+    return this.parts.backend.name;
+  }
+
+  /** The same without caches, to be timed. */
+  uncached(): Engine {
+    const parts = { ...this.parts, featureCacheBytes: 0, prefixCacheBytes: 0, blobs: undefined };
+    const vision = remembering(this.stages.vision, parts.backend, parts, "");
+    return new Engine(parts, this.config, this.stages, this.tokenizer, vision);
+  }
+
+  /** What of a question is in memory from an earlier one. @param images pixels. */
+  async known(images: Images, ids: readonly number[]): Promise<Cached> {
+    const keys = await Promise.all((await this.#pixels(images)).map((it) => this.vision.key(it)));
+    return {
+      images: keys.filter((it) => this.vision.knows(it)).length,
+      prefix: this.#prefixes.entry(keys, ids).get() !== undefined,
+    };
+  }
+
   /** Computes an answer. @param options no deadline is looked at. */
   async *submit(work: Work, { signal }: SubmitOptions = {}): AsyncGenerator<PoolEvent, void> {
     const { ids, images, given, topLogits } = work;

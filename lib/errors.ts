@@ -27,6 +27,7 @@ export type ErrorCode =
   | "record_corrupt" // what was stored is not what is read
   | "memory_exceeded" // more memory than the platform has, whoever else asks
   | "pool_needed" // the model's decoder has no room here, and there is no pool that decodes
+  | "budget_hopeless" // no allowed way to answer would be in time
   | "overloaded" // more requests waiting than the queue holds
   | "cancelled"; // the caller went away
 

@@ -151,7 +151,35 @@ export function createMetrics() {
       "Answers, or the rest of them, that a place did not do, by why: they went on elsewhere.",
       ["route", "reason"],
     ),
-    budgets: new Metric("paligemma_budget_total", "counter", "Latency budgets: met, missed.", ["result"]),
+    plans: new Metric(
+      "paligemma_plans_total",
+      "counter",
+      "Routes that the planner chose, and why.",
+      ["route", "reason"],
+    ),
+    budgets: new Metric(
+      "paligemma_budget_total",
+      "counter",
+      "Latency budgets: met, missed, refused because no route had a chance.",
+      ["result"],
+    ),
+    goodput: new Metric(
+      "paligemma_goodput_tokens_total",
+      "counter",
+      "Completion tokens of answers within their budget, or without one.",
+    ),
+    predictions: new Metric(
+      "paligemma_predictions_total",
+      "counter",
+      "P95s that answers were sent by: covered, exceeded.",
+      ["result"],
+    ),
+    hedges: new Metric(
+      "paligemma_hedges_total",
+      "counter",
+      "Second routes that were begun besides: won, wasted.",
+      ["result"],
+    ),
     timeToFirstToken: new Histogram(
       "paligemma_time_to_first_token_seconds",
       "From the question's arrival, with its wait in line, to its first token.",
@@ -222,7 +250,8 @@ export async function* observed(
         if (last === undefined) span.addEvent("first_token");
         last = now;
       } else if (event.type === "usage") {
-        const { imageTokens, promptTokenIds, completionTokens, cached } = event;
+        const { imageTokens, promptTokenIds, completionTokens, cached, route } = event;
+        if (route && route.met !== false) metrics.goodput.add(completionTokens);
         const taken = { imageTokens, promptTokens: promptTokenIds.length, completionTokens };
         count({ ...taken, known: cached?.images ?? 0 }, model, metrics, span);
       } else if (event.type === "done") {

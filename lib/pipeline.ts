@@ -4,21 +4,14 @@
 
 import { checkLabels, normalised } from "./decode/classify.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
+import { Dispatch, type DispatchParts } from "./dispatch.ts";
 import { type Engine, type EngineParts, openEngine } from "./engine.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Metrics, observed, observedWhole } from "./metrics.ts";
-import {
-  type Images,
-  type Pool,
-  PoolError,
-  type PoolEvent,
-  type SubmitOptions,
-  type Work,
-} from "./pool/pool.ts";
-import { KeptBlocks, type Place, Relay } from "./pool/relay.ts";
-import type { ModelShape } from "./pool/work.ts";
+import type { Images, Work } from "./pool/pool.ts";
 import { prepare, type Prepared } from "./preprocess/preprocess.ts";
-import { createPause, Line } from "./schedule/line.ts";
+import { Line } from "./schedule/line.ts";
+import type { RoutesView } from "./schedule/routes.ts";
 import { type BoxEvent, createBoxParser, inPixels, withoutDuplicates } from "./text/parse.ts";
 import { defaultMaxTokens, prefixIds } from "./text/prompt.ts";
 import type {
@@ -33,9 +26,11 @@ import type {
   ModelInfo,
   Question,
   ResizeMethod,
+  RouteDecision,
 } from "./types.ts";
 import { loadMasks, type Masks } from "./vision/mask.ts";
 
+export type { PoolImages } from "./dispatch.ts";
 export type { Stages } from "./engine.ts";
 
 /** A loaded model that answers questions, one at a time, in the order they came. */
@@ -65,16 +60,14 @@ export interface LocalPipeline extends Pipeline {
    * @throws {RequestError} as `classify`.
    */
   embed(question: EmbedQuestion, signal?: AbortSignal): Promise<Embedding>;
-}
-
-/** Image features or tokens for a pool, and how their numbers are rounded. */
-export interface PoolImages {
-  readonly stage: "features" | "projected";
-  readonly dtype: "f16" | "int8";
+  /** Times a short answer while nobody asks, so that budgets can be judged before the first; see {@link Dispatch.calibrate}. */
+  calibrate(): Promise<void>;
+  /** What the planner knows of the ways to answer. */
+  planner(): RoutesView;
 }
 
 /** What a pipeline is made of. */
-export interface PipelineParts extends EngineParts {
+export interface PipelineParts extends EngineParts, DispatchParts {
   /** Name that clients see. */
   readonly name: string;
   /** How pictures are resized unless a question says otherwise. */
@@ -83,13 +76,6 @@ export interface PipelineParts extends EngineParts {
   readonly maxPixels?: number;
   /** Questions that may wait while one is answered; more are refused with `overloaded`. */
   readonly maxWaiting?: number;
-  /** Workers elsewhere that have the same model: they are asked first, and what they do not do is done here. */
-  readonly pool?: (model: ModelShape, engine: Engine) => Pool;
-  /**
-   * What the pool is sent: pixels by default, which no rounding changes, or what is computed of them here. Where there is
-   * no decoder, image tokens as f16 by default.
-   */
-  readonly poolImages?: PoolImages;
   /** Counts the questions that wait, and the answers. */
   readonly metrics?: Metrics;
 }
@@ -119,21 +105,10 @@ interface Checked extends Shown {
   readonly work: Work;
 }
 
-/** Pictures on their way to a pool. */
-interface Sent extends Disposable {
-  readonly images: Images;
-  /** Why they could not be computed. */
-  error(): unknown;
-}
-
-/** How many workers are asked for one answer, one after another, before it is computed here. */
-const POOL_ATTEMPTS = 3;
-
 class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
   readonly #line: Line;
-  readonly #pool: Pool | undefined;
-  readonly #poolImages: PoolImages | undefined;
+  readonly #dispatch: Dispatch;
 
   constructor(
     private readonly parts: PipelineParts,
@@ -141,9 +116,7 @@ class Loaded implements LocalPipeline {
     private readonly masks: Masks | undefined,
   ) {
     this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
-    this.#pool = parts.pool?.(engine.shape, engine);
-    this.#poolImages = parts.poolImages ??
-      (engine.stages.decoder ? undefined : { stage: "projected", dtype: "f16" });
+    this.#dispatch = new Dispatch(engine, this.#line, parts);
     const { config, imageTokens, stages } = engine;
     this.model = {
       name: parts.name,
@@ -164,69 +137,17 @@ class Loaded implements LocalPipeline {
     const leave = this.#line.enter();
     try {
       yield* this.#run(await this.#check(question), signal);
-    } catch (error) {
-      if (error instanceof PoolError) throw new RequestError("overloaded", error.message, { cause: error });
-      throw error;
     } finally {
       leave();
     }
   }
 
-  /** Where an answer may be computed, in the order in which they are asked. */
-  #places(sent: Sent): Place[] {
-    const places: Place[] = [];
-    const pool = this.#pool;
-    if (pool) {
-      const submit: Pool["submit"] = async function* (work, options) {
-        try {
-          yield* pool.submit({ ...work, images: sent.images }, options);
-        } catch (error) {
-          // What we could not send is our mistake or our caller's; of the pool it only looks like a way that broke.
-          throw sent.error() instanceof RequestError ? sent.error() : error;
-        }
-      };
-      places.push({ name: "pool", attempts: POOL_ATTEMPTS, submit });
-    }
-    if (this.engine.stages.decoder) {
-      places.push({ name: "local", submit: (work, options) => this.#here(work, options) });
-    }
-    return places;
+  calibrate(): Promise<void> {
+    return this.#dispatch.calibrate();
   }
 
-  /** Pictures as the pool is sent them; what is computed of them here is, once, when it is their turn. */
-  #sent(images: Images, signal?: AbortSignal): Sent {
-    if (!this.#poolImages) return { images, error: () => undefined, [Symbol.dispose]() {} };
-    const { stage, dtype } = this.#poolImages;
-    const over = new AbortController();
-    const until = signal ? AbortSignal.any([signal, over.signal]) : over.signal;
-    const encoded = this.engine.encoded(images, stage, dtype, createPause(until));
-    const turn = () => this.#line.turn(until);
-    const kept = new KeptBlocks(async function* () {
-      const release = await turn();
-      try {
-        yield* encoded.blocks();
-      } finally {
-        release();
-      }
-    });
-    return {
-      images: { ...encoded, blocks: () => kept.read() },
-      error: () => kept.error,
-      [Symbol.dispose]() {
-        over.abort();
-        encoded[Symbol.dispose]();
-      },
-    };
-  }
-
-  /** Computes on this machine, when it is the work's turn. */
-  async *#here(work: Work, options: SubmitOptions = {}): AsyncGenerator<PoolEvent, void> {
-    const release = await this.#line.turn(options.signal);
-    try {
-      yield* this.engine.submit(work, options);
-    } finally {
-      release();
-    }
+  planner(): RoutesView {
+    return this.#dispatch.view();
   }
 
   classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
@@ -400,13 +321,9 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
-    using sent = this.#sent(work.images, signal);
-    const relay = new Relay(this.#places(sent), {
-      answered: (place) => this.parts.metrics?.routes.add(1, place),
-      left: (place, code) => this.parts.metrics?.detours.add(1, place, code),
-    });
-    for await (const event of relay.submit(work, { signal })) {
-      if (event.type === "token") {
+    for await (const event of this.#dispatch.run(work, question, signal)) {
+      if (event.type === "route") yield event;
+      else if (event.type === "token") {
         const { nearLogprob, ...token } = event;
         const piece = text.push(token.id);
         whole += piece;
@@ -452,11 +369,15 @@ export async function collect(events: AsyncIterable<AnswerEvent>): Promise<Answe
   const items: Item[] = [];
   let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
   let done: Extract<AnswerEvent, { type: "done" }> | undefined;
+  let route: RouteDecision | undefined;
   for await (const event of events) {
     if (event.type === "token") tokens.push(event);
     else if (event.type === "box") {
       const { type: _, ...item } = event;
       items.push(item);
+    } else if (event.type === "route") {
+      const { type: _, ...decision } = event;
+      route = decision;
     } else if (event.type === "usage") usage = event;
     else done = event;
   }
@@ -473,5 +394,6 @@ export async function collect(events: AsyncIterable<AnswerEvent>): Promise<Answe
     timings: usage.timings,
     ...usage.cached && { cached: usage.cached },
     ...tokens[0]?.top && { logits: tokens.map((it) => it.top!) },
+    ...route && { route: { ...route, ...usage.route && { actual: usage.route } } },
   };
 }

@@ -102,6 +102,53 @@ export interface Cached {
   readonly prefix: boolean;
 }
 
+/** What was expected of one route, milliseconds from the decision; P95s are null while its place cannot be relied on. */
+export interface RoutePrediction {
+  /**
+   * `local`: all here. `features`: SigLIP here, the decoder in the pool. `pixels`: all in the pool. With `-known` where the
+   * pictures' image tokens were, `-prefilled` where all before the answer was, `-short` for fewer tokens than asked for.
+   */
+  readonly route: string;
+  readonly firstP50Ms: number;
+  readonly firstP95Ms: number | null;
+  readonly totalP50Ms: number;
+  readonly totalP95Ms: number | null;
+  /** The probability that all that is wanted is in time, 0 to 1. */
+  readonly chance: number;
+  /** In the unit of a budget's `maxCost`. */
+  readonly cost: number;
+}
+
+/** Why an answer took the route that it took. */
+export interface RouteDecision {
+  readonly candidates: readonly RoutePrediction[];
+  /** Routes that were not thought of: nobody is there, or the question forbids it. */
+  readonly excluded: readonly {
+    readonly route: string;
+    readonly why: "absent" | "privacy" | "cost" | "quality";
+  }[];
+  readonly chosen: string;
+  /**
+   * `usual`: no time was set. `in-time`: the best whose P95s are in time. `likeliest`: none is sure to be. `kept`: another
+   * is better, but not clearly. `explored`: another would do as well, and this was not tried for long.
+   */
+  readonly reason: "usual" | "in-time" | "likeliest" | "kept" | "explored";
+  /** What is begun besides when no first token has come after so long. */
+  readonly hedge?: { readonly route: string; readonly afterMs: number };
+}
+
+/** How an answer came, milliseconds from the decision. */
+export interface RouteOutcome {
+  /** The route that gave its last token. */
+  readonly route: string;
+  readonly firstMs: number;
+  readonly totalMs: number;
+  /** Whether the budget's times were met; absent where none was set. */
+  readonly met?: boolean;
+  /** What became of a second route, where one was begun. */
+  readonly hedge?: "won" | "wasted";
+}
+
 /** One candidate of a step. */
 export interface Candidate {
   readonly id: number;
@@ -113,10 +160,11 @@ export interface Candidate {
 }
 
 /**
- * What an answer is made of, in order: tokens (with boxes as soon as each is complete), then `usage`, then `done`.
+ * What an answer is made of, in order: `route`, tokens (with boxes as soon as each is complete), then `usage`, then `done`.
  * SSE, webhooks, the command line and the pool all carry this one stream.
  */
 export type AnswerEvent =
+  | ({ readonly type: "route" } & RouteDecision)
   | {
     readonly type: "token";
     readonly id: number;
@@ -137,6 +185,8 @@ export type AnswerEvent =
     readonly timings: Timings;
     /** Absent where everything was computed. */
     readonly cached?: Cached;
+    /** What came of the decision; absent where the caller went away. */
+    readonly route?: RouteOutcome;
   }
   | {
     readonly type: "done";
@@ -181,6 +231,8 @@ export interface Answer {
   readonly cached?: Cached;
   /** The best logits of every step, when asked for. */
   readonly logits?: readonly (readonly Candidate[])[];
+  /** Which way it took, why, and what came of that; absent where it was computed with an engine alone. */
+  readonly route?: RouteDecision & { readonly actual?: RouteOutcome };
 }
 
 /**

@@ -35,7 +35,7 @@ function place(path: string): { floor: number; room: string } | undefined {
   if (top !== "lib") return undefined;
   if (room === "http") return { floor: 1, room };
   if (room === "jobs") return { floor: 2, room };
-  if (room === "pipeline.ts" || room === "engine.ts") return { floor: 3, room: "pipeline" };
+  if (["pipeline.ts", "engine.ts", "dispatch.ts"].includes(room)) return { floor: 3, room: "pipeline" };
   if (STAGES.includes(room)) return { floor: 4, room };
   if (room === "weights" || room === "store") return { floor: 5, room };
   if (room === "backend") return { floor: 6, room };

@@ -10,8 +10,7 @@ import { loadDecoder } from "../lib/decode/gemma.ts";
 import { openEngine } from "../lib/engine.ts";
 import { RequestError } from "../lib/errors.ts";
 import { collect, createPipeline } from "../lib/pipeline.ts";
-import { type Pool, PoolError, type Work } from "../lib/pool/pool.ts";
-import { decodeWork, encodeWork, type ModelShape } from "../lib/pool/work.ts";
+import { PoolError, type Work } from "../lib/pool/pool.ts";
 import { Ledger } from "../lib/schedule/ledger.ts";
 import type { AnswerEvent, Memory } from "../lib/types.ts";
 import { loadVision } from "../lib/vision/siglip.ts";
@@ -19,6 +18,7 @@ import { readConfig } from "../lib/weights/config.ts";
 import { openWeights } from "../lib/weights/load.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "./memory_files.ts";
+import { wired } from "./pool/wire.ts";
 
 const CHECKPOINTS = new URL("./golden/checkpoints/", import.meta.url).pathname;
 const PHOTOS = new URL("../../shared/reference/images/", import.meta.url).pathname;
@@ -275,37 +275,16 @@ for (const [name, question, code, message] of wrong) {
   });
 }
 
-/** A worker that has the work as bytes, as behind every wire; what cannot be sent looks like a broken way. */
-async function worker(family: string) {
-  const engine = await openEngine({
+function engine(family: string) {
+  return openEngine({
     backend: createWasmBackend({ simd, relaxed }),
     files: memoryFiles(directoryBytes(`${CHECKPOINTS}${family}`), family),
-  });
-  return (model: ModelShape, seen: (block: Uint8Array, n: number) => void = () => {}): Pool => ({
-    async *submit(work, options) {
-      const parts: Uint8Array[] = [];
-      try {
-        for await (const block of encodeWork(work)) {
-          parts.push(block);
-          seen(block, parts.length);
-        }
-      } catch (cause) {
-        if (cause instanceof PoolError) throw cause;
-        throw new PoolError("gone", "The way to the worker broke", undefined, { cause });
-      }
-      const message = new Uint8Array(await new Blob(parts as BlobPart[]).arrayBuffer());
-      yield* engine.submit({ ...await decodeWork(message, model), given: work.given }, options);
-    },
   });
 }
 
 Deno.test("a model that is streamed hands its image tokens to a pool, and the answer is the same", async () => {
-  const elsewhere = await worker("pg2");
   const asked: Work[] = [];
-  const pool = (model: ModelShape): Pool => {
-    const { submit } = elsewhere(model);
-    return { submit: (work, options) => (asked.push(work), submit(work, options)) };
-  };
+  const pool = wired(await engine("pg2"), { asked: (work) => void asked.push(work) });
   const question = { images: [PICTURE, PICTURE], prompt: "caption en", maxTokens: 6, ignoreEos: true };
   const expected = await collect((await load("pg2")).answer(question));
   const streamed = await load("pg2", "wasm", { residence: "streamed", pool });
@@ -316,17 +295,12 @@ Deno.test("a model that is streamed hands its image tokens to a pool, and the an
 });
 
 Deno.test("pictures are encoded once, although the first worker dies while they come", async () => {
-  const elsewhere = await worker("pg2");
   const blocks: Uint8Array[][] = [];
-  const pool = (model: ModelShape): Pool => ({
-    submit(work, options) {
-      const mine: Uint8Array[] = [];
-      blocks.push(mine);
-      const dies = blocks.length === 1;
-      return elsewhere(model, (block, n) => {
-        mine.push(block);
-        if (dies && n === 2) throw new PoolError("gone", "The worker died");
-      }).submit(work, options);
+  const pool = wired(await engine("pg2"), {
+    asked: () => void blocks.push([]),
+    block(block, n) {
+      blocks.at(-1)!.push(block);
+      if (blocks.length === 1 && n === 2) throw new PoolError("gone", "The worker died");
     },
   });
   const question = { images: [PICTURE], prompt: "caption en", maxTokens: 3, ignoreEos: true };
@@ -342,13 +316,10 @@ Deno.test("pictures are encoded once, although the first worker dies while they 
 });
 
 Deno.test("what image tokens take on their way is asked for, refused by its name, and given back", async () => {
-  const elsewhere = await worker("pg2");
-  const pool = (model: ModelShape) => elsewhere(model);
+  const elsewhere = await engine("pg2");
+  const pool = wired(elsewhere);
   const question = { images: [PICTURE], prompt: "caption en", maxTokens: 2, ignoreEos: true };
-  const { imageTokens, width } = (await openEngine({
-    backend: createReferenceBackend(),
-    files: memoryFiles(directoryBytes(`${CHECKPOINTS}pg2`), "pg2"),
-  })).shape;
+  const { imageTokens, width } = elsewhere.shape;
   const bytes = 2 * imageTokens * 2 * width;
   for (const [room, code] of [[bytes - 1, "memory_exceeded"], [bytes, undefined]] as const) {
     const ledger = new Ledger(room, () => 0);

@@ -68,3 +68,18 @@ export function budgetOf(c: Context<Env>, inBody?: Budget): Pick<Question, "budg
   if (!Object.keys(budget).length) return {};
   return { budget: read(BUDGET, budget, "the budget"), arrivedAt: c.get("exchange").arrivedAt };
 }
+
+/**
+ * Refuses the headers of a budget where there is only one way to answer; in a body the field is unknown.
+ *
+ * @throws {HttpError} 400 naming the header.
+ */
+export function refuseBudget(c: Context<Env>): void {
+  const header = Object.values(HEADERS).find((it) => c.req.header(it) !== undefined);
+  if (header === undefined) return;
+  throw new HttpError({
+    code: "parameter_invalid",
+    message: `Cannot read ${header}: expected no budget on ${c.req.path}, which has only one way to answer`,
+    field: header,
+  });
+}

@@ -35,6 +35,7 @@ const STATUS: { readonly [code in ProblemCode]: number } = {
   record_corrupt: 500,
   memory_exceeded: 413,
   pool_needed: 503,
+  budget_hopeless: 504,
   overloaded: 503,
   cancelled: 499, // nginx's number; nobody is left to read it
   unauthorized: 401,
@@ -59,6 +60,7 @@ const TITLES: { readonly [status: number]: string } = {
   500: "Internal Server Error",
   502: "Bad Gateway",
   503: "Service Unavailable",
+  504: "Gateway Timeout",
   507: "Insufficient Storage",
 };
 

@@ -32,8 +32,8 @@ export function read<T>(schema: z.ZodMiniType<T>, value: unknown, place = "the r
 }
 
 /**
- * The values of a body as its schema's kinds: a form's text becomes a number or a flag where the schema wants one and
- * the text is one.
+ * The values of a body as its schema's kinds: a form's text becomes a number, a flag or, from JSON, an object where the
+ * schema wants one and the text is one.
  */
 export function valuesOf(fields: Fields, schema: z.ZodMiniObject): Record<string, unknown> {
   const values: [string, unknown][] = [...fields.values];
@@ -46,8 +46,18 @@ export function valuesOf(fields: Fields, schema: z.ZodMiniObject): Record<string
       return [name, Number(value)];
     }
     if (kind === "boolean" && (value === "true" || value === "false")) return [name, value === "true"];
+    if (kind === "object" && typeof value === "string") return [name, parsed(value)];
     return [name, value];
   }));
+}
+
+/** What JSON text says; text that is none is left for its schema to refuse. */
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }
 
 /** Names of an object schema's fields. */

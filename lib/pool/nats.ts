@@ -9,7 +9,7 @@ import { Kvm } from "@nats-io/kv";
 import { type ConnectionOptions, type NatsConnection, nkeyAuthenticator } from "@nats-io/nats-core";
 import { Breakers } from "./breaker.ts";
 import { Exchange, INBOX, subjects } from "./exchange.ts";
-import { type Pool, PoolError, type PoolEvent, type SubmitOptions, type Work } from "./pool.ts";
+import { type Pool, PoolError, type PoolEvent, type Present, type SubmitOptions, type Work } from "./pool.ts";
 import { ending } from "./relay.ts";
 import type { Load } from "./serving.ts";
 import type { Sign } from "./signature.ts";
@@ -71,6 +71,10 @@ export class NatsPool implements Pool {
   readonly #workers = new Map<string, { readonly load: Announcement; readonly at: number }>();
   /** Fail the answers under way. */
   readonly #cut = new Set<(error: PoolError) => void>();
+  /** Since when there has been a worker; undefined while there is none. */
+  #since: number | undefined;
+  /** Whether any worker ever announced itself: before that nobody knows. */
+  #heard = false;
   #connected = true;
   #watched: { stop(): void } | undefined;
 
@@ -86,7 +90,23 @@ export class NatsPool implements Pool {
     for (const [worker, { at }] of this.#workers) {
       if (now - at > ANNOUNCEMENT_MS) this.#workers.delete(worker);
     }
+    if (!this.#workers.size) this.#since = undefined;
     return [...this.#workers.values()].map((it) => it.load);
+  }
+
+  present(): Present | undefined {
+    if (!this.#heard) return undefined;
+    if (!this.#connected) return { workers: [] };
+    const workers = this.workers().map((it) => ({
+      worker: it.worker,
+      slots: it.maxActive,
+      running: it.active,
+      waiting: it.waiting,
+      serviceMs: it.firstMs + it.tokens * it.tokenMs,
+      firstMs: it.firstMs,
+      tokenMs: it.tokenMs,
+    }));
+    return { workers, since: this.#since };
   }
 
   /** One try at one worker. */
@@ -157,11 +177,13 @@ export class NatsPool implements Pool {
         const watched = this.#watched = await bucket.watch({ key: `${revision}.*` });
         for await (const { key, operation, value } of watched) {
           const worker = key.slice(revision.length + 1);
+          this.#heard = true;
           if (operation !== "PUT") this.#workers.delete(worker);
-          else {this.#workers.set(worker, {
-              load: JSON.parse(new TextDecoder().decode(value)),
-              at: performance.now(),
-            });}
+          else {
+            const load = JSON.parse(new TextDecoder().decode(value));
+            if (!this.workers().length) this.#since = Date.now();
+            this.#workers.set(worker, { load, at: performance.now() });
+          }
         }
       } catch (error) {
         if (!this.connection.isClosed()) this.parts.onError?.(error);

@@ -36,21 +36,12 @@ import {
   PoolError,
   type PoolErrorCode,
   type PoolEvent,
+  type Present,
+  type Stage,
   type SubmitOptions,
   type Work,
 } from "./pool.ts";
 import { ending } from "./relay.ts";
-
-/** How busy a server is, as `PoolView` of `lib/schedule` takes it. */
-export interface ServerLoad {
-  readonly worker: string;
-  /** As it seems: as many as run, and one more unless some wait. */
-  readonly slots: number;
-  readonly running: number;
-  readonly waiting: number;
-  /** Mean time of an answer, milliseconds. */
-  readonly serviceMs?: number;
-}
 
 /** What a server is asked with. */
 export interface OpenAiParts extends Reading {
@@ -60,8 +51,6 @@ export interface OpenAiParts extends Reading {
   readonly name?: string;
   readonly apiKey?: string;
   readonly fetch?: typeof fetch;
-  /** Told what the header `endpoint-load-metrics` says. vLLM sends it with whole answers, gateways with streams, too. */
-  readonly onLoad?: (load: ServerLoad) => void;
 }
 
 /** Candidates that OpenAI's API gives at most; all are asked for, since neighbouring locations are told by them. */
@@ -69,6 +58,8 @@ const MOST_CANDIDATES = 20;
 /** What the first token may take, and each further one. */
 const FIRST_MS = 60_000;
 const NEXT_MS = 15_000;
+/** For how long what a server said of its load is believed. */
+const LOAD_MS = 5000;
 
 /** One server. */
 export class OpenAiPool implements Pool {
@@ -79,11 +70,25 @@ export class OpenAiPool implements Pool {
   #name: Promise<string> | undefined;
   #running = 0;
   #serviceMs: number | undefined;
+  /** What the header `endpoint-load-metrics` said. vLLM sends it with whole answers, gateways with streams, too. */
+  #load: { readonly running: number; readonly waiting: number; readonly at: number } | undefined;
 
   /** @param url up to and with `/v1`. */
   constructor(url: string, private readonly parts: OpenAiParts) {
     this.#url = url.replace(/\/*$/, "");
     if (parts.name !== undefined) this.#name = Promise.resolve(parts.name);
+  }
+
+  get takes(): readonly Stage[] {
+    return this.parts.dialect === "vllm" ? ["pixels", "projected"] : ["pixels"];
+  }
+
+  /** As it seems: as many slots as run, and one more unless some wait. */
+  present(): Present | undefined {
+    if (!this.#load || performance.now() - this.#load.at > LOAD_MS) return undefined;
+    const { running, waiting } = this.#load;
+    const slots = Math.max(1, waiting ? running : running + 1);
+    return { workers: [{ worker: this.#url, slots, running, waiting, serviceMs: this.#serviceMs }] };
   }
 
   /** One try. */
@@ -199,7 +204,7 @@ export class OpenAiPool implements Pool {
       body,
       headers: { "content-type": "application/json", "endpoint-load-metrics-format": "JSON" },
     });
-    this.#tellLoad(response.headers);
+    this.#readLoad(response.headers);
     return response;
   }
 
@@ -239,13 +244,9 @@ export class OpenAiPool implements Pool {
     throw new PoolError("revision", `Cannot choose the server's model: expected one, found ${found}`);
   }
 
-  #tellLoad(headers: Headers): void {
+  #readLoad(headers: Headers): void {
     const load = readLoad(headers.get("endpoint-load-metrics") ?? "");
-    if (!load || !this.parts.onLoad) return;
-    const { waiting, running = this.#running } = load;
-    const slots = Math.max(1, waiting ? running : running + 1);
-    const serviceMs = this.#serviceMs;
-    this.parts.onLoad({ worker: this.#url, slots, running, waiting, ...serviceMs && { serviceMs } });
+    if (load) this.#load = { running: this.#running, ...load, at: performance.now() };
   }
 }
 

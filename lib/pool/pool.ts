@@ -73,6 +73,30 @@ export interface Pool {
    * the tokens that came.
    */
   submit(work: Work, options?: SubmitOptions): AsyncIterable<PoolEvent>;
+  /** Stages at which it takes pictures; all of them by default. */
+  readonly takes?: readonly Stage[];
+  /** Who is there to do it; undefined, or no such function, where nobody knows. */
+  present?(): Present | undefined;
+}
+
+/** The workers of a pool. */
+export interface Present {
+  readonly workers: readonly WorkerLoad[];
+  /** Since when there has been somebody, milliseconds since 1970; undefined while there is nobody. */
+  readonly since?: number;
+}
+
+/** How busy a worker is, and how fast. */
+export interface WorkerLoad {
+  readonly worker: string;
+  /** Answers that it works on at once. */
+  readonly slots: number;
+  readonly running: number;
+  readonly waiting: number;
+  /** Milliseconds an answer holds a slot, until its first token, and from one token to the next: means, where it tells. */
+  readonly serviceMs?: number;
+  readonly firstMs?: number;
+  readonly tokenMs?: number;
 }
 
 /** Why work is not done. The first group is what a worker says of work, the second what happens to it on the way. */

@@ -42,8 +42,27 @@ const OF_THE_WORK: readonly PoolErrorCode[] = [
 export interface RelayListener {
   /** An answer ended at this place. */
   answered?(place: string): void;
-  /** A place did not do it, or not to its end. */
-  left?(place: string, code: PoolErrorCode, given: number): void;
+  /** A place did not do it, or not to its end. @param forGood whether it is not asked again for this answer. */
+  left?(place: string, error: PoolError, given: number, forGood: boolean): void;
+  /** Another place gave the first token before this one. */
+  overtaken?(place: string): void;
+}
+
+/** A second place that begins as well when the first has given nothing for too long; who gives first goes on. */
+export interface Hedge {
+  readonly place: Place;
+  readonly afterMs: number;
+  /** Whether it may be begun now. */
+  take(): boolean;
+}
+
+/** An answer that was begun, and its first event. */
+interface Begun {
+  readonly place: Place;
+  readonly events: AsyncIterator<PoolEvent>;
+  readonly first: Promise<IteratorResult<PoolEvent>>;
+  /** Ends it. */
+  stop(): void;
 }
 
 /**
@@ -53,35 +72,97 @@ export interface RelayListener {
  * @throws {PoolError} of the last place when none is left.
  */
 export class Relay implements Pool {
-  constructor(private readonly places: readonly Place[], private readonly listener: RelayListener = {}) {}
+  constructor(
+    private readonly places: readonly Place[],
+    private readonly listener: RelayListener = {},
+    private readonly hedge?: Hedge,
+  ) {}
 
   async *submit(work: Work, options: SubmitOptions = {}): AsyncGenerator<PoolEvent, void> {
     const given = [...work.given];
     const since = performance.now();
+    const { signal, deadlineMs } = options;
+    let { hedge } = this;
     let last: PoolError | undefined;
+    const begin = (place: Place): Begun => {
+      const left = deadlineMs === undefined ? undefined : deadlineMs - (performance.now() - since);
+      return begun(place, { ...work, given: [...given] }, { signal, deadlineMs: left });
+    };
     for (const place of this.places) {
-      for (let attempt = 0; attempt < (place.attempts ?? 1); attempt++) {
-        const { signal, deadlineMs } = options;
-        const left = deadlineMs === undefined ? undefined : deadlineMs - (performance.now() - since);
+      const attempts = place.attempts ?? 1;
+      for (let attempt = 1; attempt <= attempts; attempt++) {
+        let one = begin(place);
         try {
-          for await (
-            const event of place.submit({ ...work, given: [...given] }, { signal, deadlineMs: left })
-          ) {
+          if (hedge) one = await this.#first(one, hedge, begin);
+          hedge = undefined;
+          for await (const event of restOf(one)) {
             if (event.type === "token") given.push(event.id);
-            else if (event.type === "done") this.listener.answered?.(place.name);
+            else if (event.type === "done") this.listener.answered?.(one.place.name);
             yield event;
           }
           return;
         } catch (error) {
+          hedge = undefined;
           if (signal?.aborted && given.length) return yield* ending(work, given.length, "cancelled");
           if (!(error instanceof PoolError)) throw error;
           last = error;
-          this.listener.left?.(place.name, error.code, given.length);
+          const forGood = one.place !== place || attempt === attempts || OF_THE_WORK.includes(error.code);
+          this.listener.left?.(one.place.name, error, given.length, forGood);
           if (OF_THE_WORK.includes(error.code)) break;
         }
       }
     }
     throw last ?? new PoolError("nobody", "Cannot compute: there is no place to do it");
+  }
+
+  /** The first of two answers that gives anything; the second is begun only when it is time. @throws what the first throws. */
+  async #first(one: Begun, hedge: Hedge, begin: (place: Place) => Begun): Promise<Begun> {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<"late">((wake) => timer = setTimeout(() => wake("late"), hedge.afterMs));
+    const early = await Promise.race([late, one.first.then(() => "early", () => "early")]);
+    clearTimeout(timer);
+    if (early === "early" || !hedge.take()) return one;
+    const two = begin(hedge.place);
+    try {
+      const winner = await Promise.any([one.first.then(() => one), two.first.then(() => two)]);
+      const loser = winner === one ? two : one;
+      loser.stop();
+      this.listener.overtaken?.(loser.place.name);
+      return winner;
+    } catch {
+      await two.first.catch((error) => {
+        if (!(error instanceof PoolError)) throw error;
+        this.listener.left?.(two.place.name, error, 0, false);
+      });
+      return one; // whose error is told where it is read
+    }
+  }
+}
+
+function begun(place: Place, work: Work, { signal, deadlineMs }: SubmitOptions): Begun {
+  const over = new AbortController();
+  const until = signal ? AbortSignal.any([signal, over.signal]) : over.signal;
+  const events = place.submit(work, { signal: until, deadlineMs })[Symbol.asyncIterator]();
+  const first = events.next();
+  first.catch(() => {}); // whoever reads it is told
+  const stop = () => {
+    over.abort();
+    events.return?.().catch(() => {}); // it is not awaited: a place may take its time to notice
+  };
+  return { place, events, first, stop };
+}
+
+/** All events of an answer; it is stopped when nobody reads on. */
+async function* restOf({ events, first, stop }: Begun): AsyncGenerator<PoolEvent, void> {
+  let over = false;
+  try {
+    for (let it = await first; !it.done; it = await events.next()) yield it.value;
+    over = true;
+  } catch (error) {
+    over = true;
+    throw error;
+  } finally {
+    if (!over) stop();
   }
 }
 

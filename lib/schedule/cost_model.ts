@@ -11,7 +11,7 @@
 
 import { RequestError } from "../errors.ts";
 import { Drift, type DriftJson } from "./drift.ts";
-import { PoolView } from "./pool_view.ts";
+import { PoolView, type Present } from "./pool_view.ts";
 import { type Shape, Spread, type SpreadJson, Tracker } from "./spread.ts";
 
 /** A duration that is linear in a size. */
@@ -94,6 +94,7 @@ export interface Actual {
 /** A model as it is stored. */
 export interface CostModelJson {
   readonly version: 1;
+  readonly calibration: Calibration;
   readonly stages: Readonly<Record<string, DriftJson>>;
   readonly spreads: Readonly<Record<string, SpreadJson>>;
   readonly raises: Readonly<Record<string, number>>;
@@ -115,22 +116,45 @@ export class CostModel {
   readonly #trackers = new Map<string, Tracker>();
   readonly #pools = new Map<string, PoolView>();
 
-  /** @throws {RangeError} for costs that are not 0 or more. */
-  constructor(readonly calibration: Calibration) {
-    for (const [name, costs] of Object.entries(calibration)) {
-      for (const stage of STAGES) {
-        const { baseMs, perUnitMs } = costs[stage] ?? { baseMs: 0, perUnitMs: 0 };
-        if (!(baseMs >= 0 && baseMs < Infinity && perUnitMs >= 0 && perUnitMs < Infinity)) {
-          throw new RangeError(
-            `Calibration: expected milliseconds of ${name} ${stage}, found ${baseMs} and ${perUnitMs}`,
-          );
-        }
-        if (costs[stage]) {
-          this.#stages.set(`${name}/${stage}`, new Drift(STAGE_DEVIATION, STAGE_HALF_LIFE_MS));
-        }
+  readonly #calibration: Record<string, PlaceCosts> = {};
+
+  /**
+   * @param present tells who is at the places that links lead to; where nobody does, somebody is assumed.
+   * @throws {RangeError} for costs that are not 0 or more.
+   */
+  constructor(
+    calibration: Calibration,
+    private readonly present: Readonly<Record<string, (now: number) => Present | undefined>> = {},
+  ) {
+    for (const [name, costs] of Object.entries(calibration)) this.calibrate(name, costs);
+  }
+
+  /** What it was told; what was seen since then corrects it. */
+  get calibration(): Calibration {
+    return this.#calibration;
+  }
+
+  /**
+   * Takes the costs of a place, and forgets what was seen of its stages before.
+   *
+   * @throws {RangeError} for costs that are not 0 or more.
+   */
+  calibrate(place: string, costs: PlaceCosts): void {
+    for (const stage of STAGES) {
+      const { baseMs, perUnitMs } = costs[stage] ?? { baseMs: 0, perUnitMs: 0 };
+      if (!(baseMs >= 0 && baseMs < Infinity && perUnitMs >= 0 && perUnitMs < Infinity)) {
+        throw new RangeError(
+          `Calibration: expected milliseconds of ${place} ${stage}, found ${baseMs} and ${perUnitMs}`,
+        );
       }
-      if (costs.link) this.#pools.set(name, new PoolView());
     }
+    for (const stage of STAGES) {
+      if (costs[stage]) {
+        this.#stages.set(`${place}/${stage}`, new Drift(STAGE_DEVIATION, STAGE_HALF_LIFE_MS));
+      }
+    }
+    this.#calibration[place] = costs;
+    if (costs.link && !this.#pools.has(place)) this.#pools.set(place, new PoolView(this.present[place]));
   }
 
   /** What is known of the workers at a place that a link leads to. */
@@ -183,6 +207,20 @@ export class CostModel {
       meets: relied && firstP95Ms <= firstMs && totalP95Ms <= totalMs,
       cost: busyMs / 1000 * pricePerSecond,
     };
+  }
+
+  /** How long a route keeps the edge busy, milliseconds; `vision` and `decode` are names of places. */
+  edgeMs(route: Route, edge: string, now: number): number {
+    const { vision, decode, pixels, prefix, tokens } = route;
+    const visionMs = vision === edge ? this.#stage(edge, "vision", pixels, now) : 0;
+    if (decode !== edge) return visionMs;
+    return visionMs + this.#stage(edge, "prefill", prefix, now) +
+      (tokens - 1) * this.#stage(edge, "step", 1, now);
+  }
+
+  /** By how much every stage is off its calibration, as a factor, by `place/stage`. */
+  factors(now: number): Record<string, number> {
+    return Object.fromEntries([...this.#stages].map(([name, it]) => [name, Math.exp(it.at(now).mean)]));
   }
 
   /** Learns from an answer that came on a route of which `estimate` was told. */
@@ -239,6 +277,7 @@ export class CostModel {
       Object.fromEntries([...map].map(([name, it]) => [name, of(it)]));
     return {
       version: 1,
+      calibration: this.calibration,
       stages: json(this.#stages, (it) => it.toJSON()),
       spreads: json(this.#spreads, (it) => it.toJSON()),
       raises: json(this.#trackers, (it) => it.raise),
@@ -246,21 +285,26 @@ export class CostModel {
   }
 
   /**
-   * Goes on from what was stored, as far as the calibration still has its places.
+   * Goes on from what was stored, its calibration included, as far as there still are its places.
    *
    * @throws {RequestError} `record_corrupt` for what no model wrote; nothing of it is then taken.
    */
   restore(json: unknown): void {
     try {
-      const { version, stages, spreads, raises } = json as CostModelJson;
+      const { version, calibration, stages, spreads, raises } = json as CostModelJson;
       if (version !== 1) throw new RangeError(`expected version 1, found ${version}`);
       const trial = new CostModel(this.calibration);
+      for (const [name, costs] of Object.entries(calibration)) {
+        const ours = this.calibration[name];
+        if (ours && !ours.link === !costs.link) trial.calibrate(name, costs);
+      }
       for (const [name, it] of Object.entries(stages)) trial.#stages.get(name)?.restore(it);
       for (const [name, it] of Object.entries(spreads)) trial.#spreads.set(name, Spread.from(it));
       for (const [name, it] of Object.entries(raises)) {
         if (!Number.isFinite(it)) throw new RangeError(`expected a number of ${name}, found ${it}`);
         entry(trial.#trackers, name, () => new Tracker()).raise = it;
       }
+      Object.assign(this.#calibration, trial.#calibration);
       for (const [name, it] of trial.#stages) this.#stages.set(name, it);
       for (const [name, it] of trial.#spreads) this.#spreads.set(name, it);
       for (const [name, it] of trial.#trackers) this.#trackers.set(name, it);

@@ -37,6 +37,9 @@ export class Line {
   #inside = 0;
   #busy = false;
   readonly #waiting: (() => void)[] = [];
+  /** What those who compute or wait said, and since when they compute. */
+  readonly #expected = new Set<{ readonly ms: number; since?: number }>();
+  #spare: AbortController | undefined;
 
   /** @param onChange told by how much the number of questions inside changed. */
   constructor(
@@ -53,6 +56,7 @@ export class Line {
       );
     }
     this.#inside++;
+    this.#spare?.abort();
     this.onChange(1);
     return () => {
       this.#inside--;
@@ -89,8 +93,45 @@ export class Line {
     }
   }
 
-  /** Waits for the turn; call what it returns to pass it on. A caller that went away gives up its place at once. */
-  async turn(signal?: AbortSignal): Promise<() => void> {
+  /** How long until a question that comes now has its turn, milliseconds, as far as those before it said. */
+  waitMs(now = performance.now()): number {
+    let sum = 0;
+    // Who takes longer than it said will take a little longer still.
+    for (const { ms, since = now } of this.#expected) sum += Math.max(ms - (now - since), ms / 10);
+    return sum;
+  }
+
+  /** A turn while nobody is here, with a signal that aborts when somebody comes; undefined while somebody is. */
+  async spare(): Promise<{ readonly signal: AbortSignal; release(): void } | undefined> {
+    if (this.#inside || this.#busy) return undefined;
+    const { signal } = this.#spare = new AbortController();
+    return { signal, release: await this.turn() };
+  }
+
+  /**
+   * Waits for the turn; call what it returns to pass it on. A caller that went away gives up its place at once.
+   *
+   * @param expectedMs how long it will take, for those behind.
+   */
+  async turn(signal?: AbortSignal, expectedMs = 0): Promise<() => void> {
+    const expected: { readonly ms: number; since?: number } = { ms: expectedMs };
+    this.#expected.add(expected);
+    try {
+      await this.#come(signal);
+    } catch (error) {
+      this.#expected.delete(expected);
+      throw error;
+    }
+    expected.since = performance.now();
+    return () => {
+      this.#expected.delete(expected);
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#busy = false;
+    };
+  }
+
+  async #come(signal?: AbortSignal): Promise<void> {
     const cancelled = () => new RequestError("cancelled", "The caller went away before its turn came");
     if (signal?.aborted) throw cancelled();
     if (this.#busy) {
@@ -113,10 +154,5 @@ export class Line {
       }
     }
     this.#busy = true;
-    return () => {
-      const next = this.#waiting.shift();
-      if (next) next();
-      else this.#busy = false;
-    };
   }
 }

@@ -33,6 +33,8 @@ export interface Ask {
   readonly quality?: "exact" | "degrade";
   /** Whether another route than the best may be tried; true by default. */
   readonly explore?: boolean;
+  /** Names of routes in the operator's order, for a question that no time is set for; where there are none, the best. */
+  readonly usual?: readonly string[];
 }
 
 /** A route and what is expected of it. */
@@ -43,6 +45,7 @@ export interface Candidate {
 
 /** Why a route is chosen, or none is. */
 export type Reason =
+  | "usual" // no time is set: the first of the operator's order that can be relied on
   | "in-time" // the best of those whose P95s are in time
   | "likeliest" // none is sure to be; this one is the likeliest
   | "kept" // another is better, but not clearly: the route of the last question like this
@@ -140,6 +143,8 @@ export class Planner {
     this.#hedges = Math.min(this.#hedges + HEDGED, MAX_HEDGES_SAVED);
     const common = { candidates, excluded, remaining };
     const size = options.length ? Math.round(Math.log2(options[0].prefix + options[0].tokens)) : 0;
+    const usual = usually(candidates, ask);
+    if (usual) return { ...common, chosen: usual, reason: "usual" };
     let { chosen, reason } = best(candidates, remaining, this.#last.get(size));
     if (chosen) this.#last.set(size, chosen.option.name);
     if (ask.explore !== false && this.random() < EXPLORED) {
@@ -218,6 +223,14 @@ export class Planner {
     }
     return found;
   }
+}
+
+/** The candidate of a question without times, where the operator has an order. */
+function usually(candidates: readonly Candidate[], { usual, remaining }: Ask): Candidate | undefined {
+  if (!usual || remaining.firstMs !== undefined || remaining.totalMs !== undefined) return undefined;
+  const rank = ({ option, estimate }: Candidate) =>
+    usual.indexOf(option.name) + (estimate.meets ? 0 : usual.length);
+  return candidates.filter((it) => usual.includes(it.option.name)).sort((a, b) => rank(a) - rank(b))[0];
 }
 
 /** The best candidate, before anything is tried for its own sake. @param last route of the last question like this. */

@@ -29,6 +29,8 @@ export interface RememberingVision {
   readonly imageTokens: number;
   /** What the image tokens of a picture depend on, as a word: equal keys, equal tokens. */
   key(pixels: Pixels): Promise<string>;
+  /** Whether the image tokens of the picture with this key are in memory. */
+  knows(key: string): boolean;
   /** Writes the image tokens of the picture with this key to out [P, D]; tells whether they were known. */
   encode(out: Tensor, pixels: Pixels, key: string, pause: Pause): Promise<boolean>;
 }
@@ -85,6 +87,7 @@ export function remembering(
       );
       return `${revision}/${digest.toHex()}-${pixels.size}-${stage}`;
     },
+    knows: (key) => memory.get(key) !== undefined,
     async encode(out, pixels, key, pause) {
       const known = memory.get(key) ?? await stored(key, out.rows * out.cols);
       if (known) {

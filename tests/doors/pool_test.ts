@@ -17,7 +17,7 @@ async function ask(url: string, more: object = {}) {
     headers: { "content-type": "application/json" },
   });
   assert.equal(answer.status, 200, await answer.clone().text());
-  const { timings: _, cached: __, ...rest } = await answer.json();
+  const { timings: _, cached: __, route: ___, ...rest } = await answer.json();
   return rest;
 }
 

@@ -123,6 +123,7 @@ Deno.test("every code has its status, thrown before the answer or within it", as
     idempotency_mismatch: 422,
     storage_failed: 507,
     record_corrupt: 500,
+    budget_hopeless: 504,
     overloaded: 503,
     cancelled: 499,
   };

@@ -34,7 +34,7 @@ function service() {
     const text = await response.text();
     return { status: response.status, text };
   };
-  return { ...parts, asked, post };
+  return { ...parts, app, asked, post };
 }
 
 const BUDGET = { ttftMs: 500, totalMs: 2000, maxCost: 0.01, privacy: "pixels-stay", quality: "degrade" };
@@ -132,4 +132,34 @@ Deno.test("the items of a job have their own budgets or its headers', from when 
   assert.deepEqual(asked.map((it) => it.budget), [{ totalMs: 9000 }, { totalMs: 5000 }]);
   const { createdAt } = (await jobs.get(id, undefined))!;
   for (const it of asked) assert.equal(it.arrivedAt, Date.parse(createdAt));
+});
+
+Deno.test("a form's budget is JSON; where there is only one way to answer a budget is refused by name", async () => {
+  const { app, asked, post } = service();
+  const form = async (budget: string) => {
+    const body = new FormData();
+    body.set("image", new Blob([PICTURE]), "a.png");
+    body.set("budget", budget);
+    const response = await app.request("/v1/ocr", { method: "POST", body });
+    return { status: response.status, text: await response.text() };
+  };
+  assert.equal((await form('{"totalMs": 900}')).status, 200);
+  assert.deepEqual(asked.pop()!.budget, { totalMs: 900 });
+  for (const wrong of ['{"totalMs": -1}', "900", "soon"]) {
+    const { status, text } = await form(wrong);
+    assert.deepEqual([status, /Cannot read budget/.test(text)], [400, true], text);
+  }
+  for (const path of ["/v1/classify", "/v1/embeddings/image"]) {
+    const { status, text } = await post(path, {}, { "x-latency-budget-ms": "500" });
+    assert.deepEqual(
+      [status, /x-latency-budget-ms: expected no budget on \/v1\//.test(text)],
+      [400, true],
+      text,
+    );
+    const fields = await post(path, { image, budget: { totalMs: 5 } });
+    assert.deepEqual([fields.status, /expected the fields .*, found .*budget/.test(fields.text)], [
+      400,
+      true,
+    ]);
+  }
 });

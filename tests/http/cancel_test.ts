@@ -15,6 +15,8 @@ async function serve() {
     model: model.model,
     classify: (question, signal) => model.classify(question, signal),
     embed: (question, signal) => model.embed(question, signal),
+    calibrate: () => model.calibrate(),
+    planner: () => model.planner(),
     async *answer(question, signal) {
       const mine = { tokens: 0, ended: false };
       seen.push(mine);

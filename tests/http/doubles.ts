@@ -20,6 +20,10 @@ export function scripted(
     answer: play,
     embed: () => Promise.reject(new TypeError("Nobody embeds here")),
     classify: () => Promise.reject(new TypeError("Nobody classifies here")),
+    calibrate: () => Promise.resolve(),
+    planner() {
+      throw new TypeError("Nobody plans here");
+    },
   };
 }
 

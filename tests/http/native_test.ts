@@ -5,7 +5,7 @@ import * as z from "zod/mini";
 import { createNetwork } from "../../functions/network.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { createApp } from "../../lib/http/app.ts";
-import { ANSWER, CLASSIFICATION, EMBEDDED, PROBLEM } from "../../lib/http/openapi/answers.ts";
+import { ANSWER, CLASSIFICATION, EMBEDDED, PLANNER, PROBLEM } from "../../lib/http/openapi/answers.ts";
 import { createOutbound } from "../../lib/http/outbound.ts";
 import { collect, createPipeline } from "../../lib/pipeline.ts";
 import type { Question } from "../../lib/types.ts";
@@ -61,13 +61,21 @@ Deno.test("every task asks in PaliGemma's words and answers with the object that
   ];
   for (const [route, fields, question] of cases) {
     const found = await answered(`/v1/${route}`, { image, maxTokens: 30, ...fields });
-    const { timings, cached: _, ...answer } = z.parse(ANSWER, found);
+    const { timings, cached: _, route: way, ...answer } = z.parse(ANSWER, found);
     assert.ok(Object.values(timings).every((it) => it >= 0));
-    const { timings: __, cached: ___, ...expected } = await collect(
+    assert.deepEqual([way!.reason, way!.actual!.met], ["usual", undefined]);
+    const { timings: __, cached: ___, route: ____, ...expected } = await collect(
       pipeline.answer({ images: [PICTURE], maxTokens: 30, ...question }),
     );
     assert.deepEqual(answer, { model: "pg1", ...expected }, JSON.stringify([route, fields]));
   }
+});
+
+Deno.test("the live planner is told as it is documented, with the last answers", async () => {
+  await answered("/v1/ocr", { image, maxTokens: 2, budget: { totalMs: 60_000 } });
+  const { recent, ledger, calibration } = z.parse(PLANNER, await (await app.request("/v1/planner")).json());
+  assert.deepEqual([recent[0].budget, recent[0].actual!.met], [{ totalMs: 60_000 }, true]);
+  assert.ok(ledger.met >= 1 && calibration.edge.step.baseMs > 0 && !calibration.pool);
 });
 
 Deno.test("segment answers with masks on the picture, in the form asked for", async () => {

@@ -17,6 +17,8 @@ function serve() {
     model: model.model,
     classify: (question, signal) => model.classify(question, signal),
     embed: (question, signal) => model.embed(question, signal),
+    calibrate: () => model.calibrate(),
+    planner: () => model.planner(),
     async *answer(question, signal) {
       for await (const event of model.answer(question, signal)) {
         if (event.type === "token") seen.tokens++;
@@ -61,10 +63,11 @@ async function firstEvents(response: Response, count: number, cut: AbortControll
 /** Events without what differs from one computation to the next. */
 function lasting(text: string) {
   return text.split("\n\n").filter((it) => /^id:/m.test(it)).map((it) =>
-    it.replace(/"timings":\{[^}]*\}|,"cached":\{[^}]*\}/g, "").replace(
-      /"id":"chatcmpl-\w+"|"created":\d+/g,
-      "",
-    )
+    it.replace(/"timings":\{[^}]*\}|,"cached":\{[^}]*\}|,"route":\{[^}]*\}|"candidates":\[.*?\],/g, "")
+      .replace(
+        /"id":"chatcmpl-\w+"|"created":\d+/g,
+        "",
+      )
   );
 }
 

@@ -6,7 +6,7 @@ import { loadEngine, TINY } from "../../functions/model.ts";
 import { openPool } from "../../functions/pool.ts";
 import { readSettings } from "../../functions/settings.ts";
 import { npy, readLoad } from "../../lib/pool/openai_wire.ts";
-import { OpenAiPool, type ServerLoad } from "../../lib/pool/openai.ts";
+import { OpenAiPool } from "../../lib/pool/openai.ts";
 import { type Pool, type PoolEvent, type TokenEvent, type Work } from "../../lib/pool/pool.ts";
 import { Relay } from "../../lib/pool/relay.ts";
 import { trialWork } from "../../lib/pool/serving.ts";
@@ -211,7 +211,6 @@ Deno.test("by ids all of an answer is told; a server that is killed half way lea
 function serve(
   answer: () => Response,
   dialect: "openai" | "vllm" = "vllm",
-  onLoad?: (load: ServerLoad) => void,
 ) {
   const asked: { body: Record<string, unknown>; headers: Headers }[] = [];
   const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, async (request) => {
@@ -227,7 +226,6 @@ function serve(
     name: "google/paligemma-3b-mix-224",
     near: (id) => nearby(locations, id),
     png: (samples, side) => encodePng(samples, side, side),
-    onLoad,
   });
   return { pool, asked, [Symbol.asyncDispose]: () => server.shutdown() };
 }
@@ -286,17 +284,12 @@ Deno.test("vLLM is asked in its words, and its tokens are read by their ids", as
   const location = engine.locations.ids[500]!;
   const tokens = [[location, -1.5], [326, -0.5], [1, -0.125]] as const;
   const text = vllmStream([...picture, ...prefix], tokens);
-  const view = new PoolView();
-  const loads: ServerLoad[] = [];
   // vllm/entrypoints/openai/orca_metrics.py
   const orca = {
     "endpoint-load-metrics":
       'JSON {"named_metrics": {"kv_cache_usage_perc": 0.42, "num_requests_waiting": 3.0}}',
   };
-  await using server = serve(() => stream(text, orca), "vllm", (it) => {
-    loads.push(it);
-    view.announce(it, 0);
-  });
+  await using server = serve(() => stream(text, orca), "vllm");
   const events = await Array.fromAsync(server.pool.submit(work("caption en", { topLogits: 2 })));
   const { top, nearLogprob, ...first } = events[0] as TokenEvent;
   assert.deepEqual(first, { type: "token", id: location, text: "", logprob: -1.5 });
@@ -329,8 +322,10 @@ Deno.test("vLLM is asked in its words, and its tokens are read by their ids", as
   );
   assert.deepEqual(sent, samples);
   assert.equal(server.asked[0].headers.get("endpoint-load-metrics-format"), "JSON");
-  assert.deepEqual(loads, [{ worker: loads[0].worker, slots: 1, running: 1, waiting: 3 }]);
-  assert.ok(view.present(0) && view.waitMs(0) >= 0);
+  const { worker, serviceMs, ...load } = server.pool.present()!.workers[0];
+  assert.deepEqual(load, { slots: 1, running: 1, waiting: 3 });
+  assert.ok(worker.endsWith("/v1") && serviceMs! > 0);
+  assert.equal(new PoolView(() => server.pool.present()).waitMs(0), 4 * serviceMs!);
 
   // Image tokens are a .npy, byte for byte NumPy's.
   const images = engine.encoded(work().images, "projected", "f16", () => Promise.resolve());

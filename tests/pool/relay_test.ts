@@ -53,11 +53,12 @@ Deno.test("a pool is asked again while another worker could do better, and not w
     const pool = { ...counting("pool", code), attempts: 3 };
     const told: string[] = [];
     const relay = new Relay([pool, counting("local")], {
-      left: (place, code) => told.push(`${place} ${code}`),
+      left: (place, { code }, _, forGood) => told.push(`${place} ${code}${forGood ? " for good" : ""}`),
       answered: (place) => told.push(place),
     });
     assert.deepEqual(ids(await Array.fromAsync(relay.submit(WORK))), [0, 1, 2, 3, 4, 5]);
-    assert.deepEqual(told, [...Array(times).fill(`pool ${code}`), "local"]);
+    const left = [...Array(times - 1).fill(`pool ${code}`), `pool ${code} for good`];
+    assert.deepEqual(told, [...left, "local"]);
   }
 });
 
@@ -91,6 +92,70 @@ Deno.test("a circuit opens for a second, twice as long at every further failure,
   breakers.failed("w");
   now += 1000;
   assert.ok(!breakers.open("w"));
+});
+
+/** Counts, the first token after so long. */
+function slow(name: string, ms: number, code?: PoolErrorCode, at = 0): Place & { ended: string[] } {
+  const ended: string[] = [];
+  const { submit } = counting(name, code, at);
+  return {
+    name,
+    ended,
+    async *submit(work, options) {
+      try {
+        await new Promise<void>((wake) => {
+          const timer = setTimeout(wake, ms);
+          options?.signal?.addEventListener("abort", () => (clearTimeout(timer), wake()), { once: true });
+        });
+        if (options?.signal?.aborted) return void ended.push("stopped");
+        yield* submit(work, options);
+        ended.push("done");
+      } catch (error) {
+        ended.push((error as PoolError).code);
+        throw error;
+      }
+    },
+  };
+}
+
+Deno.test("a second place begins when the first is late, and who is first goes on alone: no token twice", async () => {
+  const play = async (first: Place, second: Place, afterMs: number, allowed = true) => {
+    const told: string[] = [];
+    const relay = new Relay([first, counting("last")], {
+      answered: (place) => told.push(`${place} answered`),
+      left: (place, { code }) => told.push(`${place} ${code}`),
+      overtaken: (place) => told.push(`${place} overtaken`),
+    }, { place: second, afterMs, take: () => allowed });
+    assert.deepEqual(ids(await Array.fromAsync(relay.submit(WORK))), [0, 1, 2, 3, 4, 5]);
+    return told;
+  };
+  const second = slow("b", 5);
+  const late = slow("a", 10_000);
+  assert.deepEqual(await play(late, second, 1), ["a overtaken", "b answered"]);
+  assert.deepEqual([late.ended, second.ended], [["stopped"], ["done"]]);
+  assert.deepEqual(await play(slow("a", 5), slow("b", 1), 1000), ["a answered"]);
+  assert.deepEqual(await play(slow("a", 20), slow("b", 1), 1, false), ["a answered"]);
+  // The first is quicker after all; the second fails; both fail; the second breaks off later.
+  assert.deepEqual(await play(slow("a", 20), slow("b", 10_000), 1), ["b overtaken", "a answered"]);
+  assert.deepEqual(await play(slow("a", 20), slow("b", 1, "busy"), 1), ["b overtaken", "a answered"]);
+  assert.deepEqual(await play(slow("a", 20, "gone"), slow("b", 1, "busy"), 1), [
+    "b busy",
+    "a gone",
+    "last answered",
+  ]);
+  assert.deepEqual(await play(late, slow("b", 1, "gone", 3), 1), ["a overtaken", "b gone", "last answered"]);
+});
+
+Deno.test("who stops listening while two places compute stops them both", async () => {
+  const [first, second] = [slow("a", 10_000), slow("b", 10_000)];
+  const stop = new AbortController();
+  const events = new Relay([first], {}, { place: second, afterMs: 1, take: () => true })
+    .submit(WORK, { signal: stop.signal });
+  const next = events.next();
+  await new Promise((wake) => setTimeout(wake, 10));
+  stop.abort();
+  await next;
+  assert.deepEqual([first.ended, second.ended], [["stopped"], ["stopped"]]);
 });
 
 /** An engine whose tokens come when they are let. */

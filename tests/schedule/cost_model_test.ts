@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { calibrated, CostModel, type Estimate, type Route } from "../../lib/schedule/cost_model.ts";
-import { PoolView } from "../../lib/schedule/pool_view.ts";
+import { PoolView, type WorkerLoad } from "../../lib/schedule/pool_view.ts";
 import { Spread, Tracker } from "../../lib/schedule/spread.ts";
 import { numbers } from "../bench/random.ts";
 import { CALIBRATION } from "./calibration.ts";
@@ -119,7 +119,10 @@ Deno.test("a model goes on from JSON, and refuses what none wrote without taking
   play(model, PIXELS, 1, 40);
   const json = JSON.stringify(model);
   assert.ok(json.length < 20_000, `${json.length} bytes`);
-  const twin = new CostModel(CALIBRATION);
+  const twin = new CostModel({
+    ...CALIBRATION,
+    edge: { ...CALIBRATION.edge, step: { baseMs: 1, perUnitMs: 0 } },
+  });
   twin.restore(JSON.parse(json));
   const [mine, theirs] = [model, twin].map((it) => it.estimate(LOCAL, { firstMs: 9000 }, 0, 400_000));
   for (const name of ["firstP50Ms", "firstP95Ms", "totalP95Ms", "chance"] as const) {
@@ -127,7 +130,11 @@ Deno.test("a model goes on from JSON, and refuses what none wrote without taking
   }
   const fresh = new CostModel(CALIBRATION);
   const untouched = JSON.stringify(fresh);
-  const wrong = [null, 7, {}, { version: 2 }, { ...JSON.parse(json), raises: { "edge/first": "x" } }];
+  assert.deepEqual(twin.calibration, CALIBRATION);
+  const wrong = [null, 7, {}, { version: 2 }, { ...JSON.parse(json), calibration: { edge: { vision: 7 } } }, {
+    ...JSON.parse(json),
+    raises: { "edge/first": "x" },
+  }];
   for (const it of wrong) {
     assert.throws(() => fresh.restore(it), { code: "record_corrupt", message: /Cannot read the cost model/ });
   }
@@ -141,23 +148,22 @@ Deno.test("models of several isolates add up", () => {
   near(one.estimate(LOCAL, {}, 0, 300_000).firstP50Ms, two.estimate(LOCAL, {}, 0, 300_000).firstP50Ms, 0.02);
 });
 
-Deno.test("a pool's wait is what its workers announce, until that is old", () => {
-  const pool = new PoolView();
-  assert.deepEqual([pool.present(0), pool.waitMs(0)], [true, 0]); // one that never announces is assumed
-  pool.announce({ worker: "a", slots: 2, running: 2, waiting: 3, serviceMs: 400 }, 0);
-  pool.announce({ worker: "b", slots: 2, running: 2, waiting: 0, serviceMs: 600 }, 1000);
-  assert.equal(pool.waitMs(1000), 4 * 500 / 4);
-  pool.announce({ worker: "b", slots: 2, running: 1, waiting: 0 }, 1500);
-  pool.announce({ worker: "a", slots: 2, running: 2, waiting: 0 }, 1500);
-  assert.equal(pool.waitMs(1500), 0);
-  assert.deepEqual([pool.present(6500), pool.present(6501)], [true, false]);
-  pool.announce({ worker: "a", slots: 1, running: 0, waiting: 0 }, 9000);
-  pool.leave("a");
-  assert.equal(pool.present(9000), false);
-  for (const wrong of [{ slots: 0 }, { running: -1 }, { waiting: NaN }]) {
-    const load = { worker: "c", slots: 1, running: 0, waiting: 0, ...wrong };
-    assert.throws(() => pool.announce(load, 0), RangeError);
-  }
+Deno.test("a pool's wait is what its workers say, or what was seen where they say nothing", () => {
+  assert.deepEqual([new PoolView().present(0), new PoolView().waitMs(0)], [true, 0]);
+  let workers: WorkerLoad[] = [];
+  const pool = new PoolView(() => ({ workers }));
+  assert.equal(pool.present(0), false);
+  workers = [
+    { worker: "a", slots: 2, running: 2, waiting: 3, serviceMs: 400 },
+    { worker: "b", slots: 2, running: 2, waiting: 0, serviceMs: 600 },
+  ];
+  assert.deepEqual([pool.present(0), pool.waitMs(0)], [true, 4 * 500 / 4]);
+  workers[1] = { worker: "b", slots: 2, running: 1, waiting: 0 };
+  workers[0] = { ...workers[0], waiting: 0 };
+  assert.equal(pool.waitMs(0), 0);
+  const silent = new PoolView();
+  silent.answered(80, 100, 0);
+  assert.ok(silent.waitMs(0) > 40 && silent.waitMs(60_000) < 1);
 });
 
 Deno.test("a pool that failed is not relied on for a while, then asked again", () => {
@@ -175,11 +181,13 @@ Deno.test("a pool that failed is not relied on for a while, then asked again", (
   assert.ok(!estimate(150_000).meets);
   model.observe(PIXELS, estimate(150_000), { firstMs: 170, totalMs: 320, queueMs: 0 }, 150_000);
   assert.ok(estimate(150_000).meets);
-  const load = { worker: "a", slots: 1, running: 0, waiting: 0 };
-  model.pool("pool").announce(load, 150_000);
-  model.gaveUp(PIXELS, estimate(150_000), 2000, true, 150_000);
-  model.pool("pool").announce(load, 152_000);
-  assert.ok(!estimate(152_000).meets);
-  model.pool("pool").announce(load, 160_000);
-  assert.ok(estimate(160_000).meets);
+  // Who came when nobody was there did not fail.
+  let since = 140_000;
+  const workers = [{ worker: "a", slots: 1, running: 0, waiting: 0 }];
+  const told = new CostModel(CALIBRATION, { pool: () => ({ workers, since }) });
+  const meets = () => told.estimate(PIXELS, { firstMs: 5000 }, 0, 160_000).meets;
+  told.gaveUp(PIXELS, told.estimate(PIXELS, {}, 0, 150_000), 2000, true, 150_000);
+  assert.ok(!meets());
+  since = 155_000;
+  assert.ok(meets());
 });

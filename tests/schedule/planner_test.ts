@@ -90,8 +90,7 @@ Deno.test("an answer is degraded only when that is allowed and no exact one is s
 });
 
 Deno.test("without a history, without a pool, without time: always a route or a reason", () => {
-  const none = planner();
-  none.model.pool("pool").announce({ worker: "a", slots: 1, running: 0, waiting: 0 }, -60_000);
+  const none = new Planner(new CostModel(CALIBRATION, { pool: () => ({ workers: [] }) }), () => 1);
   assert.deepEqual(route({ remaining: { firstMs: 8000 } }, none), ["local", "in-time"]);
   assert.deepEqual(route({ remaining: { firstMs: 4000 } }, none), ["local", "likeliest"]);
   assert.deepEqual(route({ remaining: { firstMs: 0 } }), [undefined, "hopeless"]);

@@ -5,6 +5,7 @@ import * as z from "zod/mini";
 import { encodeRows, toInt8 } from "../../pool/rows.ts";
 import type { Embedding } from "../../types.ts";
 import { readFields } from "../body.ts";
+import { refuseBudget } from "../budget.ts";
 import type { Env } from "../guard/exchange.ts";
 import { loadPictures } from "../pictures.ts";
 import { PICTURES, picturesOf } from "../question.ts";
@@ -27,6 +28,7 @@ export const EMBEDDINGS = z.strictObject({
 export function embeddingRoutes({ answering, maxBodyBytes, outbound }: RouteParts): Hono<Env> {
   return new Hono<Env>().post("/v1/embeddings/image", async (c) => {
     const { model } = answering.pipeline();
+    refuseBudget(c);
     const fields = await readFields(c.req.raw, maxBodyBytes);
     const body = read(EMBEDDINGS, valuesOf(fields, EMBEDDINGS));
     const { stage = "projected", dtype = "f16", resize, alpha } = body;

@@ -3,7 +3,7 @@
 import { Hono } from "hono";
 import type { Answering, Wire } from "../answering.ts";
 import { readFields } from "../body.ts";
-import { budgetOf } from "../budget.ts";
+import { budgetOf, refuseBudget } from "../budget.ts";
 import type { Env } from "../guard/exchange.ts";
 import type { Outbound } from "../outbound.ts";
 import { loadPictures } from "../pictures.ts";
@@ -42,8 +42,13 @@ export function nativeRoutes({ answering, maxBodyBytes, outbound }: RouteParts):
       return c.json({ model: model.name, ...answer }, 200, { "cache-control": "no-store" });
     });
   }
+  routes.get(
+    "/v1/planner",
+    (c) => c.json(answering.pipeline().planner(), 200, { "cache-control": "no-store" }),
+  );
   routes.post("/v1/classify", async (c) => {
     const { model } = answering.pipeline();
+    refuseBudget(c);
     const asked = readClassifyQuestion(await readFields(c.req.raw, maxBodyBytes));
     const images = await loadPictures(asked.pictures, outbound, { signal: c.req.raw.signal });
     const found = await answering.run(

@@ -37,6 +37,8 @@ export function completion(answer: Answer, tokens: readonly Token[], model: Mode
       finish_reason: finishReasonOf(answer.finishReason),
     }],
     usage: usageOf(answer, answer.tokenIds.length, model),
+    // Not OpenAI's: for who speaks of budgets.
+    ...chat.question.budget && { route: answer.route },
   };
 }
 
@@ -64,7 +66,7 @@ export function chunks(chat: Chat): Wire {
           yield chunk({ items: [item] });
         } else if (event.type === "usage") {
           used = usageOf(event, event.completionTokens, model);
-        } else yield chunk({}, undefined, finishReasonOf(event.finishReason));
+        } else if (event.type === "done") yield chunk({}, undefined, finishReasonOf(event.finishReason));
       }
       if (chat.includeUsage) yield { data: JSON.stringify({ ...common, choices: [], usage: used }) };
       yield { data: "[DONE]" };

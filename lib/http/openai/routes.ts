@@ -36,7 +36,9 @@ export function openAiRoutes({ answering, maxBodyBytes, outbound }: RouteParts):
         yield event;
       }
     });
-    return c.json(completion(answer, tokens, model, chat), 200, { "cache-control": "no-store" });
+    return c.json(completion(answer, tokens, model, { ...chat, question: timed }), 200, {
+      "cache-control": "no-store",
+    });
   });
 
   routes.get("/v1/models", (c) => c.json({ object: "list", data: answering.models().map(modelObject) }));

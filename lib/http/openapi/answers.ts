@@ -1,6 +1,7 @@
 /** What the routes answer with, as schemas: for the documentation, and for tests that hold the routes to it. */
 
 import * as z from "zod/mini";
+import { BUDGET } from "../budget.ts";
 
 const side = z.number().check(z.gte(0), z.lte(1));
 const whole = z.int().check(z.gte(0));
@@ -31,6 +32,46 @@ const CACHED = z.optional(z.strictObject({ images: whole, prefix: z.boolean() })
 
 const ms = z.number().check(z.gte(0));
 
+const late = z.nullable(ms).check(z.describe("Null while the place of the route cannot be relied on."));
+
+/** What was expected of one route. */
+const PREDICTION = z.strictObject({
+  route: z.string().check(
+    z.describe(
+      "local: all here. features: SigLIP here, the decoder in the pool. pixels: all in the pool. With -known where the " +
+        "pictures' image tokens were, -prefilled where all before the answer was, -short for fewer tokens.",
+    ),
+  ),
+  firstP50Ms: ms,
+  firstP95Ms: late,
+  totalP50Ms: ms,
+  totalP95Ms: late,
+  chance: side,
+  cost: ms,
+});
+
+const OUTCOME = z.strictObject({
+  route: z.string(),
+  firstMs: ms,
+  totalMs: ms,
+  met: z.optional(z.boolean()),
+  hedge: z.optional(z.enum(["won", "wasted"])),
+}).check(z.describe("How the answer came, from the decision; met where the budget has times."));
+
+const REASON = z.enum(["usual", "in-time", "likeliest", "kept", "explored"]);
+
+/** Which way an answer took, and why. */
+export const ROUTE = z.strictObject({
+  candidates: z.array(PREDICTION),
+  excluded: z.array(
+    z.strictObject({ route: z.string(), why: z.enum(["absent", "privacy", "cost", "quality"]) }),
+  ),
+  chosen: z.string(),
+  reason: REASON,
+  hedge: z.optional(z.strictObject({ route: z.string(), afterMs: ms })),
+  actual: z.optional(OUTCOME),
+});
+
 /** What `/v1/generate` and the tasks but `classify` answer. */
 export const ANSWER = z.strictObject({
   model: z.string(),
@@ -46,6 +87,50 @@ export const ANSWER = z.strictObject({
   timings: z.strictObject({ preprocess: ms, vision: ms, prefill: ms, perToken: ms }).check(
     z.describe("Milliseconds."),
   ),
+  route: z.optional(ROUTE).check(
+    z.describe("The way it took; in a stream, the event route and usage.route."),
+  ),
+});
+
+const LINE = z.strictObject({ baseMs: ms, perUnitMs: ms });
+
+/** What `GET /v1/planner` answers. */
+export const PLANNER = z.strictObject({
+  calibration: z.record(
+    z.string(),
+    z.strictObject({
+      vision: LINE.check(z.describe("By pixels.")),
+      prefill: LINE.check(z.describe("By positions.")),
+      step: LINE.check(z.describe("By tokens after the first.")),
+      link: z.optional(LINE).check(z.describe("By bytes sent; its base is a round trip.")),
+      pricePerSecond: z.optional(ms),
+    }),
+  ).check(z.describe("What stages cost before anything was seen, by place.")),
+  factors: z.record(z.string(), ms).check(z.describe("What they take now, of that; by place/stage.")),
+  pool: z.optional(z.strictObject({ present: z.boolean(), waitMs: ms, distrust: side })),
+  edgeWaitMs: ms,
+  lengths: z.record(z.string(), ms).check(z.describe("Tokens of answers, by the prompt's first word.")),
+  ledger: z.strictObject({
+    plans: whole,
+    budgets: whole,
+    met: whole,
+    judged: whole,
+    covered: whole,
+    hedges: whole,
+    hedgesWon: whole,
+    refused: whole,
+  }).check(
+    z.describe("Decisions since the start; those with a budget, and met; P95s put to the test, and held."),
+  ),
+  recent: z.array(
+    z.strictObject({
+      at: whole,
+      budget: z.optional(BUDGET),
+      chosen: PREDICTION,
+      reason: REASON,
+      actual: z.optional(OUTCOME),
+    }),
+  ).check(z.describe("The last answers, the latest first.")),
 });
 
 /** What `/v1/classify` answers. */
@@ -110,6 +195,9 @@ export const COMPLETION = z.strictObject({
     total_tokens: whole,
     prompt_tokens_details: z.strictObject({ image_tokens: whole, cached_tokens: whole }),
   }),
+  route: z.optional(ROUTE).check(
+    z.describe("The way it took; not in a stream. Not OpenAI's, and only where the request has a budget."),
+  ),
 });
 
 /** A model. */

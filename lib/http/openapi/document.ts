@@ -13,6 +13,7 @@ import {
   MODEL,
   MODELS,
   OPENAI_ERROR,
+  PLANNER,
   PROBLEM,
 } from "./answers.ts";
 
@@ -70,6 +71,12 @@ const OPERATIONS: readonly Operation[] = [
     body: CHAT,
     answer: COMPLETION,
     events: true,
+  },
+  {
+    method: "get",
+    path: "/v1/planner",
+    summary: "What the planner expects of each route, and what came of the last answers",
+    answer: PLANNER,
   },
   { method: "get", path: "/v1/models", summary: "What is loaded", answer: MODELS },
   { method: "get", path: "/v1/models/{name}", summary: "One model", answer: MODEL },

@@ -2,9 +2,10 @@
 
 import { type Actual, CostModel } from "../../../lib/schedule/cost_model.ts";
 import { type Option, type Plan, Planner } from "../../../lib/schedule/planner.ts";
-import { WORKER_MAX_AGE_MS } from "../../../lib/schedule/pool_view.ts";
+import { type Present, WORKER_MAX_AGE_MS } from "../../../lib/schedule/pool_view.ts";
 import { Chance } from "./chance.ts";
 import { allowed, type Attempt, type Decision, lateness, type Policy, type View } from "./engine.ts";
+import type { Snapshot } from "./pool.ts";
 import type { Edge } from "./world.ts";
 
 /** What a policy of one edge is made with. */
@@ -131,11 +132,14 @@ class Regression implements Policy {
 /** `lib/schedule`'s planner. */
 class Planning implements Policy {
   readonly #planner: Planner;
-  #seen = -1;
+  /** The last announcement, and since when they come without a gap. */
+  #heard: Snapshot | undefined;
+  #since = 0;
 
   constructor(private readonly parts: PolicyParts) {
     const chance = new Chance(parts.seed, parts.index, -1);
-    this.#planner = new Planner(new CostModel(parts.edge.calibration), () => chance.uniform());
+    const model = new CostModel(parts.edge.calibration, { pool: (now) => this.#present(now) });
+    this.#planner = new Planner(model, () => chance.uniform());
   }
 
   choose(view: View): Decision {
@@ -164,17 +168,17 @@ class Planning implements Policy {
     if (estimate) this.#planner.model.gaveUp(option, estimate, leastMs, broken, now);
   }
 
-  /** All announcements since the last, as far as they keep the pool present. */
   #hear({ pool }: View): void {
-    if (!pool || pool.at <= this.#seen) return;
-    const { slots, running, waiting, serviceMs } = pool;
-    const load = { worker: "pool", slots, running, waiting, ...serviceMs && { serviceMs } };
-    const view = this.#planner.model.pool("pool");
-    for (let at = Math.max(pool.since, this.#seen); at < pool.at; at += WORKER_MAX_AGE_MS) {
-      view.announce(load, at);
-    }
-    view.announce(load, pool.at);
-    this.#seen = pool.at;
+    if (!pool || pool.at === this.#heard?.at) return;
+    if (this.#heard && pool.since - this.#heard.at > WORKER_MAX_AGE_MS) this.#since = pool.since;
+    this.#heard = pool;
+  }
+
+  #present(now: number): Present | undefined {
+    if (!this.#heard) return undefined;
+    const { at, slots, running, waiting, serviceMs } = this.#heard;
+    if (now - at > WORKER_MAX_AGE_MS) return { workers: [] };
+    return { workers: [{ worker: "pool", slots, running, waiting, serviceMs }], since: this.#since };
   }
 }
 
