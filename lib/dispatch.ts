@@ -22,7 +22,7 @@ import { assumed, GPU, THREAD, timed, told, type Trial, UNKNOWN_LINK } from "./s
 import { type Calibration, CostModel } from "./schedule/cost_model.ts";
 import type { Journey } from "./schedule/journey.ts";
 import { createPause, type Line } from "./schedule/line.ts";
-import type { Candidate } from "./schedule/planner.ts";
+import { type Candidate, Planner } from "./schedule/planner.ts";
 import { Remembered } from "./schedule/remembered.ts";
 import { EDGE, POOL, Routes, type RoutesView } from "./schedule/routes.ts";
 import type { Records } from "./store/store.ts";
@@ -45,6 +45,8 @@ export interface DispatchParts {
   readonly poolImages?: PoolImages;
   /** What a second of the pool's computation costs, in the unit of a budget's `maxCost`; 0 by default. */
   readonly poolPrice?: number;
+  /** Who decides; by default the planner of `lib/schedule`. */
+  readonly planner?: (model: CostModel) => Planner;
   /** Where what the planner learned is kept between runs; by default nowhere. */
   readonly records?: Records;
   readonly metrics?: Metrics;
@@ -66,7 +68,7 @@ export class Dispatch {
   readonly #sentAs: PoolImages;
   readonly #routes: Routes;
   readonly #remembered: Remembered | undefined;
-  readonly #restored: Promise<boolean>;
+  #restored = false;
   /** Whether the pool's speed was taken from what its workers say. */
   #heard = false;
 
@@ -96,7 +98,7 @@ export class Dispatch {
     const model = new CostModel(calibration, { [POOL]: () => pool?.present?.() });
     const rows = (width: number) => shape.imageTokens * rowBytes(dtype, width);
     const pixels = shape.imageSize ** 2;
-    this.#routes = new Routes(model, {
+    this.#routes = new Routes(parts.planner?.(model) ?? new Planner(model), {
       pixels,
       decoder,
       sent: {
@@ -109,7 +111,11 @@ export class Dispatch {
     });
     const name = `${engine.revision}-${engine.backendName}`;
     this.#remembered = records && new Remembered(records, name, onError);
-    this.#restored = this.#remembered?.restore((it) => this.#routes.restore(it)) ?? Promise.resolve(false);
+  }
+
+  /** Goes on with what was learned in an earlier run, if anything was. */
+  async restore(): Promise<void> {
+    this.#restored = await this.#remembered?.restore((it) => this.#routes.restore(it)) ?? false;
   }
 
   /** What the planner knows. */
@@ -122,7 +128,7 @@ export class Dispatch {
    * it, what stages cost is guessed from their arithmetic, and corrected by the first answers.
    */
   async calibrate(): Promise<void> {
-    if (await this.#restored) return;
+    if (this.#restored) return;
     const turn = await this.line.spare();
     if (!turn) return;
     try {
@@ -203,7 +209,6 @@ export class Dispatch {
   }
 
   async #plan(work: Work, question: Question): Promise<Journey> {
-    await this.#restored;
     const { images, ids, maxTokens, forced, ignoreEos } = work;
     const [pictures] = images.shape;
     const prefix = pictures * this.engine.imageTokens + ids.length;

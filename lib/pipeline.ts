@@ -87,7 +87,11 @@ export interface PipelineParts extends EngineParts, DispatchParts {
  * `model_too_large` before anything is read, with needed and available bytes.
  */
 export async function createPipeline(parts: PipelineParts): Promise<LocalPipeline> {
-  return new Loaded(parts, await openEngine(parts), await loadMasks(parts.backend, parts.files));
+  const engine = await openEngine(parts);
+  const line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
+  const dispatch = new Dispatch(engine, line, parts);
+  await dispatch.restore();
+  return new Loaded(parts, engine, await loadMasks(parts.backend, parts.files), line, dispatch);
 }
 
 /** What the model is shown, after all checks. */
@@ -107,16 +111,14 @@ interface Checked extends Shown {
 
 class Loaded implements LocalPipeline {
   readonly model: ModelInfo;
-  readonly #line: Line;
-  readonly #dispatch: Dispatch;
 
   constructor(
     private readonly parts: PipelineParts,
     private readonly engine: Engine,
     private readonly masks: Masks | undefined,
+    private readonly line: Line,
+    private readonly dispatch: Dispatch,
   ) {
-    this.#line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
-    this.#dispatch = new Dispatch(engine, this.#line, parts);
     const { config, imageTokens, stages } = engine;
     this.model = {
       name: parts.name,
@@ -134,7 +136,7 @@ class Loaded implements LocalPipeline {
   }
 
   async *#answer(question: Question, signal?: AbortSignal): AsyncGenerator<AnswerEvent, void> {
-    const leave = this.#line.enter();
+    const leave = this.line.enter();
     try {
       yield* this.#run(await this.#check(question), signal);
     } finally {
@@ -143,11 +145,11 @@ class Loaded implements LocalPipeline {
   }
 
   calibrate(): Promise<void> {
-    return this.#dispatch.calibrate();
+    return this.dispatch.calibrate();
   }
 
   planner(): RoutesView {
-    return this.#dispatch.view();
+    return this.dispatch.view();
   }
 
   classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
@@ -169,7 +171,7 @@ class Loaded implements LocalPipeline {
       const answers = labels.map((it) => this.engine.tokenizer.encode(it, { tokens: question.tokens }));
       return { answers, shown: await this.#show(question, Math.max(...answers.map((it) => it.length))) };
     };
-    return this.#line.take("classify", signal, prepare, async ({ shown, answers }, pause) => {
+    return this.line.take("classify", signal, prepare, async ({ shown, answers }, pause) => {
       const { images, ids, imageTokens, preprocessMs } = shown;
       const { logprobs, timings, cached } = await this.engine.score(images, ids, answers, pause);
       const probabilities = normalised(logprobs);
@@ -200,7 +202,7 @@ class Loaded implements LocalPipeline {
 
   #embed({ stage = "projected", ...question }: EmbedQuestion, signal?: AbortSignal): Promise<Embedding> {
     const prepare = () => this.#show({ ...question, prompt: "" }, 0);
-    return this.#line.take("embed", signal, prepare, ({ images }, pause) => {
+    return this.line.take("embed", signal, prepare, ({ images }, pause) => {
       return this.engine.embed(images, stage, pause);
     });
   }
@@ -321,7 +323,7 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
-    for await (const event of this.#dispatch.run(work, question, signal)) {
+    for await (const event of this.dispatch.run(work, question, signal)) {
       if (event.type === "route") yield event;
       else if (event.type === "token") {
         const { nearLogprob, ...token } = event;

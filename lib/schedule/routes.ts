@@ -10,7 +10,7 @@ import type { Budget, Question, RouteOutcome, RoutePrediction } from "../types.t
 import { remaining } from "./budget.ts";
 import type { CostModel, CostModelJson } from "./cost_model.ts";
 import { Journey, predicted } from "./journey.ts";
-import { type Candidate, type Ledger, type Option, type Plan, Planner } from "./planner.ts";
+import type { Candidate, Ledger, Option, Plan, Planner } from "./planner.ts";
 
 /** What an edge has. */
 export interface Ways {
@@ -90,14 +90,13 @@ const SHORT_SHARE = 0.75;
 
 /** The routes of one edge. */
 export class Routes {
-  readonly planner: Planner;
+  readonly model: CostModel;
   #lengths: Record<string, number> = {};
   readonly #recent: Told[] = [];
   #featuresForbidden = false;
 
-  /** @param random gives numbers in [0, 1), for exploration. */
-  constructor(readonly model: CostModel, private readonly ways: Ways, random?: () => number) {
-    this.planner = new Planner(model, random);
+  constructor(readonly planner: Planner, private readonly ways: Ways) {
+    this.model = planner.model;
   }
 
   /**

@@ -16,7 +16,7 @@ const PICTURES = Object.fromEntries(
 const PNG = PICTURES["five_shapes.png"].toBase64();
 
 /** Numbers that the clock or chance makes. */
-const OF_THE_MOMENT = ["timings", "route", "created", "id", "instance"];
+const OF_THE_MOMENT = ["timings", "route", "candidates", "created", "id", "instance"];
 
 function form(fields: Record<string, string>, picture = "five_shapes.png"): RequestInit {
   const body = new FormData();

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { CostModel } from "../../lib/schedule/cost_model.ts";
+import { Planner } from "../../lib/schedule/planner.ts";
 import { Remembered } from "../../lib/schedule/remembered.ts";
 import { type Asked, Routes, type Ways } from "../../lib/schedule/routes.ts";
 import { createMemoryStore } from "../../lib/store/memory.ts";
@@ -14,7 +15,7 @@ const WAYS: Ways = {
 const ALONE: Ways = { ...WAYS, sent: {} };
 const ASKED: Asked = { pictures: 1, known: 0, prefilled: false, prefix: 264, maxTokens: 20, kind: "caption" };
 
-const routes = (ways = WAYS) => new Routes(new CostModel(CALIBRATION), ways, () => 1);
+const routes = (ways = WAYS) => new Routes(new Planner(new CostModel(CALIBRATION), () => 1), ways);
 const ask = (asked: Partial<Asked> = {}, budget = {}, ways = WAYS) =>
   routes(ways).open({ ...ASKED, ...asked }, { budget, arrivedAt: Date.now() }, 0);
 
