@@ -1,4 +1,7 @@
-/** Whom not to ask for a while: workers that were slow, or answered what cannot be. */
+/**
+ * Whom of a pool not to ask for a while: workers that were slow, or answered what cannot be. A pool's own business: others
+ * see who is left, by `Pool.present`. How far a pool as a whole can be relied on is `lib/schedule`'s.
+ */
 
 /** How long a worker is left alone after its first failure, and at most; each further one in a row doubles it. */
 const FIRST_MS = 1000;

@@ -21,6 +21,7 @@ import {
   PoolError,
   type PoolErrorCode,
   type PoolEvent,
+  type Present,
   type SubmitOptions,
   type Work,
 } from "./pool.ts";
@@ -87,6 +88,12 @@ export class HttpPool implements Pool {
   constructor(url: string, private readonly parts: HttpPoolParts) {
     this.#url = url.replace(/\/*$/, "/work");
     this.#breakers = parts.breakers ?? new Breakers();
+  }
+
+  /** Nobody while it is left alone; otherwise nobody knows. */
+  present(): Present | undefined {
+    const away = this.#breakers.open(this.#url) || performance.now() < this.#fullUntil;
+    return away ? { workers: [] } : undefined;
   }
 
   /** One try. */

@@ -97,7 +97,8 @@ export class NatsPool implements Pool {
   present(): Present | undefined {
     if (!this.#heard) return undefined;
     if (!this.#connected) return { workers: [] };
-    const workers = this.workers().map((it) => ({
+    const well = this.workers().filter((it) => !this.#breakers.open(it.worker));
+    const workers = well.map((it) => ({
       worker: it.worker,
       slots: it.maxActive,
       running: it.active,

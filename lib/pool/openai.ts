@@ -83,8 +83,9 @@ export class OpenAiPool implements Pool {
     return this.parts.dialect === "vllm" ? ["pixels", "projected"] : ["pixels"];
   }
 
-  /** As it seems: as many slots as run, and one more unless some wait. */
+  /** Nobody while it is left alone; as it seems, as many slots as run, and one more unless some wait. */
   present(): Present | undefined {
+    if (this.#breakers.open(this.#url) || performance.now() < this.#fullUntil) return { workers: [] };
     if (!this.#load || performance.now() - this.#load.at > LOAD_MS) return undefined;
     const { running, waiting } = this.#load;
     const slots = Math.max(1, waiting ? running : running + 1);

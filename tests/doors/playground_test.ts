@@ -163,6 +163,16 @@ Deno.test({
       }
       assert.equal(await page.locator("#items li").count(), boxes.length);
 
+      // What was expected of the answers and what they took, two from the page and one from above.
+      await page.click("#plans summary");
+      await page.waitForFunction(() => document.querySelectorAll("#plans circle").length === 3);
+      assert.ok(await page.locator("#plans svg").isVisible());
+      assert.match(
+        (await page.locator("#plans svg").getAttribute("aria-label"))!,
+        /^local.*: expected \d+ ms, took/,
+      );
+      assert.match((await page.textContent("#facts"))!, /local/);
+
       // The server's refusal is shown in its own words.
       await page.check("[name=task][value=free]", { force: true });
       await page.fill("#words", "long ".repeat(3000));

@@ -248,6 +248,7 @@ Deno.test("nobody there, nonsense and silence end with a code", async () => {
     });
     const asked = pool(port(server));
     await refused(asked.submit(work()), code);
+    assert.deepEqual(asked.present(), ["broken", "failed"].includes(code) ? { workers: [] } : undefined);
     if (code === "broken") await refused(asked.submit(work()), "nobody"); // its circuit is open
     await server.shutdown();
   }
