@@ -51,6 +51,12 @@ export interface Trial {
   readonly stepMs: number;
 }
 
+/** Of two trials of the same work the shorter stages: what is longer was disturbed. */
+export function shortest(a: Trial, b: Trial): Trial {
+  const of = (stage: "visionMs" | "prefillMs" | "stepMs") => Math.min(a[stage], b[stage]);
+  return { ...a, visionMs: of("visionMs"), prefillMs: of("prefillMs"), stepMs: of("stepMs") };
+}
+
 /** The same costs where a trial took so long; what took no time, on a clock that stands, stays as it was. */
 export function timed(costs: PlaceCosts, { pixels, prefix, visionMs, prefillMs, stepMs }: Trial): PlaceCosts {
   return {

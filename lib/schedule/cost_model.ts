@@ -73,6 +73,8 @@ export interface Estimate {
   readonly totalP95Ms: number;
   /** The probability that all that is wanted is in time, 0 to 1. */
   readonly chance: number;
+  /** How many answers of this route and size it is made of, those of long ago for less. */
+  readonly seen: number;
   /** Whether the P95s are within what remains, of a place that can be relied on. */
   readonly meets: boolean;
   readonly cost: number;
@@ -204,6 +206,7 @@ export class CostModel {
       totalP50Ms: totalMeanMs * Math.exp(total.median),
       totalP95Ms,
       chance: within * (1 - distrust),
+      seen: first.seen,
       meets: relied && firstP95Ms <= firstMs && totalP95Ms <= totalMs,
       cost: busyMs / 1000 * pricePerSecond,
     };

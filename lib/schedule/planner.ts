@@ -102,6 +102,9 @@ const MAX_HEDGES_SAVED = 3;
 const HEDGE_WORTH = 0.06;
 /** Below this chance the work is not worth beginning. */
 const HOPELESS = 0.02;
+/** Of a route that was seen fewer times, the calibration alone speaks: the work is begun unless that is so many times off. */
+const SEEN = 3;
+const FAR_OFF = 4;
 /** By how much of the time that remains, and of the chance, another route must be better than the last one. */
 const KEPT_MARGIN = 0.1;
 const KEPT_CHANCE = 0.03;
@@ -249,13 +252,22 @@ function best(
     const chosen = clear.length ? surest(clear) : first;
     return { chosen, reason: chosen === first ? "in-time" : "kept" };
   }
-  const likeliest = candidates.reduce((a, b) => likelier(b, a) ? b : a);
-  if (likeliest.estimate.chance < HOPELESS) return { chosen: likeliest, reason: "hopeless" };
-  const kept = candidates.find((it) => it.option.name === last);
+  const open = candidates.filter((it) => !isHopeless(it.estimate, remaining));
+  const likeliest = (open.length ? open : candidates).reduce((a, b) => likelier(b, a) ? b : a);
+  if (!open.length) return { chosen: likeliest, reason: "hopeless" };
+  const kept = open.find((it) => it.option.name === last);
   if (kept && kept !== likeliest && kept.estimate.chance >= likeliest.estimate.chance - KEPT_CHANCE) {
     return { chosen: kept, reason: "kept" };
   }
   return { chosen: likeliest, reason: "likeliest" };
+}
+
+function isHopeless(
+  { chance, seen, firstP50Ms, totalP50Ms }: Estimate,
+  { firstMs = Infinity, totalMs = Infinity }: Remaining,
+): boolean {
+  if (chance >= HOPELESS) return false;
+  return seen >= SEEN || firstP50Ms > FAR_OFF * firstMs || totalP50Ms > FAR_OFF * totalMs;
 }
 
 function clearlyMeets({ firstP95Ms, totalP95Ms }: Estimate, remaining: Remaining): boolean {

@@ -32,6 +32,8 @@ const NORMAL = 1.2533;
 
 /** Quantiles of a ratio, as logarithms. */
 export interface Shape {
+  /** How many ratios it was made of, those of long ago for less. */
+  readonly seen: number;
   readonly median: number;
   readonly p95: number;
   /** The probability that the ratio's logarithm is at most this. */
@@ -90,6 +92,7 @@ export class Spread {
     const p95 = Math.max(unraised + raise, median + 0.01);
     const stretch = (p95 - median) / (unraised - median);
     return {
+      seen,
       median,
       p95,
       chance: (logRatio) => {
