@@ -61,8 +61,8 @@ interface Begun {
   readonly place: Place;
   readonly events: AsyncIterator<PoolEvent>;
   readonly first: Promise<IteratorResult<PoolEvent>>;
-  /** Ends it. */
-  stop(): void;
+  /** Ends it, and is through when all that it held is given back. */
+  stop(): Promise<unknown>;
 }
 
 /**
@@ -126,7 +126,7 @@ export class Relay implements Pool {
     try {
       const winner = await Promise.any([one.first.then(() => one), two.first.then(() => two)]);
       const loser = winner === one ? two : one;
-      loser.stop();
+      loser.stop().catch(() => {}); // it is not awaited: a place may take its time to notice
       this.listener.overtaken?.(loser.place.name);
       return winner;
     } catch {
@@ -145,9 +145,9 @@ function begun(place: Place, work: Work, { signal, deadlineMs }: SubmitOptions):
   const events = place.submit(work, { signal: until, deadlineMs })[Symbol.asyncIterator]();
   const first = events.next();
   first.catch(() => {}); // whoever reads it is told
-  const stop = () => {
+  const stop = async () => {
     over.abort();
-    events.return?.().catch(() => {}); // it is not awaited: a place may take its time to notice
+    await events.return?.();
   };
   return { place, events, first, stop };
 }
@@ -162,7 +162,7 @@ async function* restOf({ events, first, stop }: Begun): AsyncGenerator<PoolEvent
     over = true;
     throw error;
   } finally {
-    if (!over) stop();
+    if (!over) await stop();
   }
 }
 

@@ -241,7 +241,7 @@ Deno.test("numbers are looked up when they are read; what cannot be is told to t
 
 Deno.test("the environment is read with all its mistakes named", () => {
   const read = (env: Record<string, string>) => readSettings((name) => env[name]);
-  const { dataDirectory: _, webhookSecrets: __, ...plain } = read({});
+  const { dataDirectory: _, webhookSecrets: __, worker: ___, ...plain } = read({});
   assert.deepEqual(plain, {
     port: 8000,
     model: undefined,

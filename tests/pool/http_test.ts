@@ -222,7 +222,7 @@ Deno.test("an answer that breaks off goes on here, without a token twice or miss
   });
   const place = (name: string, pool: Pool) => ({ name, submit: pool.submit.bind(pool) });
   const relay = new Relay([place("one", worker.pool), place("two", cut), place("here", engine)], {
-    left: (name, code, given) => left.push(`${name} ${code} after ${given}`),
+    left: (name, { code }, given) => left.push(`${name} ${code} after ${given}`),
   });
   const events = await Array.fromAsync(relay.submit(work({ ignoreEos: true, topLogits: 0 })));
   assert.deepEqual(ids(events), whole);

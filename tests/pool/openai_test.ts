@@ -141,7 +141,7 @@ Deno.test({
       );
 
       await t.step("through both servers, and what the pool does not do from here", async () => {
-        const sure = ({ items, ...rest }: { items: object[] }) => ({
+        const sure = ({ items, route: _, ...rest }: { items: object[]; route: unknown }) => ({
           ...rest,
           items: items.map((it) => ({ ...it, confidence: 0 })),
         });
