@@ -10,6 +10,8 @@ import { openEngine } from "../lib/engine.ts";
 import { createMetrics } from "../lib/metrics.ts";
 import { collect, createPipeline, type PipelineParts } from "../lib/pipeline.ts";
 import { type Pool, PoolError, type Work } from "../lib/pool/pool.ts";
+import type { CostModel } from "../lib/schedule/cost_model.ts";
+import { Planner } from "../lib/schedule/planner.ts";
 import { createMemoryStore } from "../lib/store/memory.ts";
 import type { Answer, AnswerEvent, Budget, Question } from "../lib/types.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
@@ -66,7 +68,7 @@ Deno.test("without a pool there is one way; the decision comes before the first 
   assert.equal(metrics.plans.value("local", "usual"), 1);
   assert.equal(metrics.goodput.value(), 8);
   const met = await answered(pipeline, question({ totalMs: 60_000 }));
-  assert.deepEqual([met.reason, met.actual?.met, metrics.budgets.value("met")], ["in-time", true, 1]);
+  assert.deepEqual([met.chosen, met.actual?.met, metrics.budgets.value("met")], ["local", true, 1]);
   assert.equal(metrics.predictions.value("covered") + metrics.predictions.value("exceeded"), 2);
 });
 
@@ -81,16 +83,17 @@ Deno.test("a budget that no way can meet is refused before anything is computed,
       /expected an answer within -\d+ ms, found local takes \d+ ms \(P95 \d+ ms\) to the first token, \d+ ms \(P95/,
   });
   assert.equal(metrics.budgets.value("refused"), 1);
-  // Half the time is enough for the first tokens, not for all of them.
-  let all = 0;
-  for (let i = 0; i < 2; i++) {
-    all = (await collect(pipeline.answer(question(undefined, 40)))).route!.actual!.totalMs;
-  }
-  const short = await collect(
-    pipeline.answer({ ...question({ totalMs: all / 2, quality: "degrade" }, 40) }),
-  );
+  // A machine that is thought to take 0.2 s to the first token, and 0.1 s from one to the next.
+  const planner = (model: CostModel) => {
+    const line = (baseMs: number) => ({ baseMs, perUnitMs: 0 });
+    model.calibrate("edge", { vision: line(100), prefill: line(100), step: line(100) });
+    return new Planner(model);
+  };
+  const slow = await load({ planner });
+  const short = await collect(slow.answer(question({ totalMs: 1500, quality: "degrade" }, 40)));
   assert.equal(short.route!.chosen, "local-short", JSON.stringify(short.route));
-  assert.ok(short.tokenIds.length < 40 && short.finishReason === "length", `${short.tokenIds.length}`);
+  assert.deepEqual([short.finishReason, short.tokenIds.slice(0, 8)], ["length", expected]);
+  assert.ok(short.tokenIds.length < 16, `${short.tokenIds.length}`);
 });
 
 Deno.test("where no time is set the pool is asked first; one that is gone falls to this machine and is left to rest", async () => {
@@ -230,11 +233,7 @@ Deno.test("calibration is a short timed answer; what was learned is there after 
   await first.calibrate();
   const measured = first.planner().calibration.edge;
   assert.ok(measured.prefill.perUnitMs > 2 * guessed.prefill.perUnitMs, "plain loops are slow");
-  const { candidates: [{ totalP50Ms }], actual } = await answered(first, question());
-  assert.ok(
-    totalP50Ms > actual!.totalMs / 4 && totalP50Ms < actual!.totalMs * 4,
-    `${totalP50Ms} ${actual!.totalMs}`,
-  );
+  await answered(first, question());
   const second = await load({ records, onError }, true);
   await second.calibrate(); // there is nothing to be timed
   assert.deepEqual(second.planner().calibration.edge, measured);
