@@ -164,8 +164,8 @@ export class Link {
 }
 
 /** Budgets, on a machine that takes 50 ms for an answer by itself. */
-const LEAST_MS = 80;
-const MOST_MS = 400;
+const LEAST_MS = 60;
+const MOST_MS = 280;
 
 /** The server's machine, of this one's time. */
 const SLOWER = 5;
