@@ -14,7 +14,8 @@ import dot4Plain from "./wgsl/dot4_plain.wgsl" with { type: "text" };
 import embed from "./wgsl/embed.wgsl" with { type: "text" };
 import gemmF32 from "./wgsl/gemm_f32.wgsl" with { type: "text" };
 import gemmInt from "./wgsl/gemm_int.wgsl" with { type: "text" };
-import matvec from "./wgsl/matvec.wgsl" with { type: "text" };
+import matvecF32 from "./wgsl/matvec_f32.wgsl" with { type: "text" };
+import matvecInt from "./wgsl/matvec_int.wgsl" with { type: "text" };
 import norm from "./wgsl/norm.wgsl" with { type: "text" };
 import patches from "./wgsl/patches.wgsl" with { type: "text" };
 import place from "./wgsl/place.wgsl" with { type: "text" };
@@ -99,12 +100,18 @@ export class Kernels {
   matvec(scheme: Scheme, rows: number): Kernel {
     const tiles = rows > 8 ? 4 : rows > 4 ? 2 : 1;
     const { subgroups } = this.features;
-    const body = matvec
+    const body = (scheme === "f32" ? matvecF32 : matvecInt)
       .replace("SUBGROUP_SIZE", subgroups ? "@builtin(subgroup_size) size: u32," : "")
-      .replace("SIZE", subgroups ? "size" : "0u");
+      .replaceAll("SIZE", subgroups ? "size" : "0u");
     const kernel = this.#kernel(
       "matvec",
-      [product, rows > 1 ? rows4 : rows1, subgroups ? sumSubgroups : sumShared, body],
+      [
+        product,
+        rows > 1 ? rows4 : rows1,
+        `alias Sum = ${scheme === "f32" ? "Real" : "Whole"};`,
+        subgroups ? sumSubgroups : sumShared,
+        body,
+      ],
       { ...schemes(scheme), LANES: rows > 1 ? "32u" : "64u", TILES: `${tiles}u` },
     );
     return subgroups ? { ...kernel, text: `enable subgroups;\n${kernel.text}` } : kernel;

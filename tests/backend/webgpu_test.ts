@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import type { Backend } from "../../lib/backend/backend.ts";
 import { choose } from "../../lib/decode/sampler.ts";
 import { pack } from "../../lib/weights/load.ts";
 import { openSoftware, type Software } from "./gpus.ts";
@@ -17,8 +18,39 @@ const machines: readonly [string, Software][] = [
 ];
 for (const [name, machine] of machines) {
   const backend = await openSoftware(machine);
-  if (backend) testBackend(name, () => backend);
-  else Deno.test({ name: `${name}: the suite (skipped: no such driver)`, ignore: true, fn() {} });
+  if (backend) {
+    testBackend(name, () => backend);
+    Deno.test(`${name}: a row of a product with integer weights is what it is alone, up to 16 rows`, () =>
+      sameAlone(backend));
+  } else Deno.test({ name: `${name}: the suite (skipped: no such driver)`, ignore: true, fn() {} });
+}
+
+/** Also where sums do not fit 32 bits: weights and activations at their ends, in a row so long. */
+async function sameAlone(b: Backend): Promise<void> {
+  const most = 16;
+  for (const [scheme, k] of [["int8-p8-s4", 640], ["int4-g32-p8", 640], ["int4-g32-p8", 2400]] as const) {
+    const n = 40;
+    const values = random(n * k, 1);
+    if (k > 2048) values.fill(1, 0, k).fill(-1, k, 2 * k);
+    const w = b.matrix(pack(scheme, values, n, k));
+    const rows = random(most * k, 2);
+    if (k > 2048) rows.fill(1, 0, k);
+    const [x, out] = [tensor(b, most, k, rows), b.tensor(most, n)];
+    const products = (row: number, count: number) => {
+      b.linear(b.slice(out, row, count), b.slice(x, row, count), w);
+      return b.read(b.slice(out, row, count));
+    };
+    const alone: Float32Array[] = [];
+    for (let row = 0; row < 5; row++) alone.push(await products(row, 1));
+    for (const count of [2, 5, 16]) {
+      const found = await products(0, count);
+      alone.slice(0, count).forEach((it, row) => {
+        assert.deepEqual(found.subarray(row * n, (row + 1) * n), it, `${scheme}, ${count} rows`);
+      });
+    }
+    if (k > 2048) assert.ok(Math.abs(alone[0][0] - k) < 0.01 * k && Math.abs(alone[0][1] + k) < 0.01 * k);
+    b.free(w, x, out);
+  }
 }
 
 const backend = await openSoftware({ driver: "lavapipe", options: { maxBindingBytes: 1 << 20 } });

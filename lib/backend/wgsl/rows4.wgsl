@@ -7,6 +7,14 @@ fn dots(tile: u32, step: u32, w: u32) -> Whole {
   return vec4<i32>(dot4(x.x, w), dot4(x.y, w), dot4(x.z, w), dot4(x.w, w));
 }
 
+fn bits(c: Whole) -> Whole {
+  return c & vec4<i32>(4095);
+}
+
+fn rest(c: Whole) -> Whole {
+  return c >> vec4<u32>(12);
+}
+
 fn reals(tile: u32, k: u32) -> Real {
   var x = vec4<f32>();
   for (var r = 0u; r < 4; r++) {

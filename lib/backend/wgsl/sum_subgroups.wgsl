@@ -1,10 +1,11 @@
-var<workgroup> sums: array<Real, LANES * TILES * 2>;
+var<workgroup> sums: array<Sum, LANES * TILES * 2>;
 
 /// Sums over the lanes of a tile: every lane brings what it has for eight columns, lane c < 8 gets the sum of column c.
 /// Lanes of a subgroup are neighbours, and a tile has a whole number of subgroups of 4 lanes or more.
-fn sum_columns(tile: u32, lane: u32, size: u32, low: array<Real, 4>, high: array<Real, 4>) -> Real {
+fn sum_columns(tile: u32, lane: u32, size: u32, low: array<Sum, 4>, high: array<Sum, 4>) -> Sum {
   let groups = LANES / size;
   let base = tile * LANES * 2;
+  workgroupBarrier();
   for (var c = 0u; c < 4; c++) {
     let first = subgroupAdd(low[c]);
     let second = subgroupAdd(high[c]);
@@ -14,7 +15,7 @@ fn sum_columns(tile: u32, lane: u32, size: u32, low: array<Real, 4>, high: array
     }
   }
   workgroupBarrier();
-  var sum = Real();
+  var sum = Sum();
   for (var i = 0u; i < groups; i++) { sum += sums[base + lane % 8 * groups + i]; }
   return sum;
 }
