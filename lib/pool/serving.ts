@@ -83,7 +83,7 @@ export class Serving implements Pool {
   /** Milliseconds that an answer of so many tokens would take from now, with those that are before it. */
   predictMs(tokens: number): number {
     const { firstMs, tokenMs, addedMs, tokens: mean } = this.#means;
-    const { maxActive } = this.capacity;
+    const maxActive = Math.max(1, this.capacity.maxActive); // none for a worker that only refuses
     const others = Math.min(maxActive - 1, this.#active);
     const ahead = Math.max(0, this.#seated + 1 - maxActive);
     const first = firstMs * (others + 1);
