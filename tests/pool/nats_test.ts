@@ -237,7 +237,7 @@ test("a worker that fails half way is gone on from, without a repeated or missin
   const relay = new Relay([
     { name: "pool", attempts: 3, submit: (work, options) => pool.submit(work, options) },
     { name: "local", submit: (work, options) => bed.engine.submit(work, options) },
-  ], { left: (place, code, given) => left.push(`${place} ${code} ${given}`) });
+  ], { left: (place, { code }, given) => left.push(`${place} ${code} ${given}`) });
   const expected = ids(await Array.fromAsync(bed.engine.submit(bed.work())));
   assert.deepEqual(ids(await Array.fromAsync(relay.submit(bed.work()))), expected);
   assert.equal(left[0], "pool failed 2");

@@ -101,7 +101,7 @@ Deno.test({
       const relay = new Relay([
         { name: "pool", submit: (work, options) => pool.submit(work, options) },
         { name: "local", submit: (work, options) => local.submit(work, options) },
-      ], { left: (place, code) => left.push(`${place} ${code}`) });
+      ], { left: (place, { code }) => left.push(`${place} ${code}`) });
       const ids = async (events: AsyncIterable<PoolEvent>, onToken = (_: number) => {}) => {
         const found: number[] = [];
         for await (const it of events) if (it.type === "token") onToken(found.push(it.id));
