@@ -204,7 +204,9 @@ Deno.test("threads: the bundled model answers the same, to the last digit of eve
   const { image, prompt } = list[0];
   const question = { images: [await Deno.readFile(join(directory, image))], prompt, topLogits: 5 };
   const answer = async (threads: number) => {
-    const { timings: _, ...rest } = await collect((await loadModel(TINY, { threads })).answer(question));
+    const { timings: _, route: __, ...rest } = await collect(
+      (await loadModel(TINY, { threads })).answer(question),
+    );
     return rest;
   };
   const expected = await answer(1);
