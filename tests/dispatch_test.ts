@@ -42,6 +42,13 @@ const question = (budget?: Budget, tokens = 8): Question => ({
 const worker = await openEngine({ ...parts(), featureCacheBytes: 0, prefixCacheBytes: 0 });
 const expected = (await collect((await load()).answer(question()))).tokenIds;
 
+/** A machine that is thought to take so long, in milliseconds, whatever it is. */
+const thought = (vision: number, prefill: number, step: number) => (model: CostModel) => {
+  const line = (baseMs: number) => ({ baseMs, perUnitMs: 0 });
+  model.calibrate("edge", { vision: line(vision), prefill: line(prefill), step: line(step) });
+  return new Planner(model);
+};
+
 /** Answers, and holds the tokens to those of a model alone. */
 async function answered(
   pipeline: Awaited<ReturnType<typeof load>>,
@@ -83,13 +90,7 @@ Deno.test("a budget that no way can meet is refused before anything is computed,
       /expected an answer within -\d+ ms, found local takes \d+ ms \(P95 \d+ ms\) to the first token, \d+ ms \(P95/,
   });
   assert.equal(metrics.budgets.value("refused"), 1);
-  // A machine that is thought to take 0.2 s to the first token, and 0.1 s from one to the next.
-  const planner = (model: CostModel) => {
-    const line = (baseMs: number) => ({ baseMs, perUnitMs: 0 });
-    model.calibrate("edge", { vision: line(100), prefill: line(100), step: line(100) });
-    return new Planner(model);
-  };
-  const slow = await load({ planner });
+  const slow = await load({ planner: thought(100, 100, 100) });
   const short = await collect(slow.answer(question({ totalMs: 1500, quality: "degrade" }, 40)));
   assert.equal(short.route!.chosen, "local-short", JSON.stringify(short.route));
   assert.deepEqual([short.finishReason, short.tokenIds.slice(0, 8)], ["length", expected]);
@@ -179,11 +180,10 @@ Deno.test("a pool that takes no features is asked for that once", async () => {
       if (images.stage !== "pixels") throw new PoolError("forbidden", "Features are not taken");
     },
   });
-  const pipeline = await load({ pool, poolPrice: 1 }, true);
+  const pipeline = await load({ pool, poolPrice: 1, planner: thought(1, 5000, 1000) });
   const routes = async (budget: Budget) =>
     (await answered(pipeline, question(budget))).candidates.map((it) => it.route);
-  await pipeline.calibrate();
-  for (let i = 0; i < 2; i++) await routes({ privacy: "pixels-stay", ttftMs: 100, quality: "degrade" });
+  for (let i = 0; i < 2; i++) await routes({ privacy: "pixels-stay", ttftMs: 2000, quality: "degrade" });
   assert.deepEqual(asked, ["features"]);
   assert.deepEqual(await routes({}), ["local", "pixels"]);
 });

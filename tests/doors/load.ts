@@ -62,7 +62,8 @@ export async function load(url: string, { clients, seconds, every }: {
     if (found.at(-1)?.event !== "done") wrong.push(`${prompt}: ended with ${found.at(-1)?.event}`);
     answers++;
     events += found.length;
-    return found.filter((it) => it.event !== "usage").map((it) => JSON.stringify(it.data)).join("\n");
+    return found.filter(({ event }) => event !== "route" && event !== "usage")
+      .map((it) => JSON.stringify(it.data)).join("\n");
   }
 
   for (const prompt of PROMPTS) expected.set(prompt, (await ask(prompt))!);
