@@ -105,8 +105,8 @@ export async function measure(work: Work, means: Means, peers: readonly Peer[] =
   }
 }
 
-/** A run so short is one of many in a row: threads fall asleep in between, and caches forget. */
-const BURST_MS = 20;
+/** A turn is at least so long, of several runs where it must be: what others leave in the caches is not part of the work. */
+const BURST_MS = 50;
 
 /** A work by its own clock, which stands while it pauses. */
 function clocked(work: Prepared, pause?: Pause): Contestant {
