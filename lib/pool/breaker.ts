@@ -3,9 +3,14 @@
  * see who is left, by `Pool.present`. How far a pool as a whole can be relied on is `lib/schedule`'s.
  */
 
+import type { PoolError, PoolErrorCode } from "./pool.ts";
+
 /** How long a worker is left alone after its first failure, and at most; each further one in a row doubles it. */
 const FIRST_MS = 1000;
 const MOST_MS = 60_000;
+
+/** What says something of the worker, rather than of the work or of how much there is of it. */
+const ITS_FAULT: readonly PoolErrorCode[] = ["silent", "broken", "failed"];
 
 interface State {
   readonly failures: number;
@@ -23,6 +28,11 @@ export class Breakers {
     const failures = (this.#states.get(worker)?.failures ?? 0) + 1;
     const ms = Math.min(MOST_MS, FIRST_MS * 2 ** (failures - 1));
     this.#states.set(worker, { failures, until: this.now() + ms });
+  }
+
+  /** Opens it where it is the worker's fault that work was not done. */
+  lost(worker: string, { code }: PoolError): void {
+    if (ITS_FAULT.includes(code)) this.failed(worker);
   }
 
   /** Closes it. */

@@ -19,6 +19,7 @@ import { Checker } from "./checker.ts";
 import {
   type Pool,
   PoolError,
+  poolError,
   type PoolErrorCode,
   type PoolEvent,
   type Present,
@@ -127,11 +128,8 @@ export class HttpPool implements Pool {
       throw new PoolError("gone", "The worker's answer broke off");
     } catch (cause) {
       if (signal?.aborted) return yield* ending(work, count, "cancelled", imageTokens);
-      const error = watch.silent ??
-        (cause instanceof PoolError
-          ? cause
-          : new PoolError("gone", `The way to the pool broke: ${cause}`, undefined, { cause }));
-      if (["silent", "broken", "failed"].includes(error.code)) this.#breakers.failed(this.#url);
+      const error = watch.silent ?? poolError(cause);
+      this.#breakers.lost(this.#url, error);
       throw error;
     } finally {
       signal?.removeEventListener("abort", abort);

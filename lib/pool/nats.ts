@@ -133,7 +133,7 @@ export class NatsPool implements Pool {
       if (exchange.worker) this.#breakers.succeeded(exchange.worker);
     } catch (error) {
       if (error instanceof PoolError && exchange.worker) {
-        if (["silent", "broken", "failed"].includes(error.code)) this.#breakers.failed(exchange.worker);
+        this.#breakers.lost(exchange.worker, error);
         if (error.code === "gone") this.#workers.delete(exchange.worker);
       }
       throw error;

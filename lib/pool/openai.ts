@@ -34,6 +34,7 @@ import {
   type Images,
   type Pool,
   PoolError,
+  poolError,
   type PoolErrorCode,
   type PoolEvent,
   type Present,
@@ -135,11 +136,8 @@ export class OpenAiPool implements Pool {
       this.#serviceMs = this.#serviceMs === undefined ? took : this.#serviceMs + (took - this.#serviceMs) / 8;
     } catch (cause) {
       if (signal?.aborted) return yield* ending(work, count, "cancelled", imageTokens);
-      const error = patience.lost ??
-        (cause instanceof PoolError
-          ? cause
-          : new PoolError("gone", `The way to the pool broke: ${cause}`, undefined, { cause }));
-      if (["silent", "broken", "failed"].includes(error.code)) this.#breakers.failed(this.#url);
+      const error = patience.lost ?? poolError(cause);
+      this.#breakers.lost(this.#url, error);
       throw error;
     } finally {
       this.#running--;

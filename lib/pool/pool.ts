@@ -136,3 +136,9 @@ export class PoolError extends Error {
     super(message, options);
   }
 }
+
+/** Why work was not done, as a pool says it: what is no error of a pool is a way to it that broke. */
+export function poolError(cause: unknown): PoolError {
+  if (cause instanceof PoolError) return cause;
+  return new PoolError("gone", `The way to the pool broke: ${cause}`, undefined, { cause });
+}
