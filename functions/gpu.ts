@@ -26,7 +26,7 @@ export async function openGpu(provider?: GpuProvider, options?: WebgpuOptions): 
   const providers: readonly GpuProvider[] = provider ? [provider] : ["dawn", "deno"];
   const causes: unknown[] = [];
   for (const it of providers) {
-    const gpu = it === "dawn" ? await loadDawn() : navigator.gpu;
+    const gpu = await gpuOf(it);
     try {
       return await createWebgpuBackend(gpu, options);
     } catch (cause) {
@@ -36,6 +36,11 @@ export async function openGpu(provider?: GpuProvider, options?: WebgpuOptions): 
   throw new RequestError("parameter_invalid", `Cannot compute on a GPU: ${(causes[0] as Error).message}`, {
     cause: causes[0],
   });
+}
+
+/** A provider's entrance. @throws {RequestError} `download_failed` where Dawn is neither here nor to be had. */
+export async function gpuOf(provider: GpuProvider): Promise<GPU> {
+  return provider === "dawn" ? await loadDawn() : navigator.gpu;
 }
 
 async function loadDawn(): Promise<GPU> {

@@ -1,4 +1,7 @@
-/** Software GPUs for tests: drivers for Vulkan that need no hardware, where the machine has them. */
+/**
+ * GPUs for tests: drivers for Vulkan that need no hardware, where the machine has them. With `GPU_TESTS=hardware` the
+ * machine's own GPU stands in for each of them, and nothing is skipped.
+ */
 
 import { type GpuProvider, openGpu } from "../../functions/gpu.ts";
 import type { WebgpuBackend, WebgpuOptions } from "../../lib/backend/webgpu.ts";
@@ -9,6 +12,14 @@ const DRIVERS = {
   swiftshader: "/usr/lib/chromium/vk_swiftshader_icd.json",
 } as const;
 
+/** Whether tests run on a real GPU. */
+export const hardware = Deno.env.get("GPU_TESTS") === "hardware";
+
+/** What a driver is called in the names of tests. */
+export function nameOf(driver: keyof typeof DRIVERS): string {
+  return hardware ? "hardware" : driver === "lavapipe" ? "lavapipe" : "SwiftShader";
+}
+
 /** What to open. */
 export interface Software {
   readonly driver: keyof typeof DRIVERS;
@@ -16,10 +27,19 @@ export interface Software {
   readonly options?: WebgpuOptions;
 }
 
-/** A backend on a driver; undefined where the machine has no such driver, unless `GPU_TESTS=must` says that it has. */
+/**
+ * A backend on a driver; undefined where the machine has no such driver, unless `GPU_TESTS=must` says that it has.
+ *
+ * @throws {Error} with `GPU_TESTS=hardware`, where there is no GPU.
+ */
 export async function openSoftware(
   { driver, provider = "dawn", options }: Software,
 ): Promise<WebgpuBackend | undefined> {
+  if (hardware) {
+    const backend = await openGpu(provider, options);
+    if (backend.software) throw new Error(`Cannot test on hardware: found "${backend.adapter}"`);
+    return backend;
+  }
   // The loader reads it for every device anew.
   Deno.env.set("VK_DRIVER_FILES", DRIVERS[driver]);
   try {

@@ -12,135 +12,30 @@
 
 import { join, resolve } from "@std/path";
 import { openGpu } from "../../functions/gpu.ts";
-import { directoryFiles, loadEngine, TINY } from "../../functions/model.ts";
+import { loadEngine, TINY } from "../../functions/model.ts";
 import { connectBroker } from "../../functions/pool.ts";
 import { writePoolKeys } from "../../functions/pool_keys.ts";
 import type { WebgpuBackend } from "../../lib/backend/webgpu.ts";
-import type { Decoder } from "../../lib/decode/decoder.ts";
-import { loadDecoder } from "../../lib/decode/gemma.ts";
-import { argmax, choose, GREEDY, neverSampled } from "../../lib/decode/sampler.ts";
 import type { Engine } from "../../lib/engine.ts";
-import type { Tensor } from "../../lib/backend/backend.ts";
-import { type Backend, createWasmBackend } from "../../lib/mod.ts";
+import { createWasmBackend } from "../../lib/mod.ts";
 import { HttpPool } from "../../lib/pool/http.ts";
 import { NatsPool } from "../../lib/pool/nats.ts";
 import type { Images, Pool, Work } from "../../lib/pool/pool.ts";
 import { trialWork } from "../../lib/pool/serving.ts";
 import { createSign } from "../../lib/pool/signature.ts";
 import { encodeWork } from "../../lib/pool/work.ts";
-import { type ModelConfig, readConfig } from "../../lib/weights/config.ts";
-import { openWeights } from "../../lib/weights/load.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { startWorker } from "../doors/pool_worker.ts";
 import { haveNats, startBroker } from "../pool/broker.ts";
 import { oneOf, parseFlags, runCommand, whole } from "./command_line.ts";
+import { check, load, passTimes, prefillTimes } from "./decoding.ts";
 import { numbers } from "./random.ts";
 import { median } from "./statistics.ts";
 
 const TOGETHER = [1, 4, 16];
-const TEXT_TOKENS = 8;
-/** Rounds of what is short; the median of their times is told. */
+/** Rounds of a journey; the median of their times is told. */
 const ROUNDS = 11;
-/** No further round begins after so long. */
-const PATIENCE_MS = 5000;
-/** A token that differs where the likeliest leads by less was rounded the other way. */
-const NEAR_TIE = 0.5;
-
 const pause = () => Promise.resolve();
-
-/** What computes in this process. */
-interface Loaded {
-  readonly backend: Backend;
-  readonly decoder: Decoder;
-  /** Image tokens and text. */
-  readonly rows: number;
-  readonly model: ModelConfig;
-}
-
-async function load(directory: string, backend: Backend): Promise<Loaded> {
-  const files = directoryFiles(directory);
-  const config = await readConfig(files);
-  const decoder = await loadDecoder(backend, await openWeights(files, config));
-  const rows = (config.vision.imageSize / config.vision.patch) ** 2 + TEXT_TOKENS;
-  return { backend, decoder, rows, model: config };
-}
-
-const ids = Array.from({ length: TEXT_TOKENS }, (_, i) => 10 + i * 7);
-
-/** Does something with a prefix of random image tokens. */
-async function withPrefix<T>({ backend, rows, model }: Loaded, use: (x: Tensor) => Promise<T>): Promise<T> {
-  const prefix = backend.tensor(rows, model.decoder.width);
-  try {
-    backend.write(prefix, numbers(rows * model.decoder.width));
-    return await use(prefix);
-  } finally {
-    backend.free(prefix);
-  }
-}
-
-/** Logits of one sequence after its prefix and along ids that are given, or its own likeliest. */
-async function walk(loaded: Loaded, tokens: number, given?: readonly number[]): Promise<Float32Array[]> {
-  const { decoder, rows } = loaded;
-  return await withPrefix(loaded, async (prefix) => {
-    const cache = decoder.cache(rows + tokens);
-    const found = [await decoder.prefill(cache, prefix, ids, pause)];
-    for (let i = 0; i < tokens; i++) {
-      found.push(await decoder.step(cache, given?.[i] ?? argmax(found[i]), pause));
-    }
-    cache.free();
-    return found;
-  });
-}
-
-/** @throws {Error} where a token differs from WASM's that was not a near tie. */
-async function check(loaded: Loaded, wasm: Loaded): Promise<void> {
-  const expected = await walk(wasm, 16);
-  const found = await walk(loaded, 16, expected.map(argmax));
-  for (const [token, logits] of expected.entries()) {
-    const [right, id] = [argmax(logits), argmax(found[token])];
-    if (logits[right] - logits[id] < NEAR_TIE) continue;
-    throw new Error(`Token ${token}: found ${id}, on WASM ${right} by ${logits[right] - logits[id]}`);
-  }
-}
-
-async function prefillMs(loaded: Loaded): Promise<number> {
-  const times: number[] = [];
-  for (const begun = performance.now(); times.length <= ROUNDS;) {
-    if (times.length > 1 && performance.now() - begun > PATIENCE_MS) break;
-    await withPrefix(loaded, async (prefix) => {
-      const cache = loaded.decoder.cache(loaded.rows);
-      const since = performance.now();
-      await loaded.decoder.prefill(cache, prefix, ids, pause);
-      times.push(performance.now() - since);
-      cache.free();
-    });
-  }
-  return median(times.slice(1));
-}
-
-/** Milliseconds of a pass that brings each of so many answers a token and chooses the next. */
-async function passMs(loaded: Loaded, together: number, tokens: number): Promise<number> {
-  const { decoder, model } = loaded;
-  const room = () => decoder.cache(loaded.rows + tokens + 1);
-  const caches = [room()];
-  const logits = await withPrefix(loaded, (prefix) => decoder.prefill(caches[0], prefix, ids, pause));
-  const prefilled = await decoder.save!(caches[0], logits);
-  while (caches.length < together) decoder.restore!(caches[caches.push(room()) - 1], prefilled);
-  const choice = { ...GREEDY, random: 0 };
-  const limit = Math.min(model.imageTokenId, model.decoder.vocab);
-  let last = caches.map((_, i) => 10 + i);
-  const times: number[] = [];
-  for (let token = 0; token <= tokens; token++) {
-    const since = performance.now();
-    const found = await decoder.steps!(caches.map((cache, i) => ({ cache, id: last[i], choice })), pause);
-    last = found.map((it) =>
-      it instanceof Float32Array ? choose(it, limit, neverSampled(model), GREEDY, Math.random).id : it.id
-    );
-    times.push(performance.now() - since);
-  }
-  for (const it of caches) it.free();
-  return median(times.slice(1));
-}
 
 /** A picture that nobody has seen. */
 function pictureOf({ imageSize }: Engine["shape"], seed: number): Images {
@@ -246,11 +141,10 @@ async function main(): Promise<number> {
   const loaded = gpu ? await load(directory, gpu) : wasm;
   if (gpu) await check(loaded, wasm);
   const machine = await describe(gpu);
-  const prefill = await prefillMs(loaded);
+  const prefill = median(await prefillTimes(loaded));
   const speeds = [];
   for (const together of TOGETHER) {
-    await passMs(loaded, together, 2); // compiles
-    const ms = await passMs(loaded, together, tokens);
+    const ms = median(await passTimes(loaded, together, tokens));
     speeds.push({ together, ms, tokensPerSecond: together * 1000 / ms });
   }
   gpu?.close();

@@ -10,7 +10,7 @@ import { choose, GREEDY } from "../../lib/decode/sampler.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
-import { openSoftware } from "../backend/gpus.ts";
+import { nameOf, openSoftware } from "../backend/gpus.ts";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 
 const CHECKPOINTS = new URL("../golden/checkpoints/", import.meta.url).pathname;
@@ -19,7 +19,7 @@ const pause = () => Promise.resolve();
 const backends: [string, Backend | undefined][] = [
   ["reference", createReferenceBackend()],
   ["wasm", createWasmBackend({ simd, relaxed })],
-  ["webgpu on lavapipe", await openSoftware({ driver: "lavapipe" })],
+  [`webgpu on ${nameOf("lavapipe")}`, await openSoftware({ driver: "lavapipe" })],
 ];
 
 for (const [name, backend] of backends) {
