@@ -5,11 +5,12 @@ losses.py's mask keeps them apart. Numbers in a patch's row of `dense`: see DENS
 8 for pictures of 112 pixels, 16 for 224.
 """
 
+import itertools
 import multiprocessing
 import os
 import random
 from dataclasses import replace
-from queue import Empty
+from queue import Empty, Full
 
 import numpy as np
 from PIL import Image
@@ -184,13 +185,12 @@ class Packer:
         return ids + [0] * (CAPTION - len(ids))
 
 
-def _work(queue, seed, size, aside, packer, parent):
-    n = 0
-    while os.getppid() == parent:
+def _draw(queue, seed, first, step, size, aside, packer, parent):
+    """The batches first, first + step, first + 2 step ... of a seed; whoever draws them, they are the same."""
+    for number in itertools.count(first, step):
         pixels, patches, rows, captions = [], [], [], []
         for k in range(size + aside):
-            rng = random.Random(f"train/{seed}/{n}")
-            n += 1
+            rng = random.Random(f"train/{seed}/{number * (size + aside) + k}")
             scene = pick(ASKED if k < size else ASIDE, rng)
             if k < size:
                 # A model for one task sees the pictures that this task fits.
@@ -201,25 +201,39 @@ def _work(queue, seed, size, aside, packer, parent):
             pixels.append(shrink(scene.draw(), packer.grid))
             patches.append(dense(scene, packer.grid))
         item = np.stack(pixels), np.stack(patches), np.stack(rows, 1), np.array(captions, np.int64)
-        while os.getppid() == parent:
+        while True:
+            if os.getppid() != parent:
+                return
             try:
                 queue.put(item, timeout=5)
                 break
-            except Exception:
+            except Full:
                 continue
 
 
-def batches(seed, size, aside=0, packer=None):
+def batches(seed, size, aside=0, packer=None, drawers=1):
     """Endless (pixels uint8 [B + aside, side, side, 3], dense int16 [B + aside, P, 12], rows f32 [7, B, LENGTH], captions
-    i64 [B, CAPTION]), drawn beside the training."""
+    i64 [B, CAPTION]), drawn beside the training by so many processes; the batches do not depend on how many."""
     assert seed < HELD_OUT, "this seed is held out"
     context = multiprocessing.get_context("fork")
-    queue = context.Queue(8)
-    worker = context.Process(target=_work, args=(queue, seed, size, aside, packer or Packer(), os.getpid()), daemon=True)
-    worker.start()
-    while True:
-        try:
-            yield queue.get(timeout=30)
-        except Empty:
-            if not worker.is_alive():
-                raise RuntimeError(f"the pictures of seed {seed} stopped: their process ended with {worker.exitcode}")
+    queues = [context.Queue(2 + 8 // drawers) for _ in range(drawers)]
+    rest = size, aside, packer or Packer(), os.getpid()
+    workers = [context.Process(target=_draw, args=(q, seed, i, drawers, *rest), daemon=True)
+               for i, q in enumerate(queues)]
+    for worker in workers:
+        worker.start()
+    try:
+        for turn in itertools.count():
+            worker, queue = workers[turn % drawers], queues[turn % drawers]
+            while True:
+                try:
+                    item = queue.get(timeout=30)
+                    break
+                except Empty:
+                    if not worker.is_alive():
+                        raise RuntimeError(
+                            f"the pictures of seed {seed} stopped: their process ended with {worker.exitcode}")
+            yield item
+    finally:
+        for worker in workers:
+            worker.terminate()

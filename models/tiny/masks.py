@@ -130,14 +130,15 @@ def table(checkpoint):
 
 def load(checkpoint):
     model = Masks()
-    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
     return model.eval()
 
 
 @torch.no_grad()
 def held_out(model):
     """Mean IoU of what comes back of every shape at every size."""
-    masks = torch.from_numpy(np.stack([crop(shape, size) for shape in S.SHAPES for size in SIZES]))
+    device = model._vq_vae._embedding.device
+    masks = torch.from_numpy(np.stack([crop(shape, size) for shape in S.SHAPES for size in SIZES])).to(device)
     back = model.decode(model._vq_vae._embedding[model.codes(masks).flatten()]) > 0
     masks = masks > 0.5
     return ((back & masks).sum((1, 2)) / (back | masks).sum((1, 2))).mean().item()
@@ -146,7 +147,7 @@ def held_out(model):
 def train(args):
     torch.manual_seed(args.seed)
     os.makedirs(args.dir, exist_ok=True)
-    model, path = Masks(), os.path.join(args.dir, "masks.pt")
+    model, path = Masks().to(args.device), os.path.join(args.dir, "masks.pt")
     adam = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     rng, start, step, sums, coded = random.Random(f"masks/{args.seed}"), time.time(), 0, [], False
     with open(os.path.join(args.dir, "masks.csv"), "w", newline="") as file:
@@ -154,10 +155,10 @@ def train(args):
         while (done := (time.time() - start) / (60 * args.minutes)) < 1:
             for g in adam.param_groups:
                 g["lr"] = 1e-3 * min(1.0, (step + 1) / 20, (1 - done) / 0.4 + 0.01)
-            masks = torch.from_numpy(np.stack([draw(rng) for _ in range(args.batch)]))
+            masks = torch.from_numpy(np.stack([draw(rng) for _ in range(args.batch)])).to(args.device)
             z = model.encode(masks)
             if done < 0.15:  # no codes yet: they would all become one
-                codes, rows = torch.zeros(1), z
+                codes, rows = torch.zeros(1, device=args.device), z
             else:
                 if not coded:
                     model._vq_vae.begin(z.detach())
@@ -203,6 +204,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default=".")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

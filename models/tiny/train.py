@@ -163,7 +163,8 @@ def train(args):
     run = Run(args, stage)
     codes = masks.table(args.masks) if args.masks else None
     packer = Packer(codes, args.side // 14, args.tasks, args.detail)
-    source = batches(args.seed * 1000 + run.step, args.batch, args.aside if stage != "language" else 0, packer)
+    drawers = args.drawers or (max(1, os.cpu_count() - 2) if run.device.type == "cuda" else 1)
+    source = batches(args.seed * 1000 + run.step, args.batch, args.aside if stage != "language" else 0, packer, drawers)
     curve = open(os.path.join(args.dir, f"{stage}.csv"), "a", newline="")
     writer = csv.writer(curve)
     sums, since, saved, tested = {}, 0, time.time(), time.time()
@@ -198,6 +199,7 @@ def train(args):
             with run.cast():
                 print("held out:", line(evaluate(run.model, run.t, 900_001, 40, args.tasks, codes=codes)), flush=True)
             tested = clock = time.time()
+    source.close()
     run.save()
     print("done", flush=True)
 
@@ -228,6 +230,7 @@ def parser():
     p.add_argument("--compile", action="store_true")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--drawers", type=int, help="processes that draw; by default one, with CUDA all cores but two")
     p.add_argument("--log", type=int, default=20)
     p.add_argument("--test", type=float, default=6, help="minutes between looks at held-out scenes")
     p.add_argument("--checkpoint")
