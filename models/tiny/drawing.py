@@ -340,13 +340,3 @@ def png(pixels, width, height, channels=3):
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
-
-
-def mask(t):
-    """Grey picture of SIZE x SIZE, 255 inside the shape."""
-    grey = bytearray(SIZE * SIZE)
-    for r, row in enumerate(spans(t.shape, t.size)):
-        for a, b in row:
-            at = (t.y + r) * SIZE + t.x
-            grey[at + a:at + b] = b"\xff" * (b - a)
-    return grey

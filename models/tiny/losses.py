@@ -1,4 +1,7 @@
-"""What the model is taught with: answers, what each patch shows, and where the decoder should look."""
+"""What the model is taught with: answers, what each patch shows, and where the decoder should look.
+
+Nothing here reads a number back from the device; what is reported stays a tensor.
+"""
 
 import torch
 import torch.nn as nn
@@ -17,9 +20,14 @@ def smooth_locations(width, low=26.0, high=2200.0):
     return torch.cat([angles.cos(), angles.sin()], 1) * (2 / width) ** 0.5
 
 
-def bin_tokens(loc0):
+def bin_tokens(loc0, device=None):
     """The tokens of the places 0, 2, 4 ... 224 pixels."""
-    return loc0 + torch.floor(torch.arange(BINS) / (BINS - 1) * 1023 + 0.5).long()
+    return loc0 + torch.floor(torch.arange(BINS, device=device) / (BINS - 1) * 1023 + 0.5).long()
+
+
+def mean(values, on):
+    """Of the values where `on`; 0 where there are none. Shapes stay what they are, so that a GPU need not be waited for."""
+    return torch.where(on, values, 0).sum() / on.sum().clamp_min(1)
 
 
 class Patches(nn.Module):
@@ -37,7 +45,8 @@ class Patches(nn.Module):
                 ids.append(plural[0] if group is SHAPES else ids[0])
                 rows.append(ids)
             forms.append(torch.tensor(rows))
-        self.forms = forms
+        for name, rows in zip(("shapes", "colours", "words"), forms):
+            self.register_buffer(name, rows, persistent=False)
         self.loc0 = tokenizer.loc0
         self.kind = nn.Linear(width, 3)
         self.chars = nn.Linear(width, 2 * (len(CHARS) + 1))
@@ -66,46 +75,45 @@ class Patches(nn.Module):
         losses, right = {}, {}
 
         def classify(name, logits, target):
-            if len(target):
-                losses[name] = F.cross_entropy(logits, target)
-                right[name] = (logits.argmax(-1) == target).float().mean().item()
+            """-1 is not asked."""
+            losses[name] = mean(F.cross_entropy(logits, target, ignore_index=-1, reduction="none"), target >= 0)
+            right[name] = mean((logits.argmax(-1) == target).float(), target >= 0)
 
-        kind = d[:, 0]
-        sure = kind >= 0
-        classify("kind", self.kind(x)[sure], kind[sure])
+        classify("kind", self.kind(x), d[:, 0])
         unit = F.normalize(x, dim=-1)
         pick = int(torch.randint(3, ()))
-        for i, name in enumerate(("shape", "colour", "word")):
-            on = d[:, (2, 3, 8)[i]] >= 0
-            rows = F.normalize(table[self.forms[i][:, pick].to(table.device)], dim=-1)
-            classify(name, unit[on] @ rows.T * self.scale[i].exp(), d[on, (2, 3, 8)[i]])
-        on = d[:, 1] >= 0
-        z = F.normalize(self.edges(x[on]).view(-1, 4, x.shape[1]), dim=-1)
-        logits = z @ F.normalize(table[bin_tokens(self.loc0).to(table.device)], dim=-1).T * (self.scale[3].exp() + 10)
-        truth = d[on, 4:8]
-        losses["edge"] = -(self.soft(truth, sigma) * logits.log_softmax(-1)).sum(-1).mean()
-        right["edge_px"] = (logits.argmax(-1) - truth).abs().float().mean().item() * 2
-        chars = self.chars(x).view(-1, 2, len(CHARS) + 1)
-        on = d[:, 9:11] >= 0
-        if on.any():
-            losses["char"] = F.cross_entropy(chars[on], d[:, 9:11][on])
-            some = d[:, 9:11] > 0
-            right["char"] = (chars[some].argmax(-1) == d[:, 9:11][some]).float().mean().item()
+        for i, (name, forms) in enumerate((("shape", self.shapes), ("colour", self.colours), ("word", self.words))):
+            rows = F.normalize(F.embedding(forms[:, pick], table), dim=-1)
+            classify(name, unit @ rows.T * self.scale[i].exp(), d[:, (2, 3, 8)[i]])
+        on = (d[:, 1] >= 0)[:, None].expand(-1, 4)
+        z = F.normalize(self.edges(x).view(-1, 4, x.shape[1]), dim=-1)
+        bins = F.normalize(F.embedding(bin_tokens(self.loc0, table.device), table), dim=-1)
+        logits = z @ bins.T * (self.scale[3].exp() + 10)
+        truth = d[:, 4:8]
+        losses["edge"] = mean(-(self.soft(truth, sigma) * logits.log_softmax(-1)).sum(-1), on)
+        right["edge_px"] = mean((logits.argmax(-1) - truth).abs().float(), on) * 2
+        chars, truth = self.chars(x).view(-1, len(CHARS) + 1), d[:, 9:11].flatten()
+        classify("char", chars, truth)
+        right["char"] = mean((chars.argmax(-1) == truth).float(), truth > 0)
         return losses, right
 
 
-def packed_mask(rows, show, p):
-    """rows f32 [7, B, T]; show bool [B]: whether image tokens see the first question; p image tokens.
-    -> bool [B, S, S], True = seen."""
+def packed_mask(rows, show, p, causal=False):
+    """rows f32 [7, B, T]; show bool [B]: whether image tokens see the first question; p image tokens. `causal`: every
+    token sees what stands before it alone. -> bool [B, S, S], True = seen."""
     number, prefix = rows[2], rows[3] > 0
     same = number[:, :, None] == number[:, None, :]
     b, t = number.shape
     order = torch.arange(t, device=rows.device)
-    seen = same & (prefix[:, None, :] | (order[None, :, None] >= order[None, None, :]))
+    before = (order[:, None] >= order)[None]
+    seen = same & (before if causal else prefix[:, None, :] | before)
     mask = torch.zeros(b, p + t, p + t, dtype=torch.bool, device=rows.device)
     mask[:, :, :p] = True
     mask[:, p:, p:] = seen
-    mask[:, :p, p:] = (show[:, None] & (number == 0) & prefix)[:, None, :]
+    if causal:
+        mask[:, :p, :p] = torch.ones(p, p, dtype=torch.bool, device=rows.device).tril()
+    else:
+        mask[:, :p, p:] = (show[:, None] & (number == 0) & prefix)[:, None, :]
     return mask
 
 
@@ -119,28 +127,25 @@ def look(caches, mask, rows, dense, layers=((1, 0.5), (2, 1.0))):
     for layer, weight in layers:
         q, k, _ = caches[layer]
         scores = (q[:, 0, p:] @ k[:, 0].transpose(1, 2)).float() * q.shape[-1] ** -0.5
-        logp = scores.masked_fill(~mask[:, p:], -1e9)[on].log_softmax(-1)
-        inside = logp[:, :p].masked_fill(~wanted[on], -1e9).logsumexp(-1)
-        total = total - weight * inside.clamp_min(-20).mean()
-        found = inside.exp().mean().item()
+        logp = scores.masked_fill(~mask[:, p:], -1e9).log_softmax(-1)
+        inside = logp[:, :, :p].masked_fill(~wanted, -1e9).logsumexp(-1)
+        total = total - weight * mean(inside.clamp_min(-20), on)
+        found = mean(inside.detach().exp(), on)
     return total, found
 
 
-def answer_loss(states, table, rows, loc0, sigma):
-    """Weighted cross entropy of the answers; places spread over their neighbours. states [N, D]: the rows that have a
-    target. -> loss, {what: accuracy}."""
-    on = rows[4] >= 0
-    h, t, w = states.float(), rows[4][on].long(), rows[5][on]
+def answer_loss(states, table, rows, at, loc0, sigma):
+    """Weighted cross entropy of the answers; places spread over their neighbours. states [N, D]: those of the tokens that
+    have a target; at i64 [N]: where these stand in rows[4], flat. -> loss, {what: accuracy}."""
+    h, t, w = states.float(), rows[4].flatten()[at].long(), rows[5].flatten()[at]
     logits = h @ table.float().T
     logp = logits.log_softmax(-1)
     place = (t >= loc0) & (t < loc0 + 1024)
-    bins = bin_tokens(loc0).to(h.device)
-    loss = -logp.gather(1, t[:, None])[:, 0]
-    number = ((t[place] - loc0).float() / 1023 * (BINS - 1)).round()
+    bins = bin_tokens(loc0, h.device)
+    number = ((t - loc0).float() / 1023 * (BINS - 1)).round().clamp(0, BINS - 1)
     d = torch.arange(BINS, device=h.device) - number[:, None]
     soft = torch.softmax(-d * d / (2 * sigma * sigma), -1)
-    loss = loss.masked_scatter(place, -(soft * logp[place][:, bins]).sum(-1))
-    hit = logits.argmax(-1) == t
-    near = (logits[place].argmax(-1) - t[place]).abs() <= 28
-    stats = {k: v.float().mean().item() for k, v in (("text", hit[~place]), ("place", near)) if len(v)}
+    loss = -torch.where(place, (soft * logp.index_select(1, bins)).sum(-1), logp.gather(1, t[:, None])[:, 0])
+    off = (logits.detach().argmax(-1) - t).abs()
+    stats = {"text": mean((off == 0).float(), ~place), "place": mean((off <= 28).float(), place)}
     return (loss * w).sum() / w.sum(), stats

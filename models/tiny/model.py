@@ -110,8 +110,8 @@ class DecoderLayer(nn.Module):
         self.down = Linear(c["mlp"], d, False, 4, 0.3 * c["mlp"] ** -0.5)
 
     def forward(self, x, mask, cos, sin, past=None, only=None):
-        """`mask` is added to the scores; `past` are keys and values to put in front; with `only` (bool [B, S]) the
-        result holds these rows alone. Returns x and (q, k, v)."""
+        """`mask` is added to the scores; `past` are keys and values to put in front; with `only` (i64 [N], rows of
+        [B * S]) the result holds these rows alone. Returns x and (q, k, v)."""
         b, s, d = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, s, self.heads + 2, self.dim).transpose(1, 2)
         q, k, v = qkv.split([self.heads, 1, 1], 1)
@@ -122,13 +122,18 @@ class DecoderLayer(nn.Module):
         a = F.scaled_dot_product_attention(q, k.expand(-1, h, -1, -1), v.expand(-1, h, -1, -1), attn_mask=mask)
         a = a.transpose(1, 2).reshape(b, s, -1)
         if only is not None:
-            a, x = a[only], x[only]
+            a, x = (t.flatten(0, 1).index_select(0, only) for t in (a, x))
         x = x + self.out(a)
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.gelu(gate, approximate="tanh") * up), (q, k, v)
 
 
 class Tiny(nn.Module):
+    """With `causal`, image tokens and prompts see what stands before them alone; with `squeeze`, image token i stands at
+    position i / squeeze, and the prompt begins at P / squeeze (RoPE interpolation). Both are for findings.py."""
+
+    causal, squeeze = False, 1
+
     def __init__(self, rows, c=CONFIG):
         super().__init__()
         self.c, self.rows = c, rows
@@ -149,6 +154,11 @@ class Tiny(nn.Module):
 
     def table(self):
         return _Round.apply(self.embedding, 8) if self.fake else self.embedding
+
+    def positions(self, p, t, device):
+        """Those of p image tokens and t tokens of text: f32 [P + T]."""
+        return torch.cat([torch.arange(float(p), device=device), p + torch.arange(float(t), device=device)
+                          * self.squeeze]) / self.squeeze
 
     def rope(self, positions):
         """positions [B, S] -> cos, sin [B, 1, S, C / 2]."""
@@ -188,34 +198,35 @@ class Tiny(nn.Module):
         image = self.vision(pixels)
         b, p, _ = image.shape
         device = image.device
-        lengths = torch.tensor([len(t) for t in prefixes], device=device)
-        t = int(lengths.max())
-        ids = torch.zeros(b, t, dtype=torch.long, device=device)
-        for i, prefix in enumerate(prefixes):
-            ids[i, :len(prefix)] = torch.tensor(prefix, device=device)
+        t = max(map(len, prefixes))
+        ids = torch.tensor([prefix + [0] * (t - len(prefix)) for prefix in prefixes]).to(device)
+        lengths = torch.tensor([len(prefix) for prefix in prefixes]).to(device)
         table = self.table()
         x = torch.cat([image, self.words(ids, table).to(image.dtype)], 1)
-        positions = torch.arange(p + t, device=device).expand(b, -1)
-        valid = positions < (p + lengths)[:, None]
-        mask = torch.zeros(b, 1, 1, p + t, device=device).masked_fill(~valid[:, None, None], -1e9).to(x.dtype)
-        x, caches = self.decode(x, mask, positions.float())
+        order = torch.arange(p + t, device=device)
+        valid = (order < (p + lengths)[:, None])[:, None, None]
+        seen = valid & (order <= order[:, None]) if self.causal else valid
+        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e9).to(x.dtype)
+        x, caches = self.decode(x, mask, self.positions(p, t, device).expand(b, -1))
+        mask = torch.zeros(valid.shape, device=device).masked_fill(~valid, -1e9).to(x.dtype)
         past = [(k, v) for _, k, v in caches]
         x = x[torch.arange(b, device=device), p + lengths - 1]
-        answers, done = [[] for _ in range(b)], [False] * b
-        at = p + lengths
-        for _ in range(limit):
+        chosen, done = [], torch.zeros(b, dtype=torch.bool, device=device)
+        at = p / self.squeeze + lengths
+        # A GPU is waited for only now and then.
+        pause = 1 if device.type == "cpu" else 6
+        for n in range(limit):
             logits = x.float() @ table.T.float()
             if stop:
                 logits[:, stop:] = -1e9
             nxt = logits.argmax(-1)
-            for i, token in enumerate(nxt.tolist()):
-                done[i] = done[i] or token == eos
-                if not done[i]:
-                    answers[i].append(token)
-            if all(done):
+            chosen.append(nxt)
+            done |= nxt == eos
+            if n % pause == pause - 1 and done.all():
                 break
             mask = torch.cat([mask, mask.new_zeros(b, 1, 1, 1)], -1)
             x, caches = self.decode(self.words(nxt, table).to(image.dtype)[:, None], mask, at[:, None].float(), past)
             past = [(k, v) for _, k, v in caches]
             x, at = x[:, 0], at + 1
-        return answers
+        answers = torch.stack(chosen, 1).tolist()
+        return [answer[:answer.index(eos)] if eos in answer else answer for answer in answers]

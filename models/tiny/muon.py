@@ -32,5 +32,6 @@ class Muon:
             if tall:
                 x = x.transpose(1, 2)
             x = x.float() * max(1.0, shape[0] / shape[1]) ** 0.5
-            for (p, at), u in zip(group, x):
-                p.data[at:at + shape[0]].mul_(1 - lr * decay).sub_(u, alpha=lr)
+            matrices = [p.data[at:at + shape[0]] for p, at in group]
+            torch._foreach_mul_(matrices, 1 - lr * decay)
+            torch._foreach_sub_(matrices, list(x), alpha=lr)

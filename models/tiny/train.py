@@ -17,6 +17,7 @@ import csv
 import os
 import time
 
+import numpy as np
 import torch
 
 import masks
@@ -43,13 +44,14 @@ class Run:
         self.heads = Patches(self.t, self.model.c["width"])
         with torch.no_grad():
             self.model.embedding[self.t.loc0:self.t.loc0 + 1024] = smooth_locations(self.model.c["width"])
-        self.step, self.spent, self.pictures = 0, 0.0, 0
+        self.step, self.spent, self.pictures, self.dense = 0, 0.0, 0, DENSE
         self.path = os.path.join(args.dir, f"{stage}.pt")
         resumed = self.begin()
         self.model.to(self.device)
         self.heads.to(self.device)
         if args.frozen:
             self.model.vision.requires_grad_(False)
+            self.model.vision.project.requires_grad_(args.frozen == "encoder")
         # The encoder has a rate of its own, so that it can start slowly.
         self.halves = {}
         if stage != "language":
@@ -121,8 +123,9 @@ class Run:
     def cast(self):
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def loss(self, pixels, dense, rows, captions, vision, body):
-        """Loss of one batch, {what: number}. The first B pictures have questions, the others only patches."""
+    def loss(self, pixels, dense, rows, captions, at, vision, body=None):
+        """Loss of one batch, {what: number}, all still on the device. The first B pictures have questions, the others
+        only patches; at i64 [N]: the tokens of rows that have a target, flat."""
         table, p, stats = self.model.table(), dense.shape[1], {}
         sigma = 1.0 if self.args.start or self.progress() > 0.5 else 1.5
         total = torch.zeros((), device=self.device)
@@ -131,30 +134,36 @@ class Run:
         else:
             with self.cast():
                 tokens = vision(pixels.float() / 127.5 - 1)
-            if not self.args.frozen:
+            if self.args.frozen != "all":
                 parts, stats = self.heads(tokens, dense, table, sigma)
-                total = sum(DENSE[k] * v for k, v in parts.items())
+                total = sum(self.dense[k] * v for k, v in parts.items())
             tokens, dense = tokens[:rows.shape[1]], dense[:rows.shape[1]]
         if self.stage == "vision":
             match = self.heads.match(tokens, captions, table)
-            return total + 0.2 * match, {**stats, "match": match.item()}
+            return total + 0.2 * match, {**stats, "match": match.detach()}
         show = torch.rand(rows.shape[1], device=self.device) < 0.5
-        seen = packed_mask(rows, show, p)
+        seen = packed_mask(rows, show, p, self.model.causal)
         if self.stage == "language":
             seen[:, p:, :p] = False  # blind: the texts alone
         with self.cast():
             x = torch.cat([tokens, self.model.words(rows[0].long(), table).to(tokens.dtype)], 1)
-            position = torch.arange(float(p), device=self.device).expand(rows.shape[1], -1)
+            position = self.model.positions(p, 0, self.device).expand(rows.shape[1], -1)
             score = torch.zeros(seen.shape, dtype=tokens.dtype, device=self.device).masked_fill(~seen, -1e9)[:, None]
-            only = torch.cat([torch.zeros_like(position, dtype=torch.bool), rows[4] >= 0], 1)
+            only = at + (at // rows.shape[2] + 1) * p  # image tokens stand before the text of every row
             states, caches = self.model.decode_only(x, score, torch.cat([position, rows[1]], 1), only, body)
-        answer, more = answer_loss(states, table, rows, self.t.loc0, sigma)
+        answer, more = answer_loss(states, table, rows, at, self.t.loc0, sigma)
         if self.stage == "language":
-            return answer, {**more, "answer": answer.item()}
+            return answer, {**more, "answer": answer.detach()}
         with self.cast():
             looking, found = look(caches, seen, rows, dense)
         return answer + self.args.dense * total + self.args.look * looking, {
-            **stats, **more, "look": found, "answer": answer.item()}
+            **stats, **more, "look": found, "answer": answer.detach()}
+
+
+def put(arrays, device):
+    """Tensors of numpy arrays on the device, which is not waited for."""
+    tensors = [torch.from_numpy(a) for a in arrays]
+    return [t.pin_memory().to(device, non_blocking=True) for t in tensors] if device.type == "cuda" else tensors
 
 
 def train(args):
@@ -175,17 +184,18 @@ def train(args):
         if not run.model.fake and stage == "joint" and run.progress() > 1 - args.quantised:
             print("weights are rounded from here on", flush=True)
             run.model.fake_quantise(True)
-        batch = [torch.from_numpy(a).to(run.device) for a in next(source)]
+        batch = next(source)
+        batch = put((*batch, np.flatnonzero(batch[2][4] >= 0)), run.device)
         loss, stats = run.loss(*batch, vision, body)
         loss.backward()
         run.update()
         run.step, run.pictures, since = run.step + 1, run.pictures + len(batch[0]), since + 1
         now = time.time()
         run.spent, clock = run.spent + min(20.0, now - clock), now  # a pause of the machine is no training
-        for k, v in {"loss": loss.item(), **stats}.items():
+        for k, v in {"loss": loss.detach(), **stats}.items():
             sums.setdefault(k, []).append(v)
         if since == args.log:
-            mean = {k: sum(v) / len(v) for k, v in sums.items()}
+            mean = {k: torch.stack(v).mean().item() for k, v in sums.items()}
             print(f"{stage} {run.spent / 60:.1f} min, step {run.step}, {run.pictures} pictures: " +
                   " ".join(f"{k} {v:.3f}" for k, v in mean.items()), flush=True)
             writer.writerow([round(run.spent / 60, 2), run.step, run.pictures, round(mean["loss"], 4),
@@ -225,7 +235,8 @@ def parser():
     p.add_argument("--quantised", type=float, default=0.2, help="share of the time with rounded weights")
     p.add_argument("--start", help="checkpoint to begin from, or a model directory, quantised or not")
     p.add_argument("--masks", help="checkpoint of masks.py: ask for masks too")
-    p.add_argument("--frozen", action="store_true", help="leave the vision half as it is")
+    p.add_argument("--frozen", nargs="?", choices=["all", "encoder"], const="all",
+                   help="leave the vision half as it is, or all of it but the projector")
     p.add_argument("--resume", action="store_true")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
