@@ -35,7 +35,7 @@ import { type Candidate, Planner } from "./schedule/planner.ts";
 import { Remembered } from "./schedule/remembered.ts";
 import { EDGE, POOL, Routes, type RoutesView } from "./schedule/routes.ts";
 import type { Records } from "./store/store.ts";
-import type { AnswerEvent, Question, RouteOutcome } from "./types.ts";
+import type { AnswerEvent, Question, RouteDecision, RouteOutcome } from "./types.ts";
 
 /** Image features or tokens for a pool, and how their numbers are rounded. */
 export interface PoolImages {
@@ -70,6 +70,9 @@ export type DispatchEvent = PoolEvent | Extract<AnswerEvent, { type: "route" }>;
 const POOL_ATTEMPTS = 3;
 /** Says nothing of the pool as a whole: it is there, and may take the next question. */
 const HEALTHY: readonly PoolError["code"][] = ["busy", "late", "forbidden", "unsupported", "unsigned"];
+
+/** How often an answer that has to be in time is looked after while no token comes. */
+const LOOKED_AFTER_MS = 20;
 
 /** Answers that are timed at start; none is begun after so long. */
 const MAX_TRIALS = 5;
@@ -178,8 +181,8 @@ export class Dispatch {
       if ((error as RequestError).code === "budget_hopeless") metrics?.budgets.add(1, "refused");
       throw error;
     }
-    const { decision, plan, order: [chosen] } = journey;
-    metrics?.plans.add(1, decision.chosen, decision.reason);
+    const { decision: { chosen: name, reason }, plan, order: [chosen] } = journey;
+    metrics?.plans.add(1, name, reason);
     using sending = new Sending(this.engine, this.line, work.images, this.#sentAs, signal);
     const place = (it: Candidate) => this.#place(it, journey, sending);
     const { hedge, remaining: { firstMs, totalMs } } = plan;
@@ -195,15 +198,23 @@ export class Dispatch {
         overtaken: (name) => journey.left(name, false),
       },
       hedge && { place: place(hedge), afterMs: hedge.afterMs, take: () => journey.takeHedge() },
+      totalMs === undefined ? undefined : {
+        everyMs: LOOKED_AFTER_MS,
+        next: (name, given) => {
+          const next = journey.elsewhere(name, given, this.line.waitMs());
+          if (next) metrics?.detours.add(1, placeOf(name), "slow");
+          return next && place(next);
+        },
+      },
     );
     const { degraded, tokens } = chosen.option;
     const asked = degraded ? { ...work, maxTokens: Math.min(work.maxTokens, tokens) } : work;
     const deadlineMs = question.budget?.quality === "degrade" ? undefined : totalMs;
-    let begun = false;
+    let told: RouteDecision | undefined;
     try {
       for await (const event of relay.submit(asked, { signal, deadlineMs })) {
-        if (!begun) yield { type: "route", ...decision };
-        begun = true;
+        const { handover } = journey;
+        if (!told || told.handover !== handover) yield { type: "route", ...told = journey.decision };
         if (event.type === "usage" && event.route) this.#count(event.route, journey.covered);
         yield event;
       }
@@ -262,7 +273,7 @@ export class Dispatch {
         journey.begin(candidate);
         let tokens = work.given.length;
         for await (const event of submit(work, options)) {
-          if (event.type === "token" && ++tokens === 1) journey.first(name);
+          if (event.type === "token") journey.token(name, ++tokens);
           if (event.type !== "usage" || options.signal?.aborted) yield event;
           else {
             const { timings: { vision, prefill, perToken }, cached } = event;

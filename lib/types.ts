@@ -135,6 +135,21 @@ export interface RouteDecision {
   readonly reason: "usual" | "in-time" | "likeliest" | "kept" | "explored";
   /** What is begun besides when no first token has come after so long. */
   readonly hedge?: { readonly route: string; readonly afterMs: number };
+  /** Where the rest of the answer came from elsewhere, to be in time. A stream has the event `route` once more then. */
+  readonly handover?: Handover;
+}
+
+/** An answer that went on elsewhere because it would have been late, milliseconds. */
+export interface Handover {
+  readonly from: string;
+  readonly to: string;
+  readonly afterTokens: number;
+  /** From the decision. */
+  readonly afterMs: number;
+  /** What the rest would have taken at the pace of the tokens that came; and what was expected of it elsewhere. */
+  readonly stayingMs: number;
+  readonly totalP50Ms: number;
+  readonly totalP95Ms: number;
 }
 
 /** How an answer came, milliseconds from the decision. */

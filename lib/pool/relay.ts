@@ -56,6 +56,18 @@ export interface Hedge {
   take(): boolean;
 }
 
+/** Looks after an answer that is under way: its rest may come from elsewhere, once. */
+export interface Handover {
+  /** How often it is looked at while no token comes, milliseconds; and after each that does. */
+  readonly everyMs: number;
+  /**
+   * Where the rest is to come from; undefined as long as it goes on where it is.
+   *
+   * @param place where it is. @param given tokens so far, 1 or more.
+   */
+  next(place: string, given: number): Place | undefined;
+}
+
 /** An answer that was begun, and its first event. */
 interface Begun {
   readonly place: Place;
@@ -67,7 +79,8 @@ interface Begun {
 
 /**
  * Goes from place to place. A place is left for the next when it is not there, is full, breaks or does not understand; and
- * asked again, as often as it may, where another of its workers could do better.
+ * asked again, as often as it may, where another of its workers could do better; or left because another is to be quicker
+ * for the rest.
  *
  * @throws {PoolError} of the last place when none is left.
  */
@@ -76,31 +89,42 @@ export class Relay implements Pool {
     private readonly places: readonly Place[],
     private readonly listener: RelayListener = {},
     private readonly hedge?: Hedge,
+    private readonly handover?: Handover,
   ) {}
 
   async *submit(work: Work, options: SubmitOptions = {}): AsyncGenerator<PoolEvent, void> {
     const given = [...work.given];
     const since = performance.now();
     const { signal, deadlineMs } = options;
-    let { hedge } = this;
+    let { hedge, handover } = this;
     let last: PoolError | undefined;
+    let next: Place | undefined;
     const begin = (place: Place): Begun => {
       const left = deadlineMs === undefined ? undefined : deadlineMs - (performance.now() - since);
       return begun(place, { ...work, given: [...given] }, { signal, deadlineMs: left });
     };
-    for (const place of this.places) {
+    const places = [...this.places];
+    for (let place = places.shift(); place; place = places.shift()) {
       const attempts = place.attempts ?? 1;
       for (let attempt = 1; attempt <= attempts; attempt++) {
         let one = begin(place);
         try {
           if (hedge) one = await this.#first(one, hedge, begin);
           hedge = undefined;
-          for await (const event of restOf(one)) {
+          const leave = () => {
+            if (given.length > work.given.length) next = handover?.next(one.place.name, given.length);
+            return next !== undefined;
+          };
+          for await (const event of restOf(one, handover && { everyMs: handover.everyMs, leave })) {
             if (event.type === "token") given.push(event.id);
             else if (event.type === "done") this.listener.answered?.(one.place.name);
             yield event;
           }
-          return;
+          if (!next) return;
+          // Where it was left it still goes on, should it not go on there.
+          places.unshift(next, one.place);
+          next = handover = undefined;
+          break;
         } catch (error) {
           hedge = undefined;
           if (signal?.aborted && given.length) return yield* ending(work, given.length, "cancelled");
@@ -152,17 +176,44 @@ function begun(place: Place, work: Work, { signal, deadlineMs }: SubmitOptions):
   return { place, events, first, stop };
 }
 
-/** All events of an answer; it is stopped when nobody reads on. */
-async function* restOf({ events, first, stop }: Begun): AsyncGenerator<PoolEvent, void> {
+/** All events of an answer, or those until it is left; it is stopped when nobody reads on. */
+async function* restOf({ events, first, stop }: Begun, leaving?: Leaving): AsyncGenerator<PoolEvent, void> {
   let over = false;
   try {
-    for (let it = await first; !it.done; it = await events.next()) yield it.value;
+    for (let next = first;; next = events.next()) {
+      const it = await (leaving ? unlessLeft(next, leaving) : next);
+      if (!it) {
+        over = true;
+        stop().catch(() => {}); // it is not awaited: a place may take its time to notice
+        return;
+      }
+      if (it.done) break;
+      yield it.value;
+    }
     over = true;
   } catch (error) {
     over = true;
     throw error;
   } finally {
     if (!over) await stop();
+  }
+}
+
+/** Whether an answer is left where it is. */
+interface Leaving {
+  readonly everyMs: number;
+  leave(): boolean;
+}
+
+/** What comes next; undefined where that is not waited for. */
+async function unlessLeft<T>(next: Promise<T>, { everyMs, leave }: Leaving): Promise<T | undefined> {
+  next.catch(() => {}); // whoever reads it is told
+  while (!leave()) {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const quiet = new Promise<undefined>((wake) => timer = setTimeout(() => wake(undefined), everyMs));
+    const it = await Promise.race([next, quiet]);
+    clearTimeout(timer);
+    if (it !== undefined) return it;
   }
 }
 

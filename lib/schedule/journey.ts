@@ -1,6 +1,7 @@
 /** What was decided of a question, followed to its end: what came of it is told to the model, and to whoever asked. */
 
-import type { Budget, RouteDecision, RouteOutcome, RoutePrediction } from "../types.ts";
+import type { Budget, Handover, RouteDecision, RouteOutcome, RoutePrediction } from "../types.ts";
+import { Pace } from "./pace.ts";
 import type { Candidate, Plan } from "./planner.ts";
 import { type Asked, EDGE, POOL, type Routes } from "./routes.ts";
 
@@ -19,6 +20,7 @@ export interface Seen {
 /** One answer on its way. */
 interface Attempt extends Candidate {
   readonly begunAt: number;
+  readonly pace: Pace;
   firstMs?: number;
 }
 
@@ -31,6 +33,7 @@ export class Journey {
   readonly #attempts = new Map<string, Attempt>();
   #firstMs: number | undefined;
   #hedge: { readonly route: string; won?: boolean } | undefined;
+  #handover: Handover | undefined;
   #outcome: RouteOutcome | undefined;
 
   constructor(
@@ -65,7 +68,13 @@ export class Journey {
       // What is hopeless is only begun where a late answer may be a worse one.
       reason: reason === "hopeless" || reason === "impossible" ? "likeliest" : reason,
       ...hedge && { hedge: { route: hedge.option.name, afterMs: rounded(hedge.afterMs) } },
+      ...this.#handover && { handover: this.#handover },
     };
+  }
+
+  /** Where the rest came from elsewhere, to be in time. */
+  get handover(): Handover | undefined {
+    return this.#handover;
   }
 
   /** How long a route keeps the edge busy, milliseconds. */
@@ -83,15 +92,50 @@ export class Journey {
   /** A route is asked. Those that are asked again go on. */
   begin(candidate: Candidate): void {
     const { name } = candidate.option;
-    if (!this.#attempts.has(name)) this.#attempts.set(name, { ...candidate, begunAt: performance.now() });
+    if (this.#attempts.has(name)) return;
+    this.#attempts.set(name, { ...candidate, begunAt: performance.now(), pace: new Pace() });
   }
 
-  /** It gave its first token. */
-  first(name: string): void {
+  /** It gave the answer's n-th token, counted from 1. */
+  token(name: string, n: number): void {
     const now = performance.now();
-    this.#attempts.get(name)!.firstMs ??= now - this.#attempts.get(name)!.begunAt;
+    const attempt = this.#attempts.get(name)!;
+    attempt.pace.token(now);
+    if (n > 1) return;
+    attempt.firstMs ??= now - attempt.begunAt;
     this.#firstMs ??= now - this.#begunAt;
     if (this.#hedge) this.#hedge.won ??= this.#hedge.route === name;
+  }
+
+  /**
+   * The route that is to give the rest of an answer under way, once it would be late at the pace that its tokens come at and
+   * another will be in time. What its pace was, the model learns at once.
+   *
+   * @param given tokens so far, 1 or more.
+   */
+  elsewhere(name: string, given: number, edgeWaitMs: number): Candidate | undefined {
+    const { plan, routes: { model, planner } } = this;
+    const attempt = this.#attempts.get(name)!;
+    const now = performance.now();
+    const { option, estimate, pace, begunAt } = attempt;
+    const restMs = pace.restMs(Math.max(1, option.tokens - given), now);
+    if (this.#handover || plan.remaining.totalMs === undefined || restMs === undefined) return undefined;
+    const leftMs = plan.remaining.totalMs - (now - this.#begunAt);
+    const underWay = { decode: option.decode, tokens: given, restMs, leftMs };
+    const found = planner.elsewhere(plan, underWay, edgeWaitMs, Date.now());
+    if (!found) return undefined;
+    this.#handover = {
+      from: name,
+      to: found.option.name,
+      afterTokens: given,
+      afterMs: rounded(now - this.#begunAt),
+      stayingMs: rounded(restMs),
+      totalP50Ms: rounded(found.estimate.totalP50Ms),
+      totalP95Ms: rounded(found.estimate.totalP95Ms),
+    };
+    const seen = { firstMs: attempt.firstMs, stepMs: pace.gapMs, totalMs: now - begunAt + restMs };
+    model.observe(option, estimate, seen, Date.now());
+    return found;
   }
 
   /** It gave the whole answer. */
@@ -125,7 +169,12 @@ export class Journey {
       ...wanted && { met: first <= (firstWanted ?? Infinity) && totalMs <= (totalWanted ?? Infinity) },
       ...hedge && { hedge },
     };
-    this.routes.planner.close(this.plan, { firstMs: first, totalMs, hedgeWon: this.#hedge?.won });
+    this.routes.planner.close(this.plan, {
+      firstMs: first,
+      totalMs,
+      hedgeWon: this.#hedge?.won,
+      handedOver: this.#handover !== undefined,
+    });
     this.#tell(tokens);
     return this.#outcome;
   }
@@ -148,7 +197,7 @@ export class Journey {
   /** Whether the P95 that the decision was made on held; undefined where there was none. */
   get covered(): boolean | undefined {
     const { estimate: { firstP95Ms, totalP95Ms } } = this.parts.chosen;
-    if (!this.#outcome || firstP95Ms === Infinity || this.#hedge?.won) return undefined;
+    if (!this.#outcome || firstP95Ms === Infinity || this.#hedge?.won || this.#handover) return undefined;
     const { firstMs, totalMs } = this.#outcome;
     return this.plan.remaining.firstMs === undefined ? totalMs <= totalP95Ms : firstMs <= firstP95Ms;
   }

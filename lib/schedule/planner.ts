@@ -5,7 +5,8 @@
  * cheapest, then the quickest on average. Where there is none: the one most likely to be in time. A degraded answer is
  * thought of only when no exact one meets the budget. One question in seventy takes another route that would do as well,
  * so that what is known of it does not grow old. A second route is begun only before the first token, when the P95 of
- * the first has passed, for one question in twenty at most (Dean and Barroso, The Tail at Scale, 2013).
+ * the first has passed, for one question in twenty at most (Dean and Barroso, The Tail at Scale, 2013). After it, the rest
+ * of an answer goes elsewhere, once, when it would be late at its pace and would be in time there.
  */
 
 import type { CostModel, Estimate, Remaining, Route } from "./cost_model.ts";
@@ -75,6 +76,17 @@ export interface Outcome {
   readonly totalMs?: number;
   /** Whether the second route gave the answer. */
   readonly hedgeWon?: boolean;
+  /** Whether another gave the rest of it. */
+  readonly handedOver?: boolean;
+}
+
+/** An answer under way. */
+export interface UnderWay {
+  readonly decode: string;
+  readonly tokens: number;
+  /** What the rest takes where it is, and what remains for it, milliseconds. */
+  readonly restMs: number;
+  readonly leftMs: number;
 }
 
 /** What became of plans, for metrics: plain counts. */
@@ -88,6 +100,8 @@ export interface Ledger {
   covered: number;
   hedges: number;
   hedgesWon: number;
+  /** Answers whose rest came from another route, to be in time. */
+  handovers: number;
   /** Plans without a route. */
   refused: number;
 }
@@ -100,6 +114,8 @@ const HEDGED = 0.05;
 const MAX_HEDGES_SAVED = 3;
 /** A second route is worth beginning when it saves the answer at least this often. */
 const HEDGE_WORTH = 0.06;
+/** Of what the rest of an answer would take where it is, another route's P95 is at most so much. */
+const HANDED_OVER = 0.75;
 /** Below this chance the work is not worth beginning. */
 const HOPELESS = 0.02;
 /** Of a route that was seen fewer times, the calibration alone speaks: the work is begun unless that is so many times off. */
@@ -121,6 +137,7 @@ export class Planner {
     covered: 0,
     hedges: 0,
     hedgesWon: 0,
+    handovers: 0,
     refused: 0,
   };
   #hedges = 1;
@@ -171,8 +188,34 @@ export class Planner {
     return true;
   }
 
+  /**
+   * Where the rest of an answer is to come from that would be late where it is: the quickest of those whose P95 is in time
+   * for it, and clearly less than what it would take; undefined where there is none. What it costs to prefill anew, tokens
+   * included, is in that.
+   */
+  elsewhere(
+    { candidates }: Plan,
+    { decode, tokens, restMs, leftMs }: UnderWay,
+    edgeWaitMs: number,
+    now: number,
+  ): Candidate | undefined {
+    if (restMs <= leftMs) return undefined;
+    let found: Candidate | undefined;
+    for (const { option: whole } of candidates) {
+      if (whole.decode === decode || whole.degraded || !this.model.possible(whole, now)) continue;
+      const option = { ...whole, prefix: whole.prefix + tokens, tokens: Math.max(1, whole.tokens - tokens) };
+      const estimate = this.model.estimate(option, { totalMs: leftMs }, edgeWaitMs, now);
+      if (!estimate.meets || estimate.totalP95Ms > HANDED_OVER * restMs) continue;
+      if (!found || estimate.totalMeanMs < found.estimate.totalMeanMs) found = { option, estimate };
+    }
+    return found;
+  }
+
   /** Counts what became of a plan. */
-  close({ chosen, remaining }: Plan, { firstMs = Infinity, totalMs = Infinity, hedgeWon }: Outcome): void {
+  close(
+    { chosen, remaining }: Plan,
+    { firstMs = Infinity, totalMs = Infinity, hedgeWon, handedOver }: Outcome,
+  ): void {
     const { ledger } = this;
     if (remaining.firstMs !== undefined || remaining.totalMs !== undefined) {
       ledger.budgets++;
@@ -180,10 +223,13 @@ export class Planner {
       if (met) ledger.met++;
     }
     if (hedgeWon) ledger.hedgesWon++;
+    if (handedOver) ledger.handovers++;
     if (!chosen || chosen.estimate.firstP95Ms === Infinity) return;
     ledger.judged++;
     const { firstP95Ms, totalP95Ms } = chosen.estimate;
-    const within = remaining.firstMs === undefined ? totalMs <= totalP95Ms : firstMs <= firstP95Ms;
+    const within = remaining.firstMs === undefined
+      ? totalMs <= totalP95Ms && !handedOver
+      : firstMs <= firstP95Ms;
     if (within && !hedgeWon) ledger.covered++;
   }
 

@@ -285,3 +285,62 @@ Deno.test("blocks are computed once: who comes later has those that are there, t
   for (let i = 0; i < 2; i++) await assert.rejects(Array.fromAsync(failing.read()), RangeError);
   assert.ok(failing.error instanceof RangeError && kept.error === undefined);
 });
+
+/** Hands over to a place when so many tokens were given. */
+const over = (to: Place, at: number) => ({
+  everyMs: 5,
+  asked: [] as string[],
+  next(place: string, given: number) {
+    this.asked.push(`${place} ${given}`);
+    return given >= at ? to : undefined;
+  },
+});
+
+for (let at = 1; at < 6; at++) {
+  Deno.test(`an answer that is handed over at token ${at} has every token once, in order, and is so once`, async () => {
+    const [one, two] = [counting("a"), counting("b")];
+    const handover = over(two, at);
+    const events = await Array.fromAsync(new Relay([one], {}, undefined, handover).submit(WORK));
+    assert.deepEqual(ids(events), [0, 1, 2, 3, 4, 5]);
+    assert.deepEqual([one.asked, two.asked, events.at(-1)!.type], [[0], [at], "done"]);
+    assert.deepEqual(handover.asked, Array.from({ length: at }, (_, i) => `a ${i + 1}`));
+  });
+}
+
+Deno.test("where it cannot be handed over to, it goes on where it was", async () => {
+  const told: string[] = [];
+  const [one, two, three] = [counting("a"), counting("b", "gone", 4), counting("c")];
+  const relay = new Relay(
+    [one, three],
+    { left: (place, { code }) => told.push(`${place} ${code}`), answered: (place) => told.push(place) },
+    undefined,
+    over(two, 3),
+  );
+  assert.deepEqual(ids(await Array.fromAsync(relay.submit(WORK))), [0, 1, 2, 3, 4, 5]);
+  assert.deepEqual([one.asked, two.asked, three.asked, told], [[0, 4], [3], [], ["b gone", "a"]]);
+});
+
+Deno.test("it is looked after while no token comes, and what is left then is stopped", async () => {
+  let stopped = 0;
+  const stuck: Place = {
+    name: "stuck",
+    async *submit(work, { signal } = {}) {
+      for await (const event of counting("x").submit(work)) {
+        if (event.type === "token" && event.id === 2) {
+          await new Promise<void>((wake) => signal!.addEventListener("abort", () => wake(), { once: true }));
+          stopped++;
+          return;
+        }
+        yield event;
+      }
+    },
+  };
+  const since = performance.now();
+  const handover = {
+    everyMs: 5,
+    next: (_: string, given: number) =>
+      given === 2 && performance.now() - since > 40 ? counting("b") : undefined,
+  };
+  const events = await Array.fromAsync(new Relay([stuck], {}, undefined, handover).submit(WORK));
+  assert.deepEqual([ids(events), stopped], [[0, 1, 2, 3, 4, 5], 1]);
+});

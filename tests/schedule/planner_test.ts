@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { CostModel } from "../../lib/schedule/cost_model.ts";
+import { Pace } from "../../lib/schedule/pace.ts";
 import { type Ask, type Option, Planner } from "../../lib/schedule/planner.ts";
 import { CALIBRATION } from "./calibration.ts";
 
@@ -143,6 +144,45 @@ Deno.test("a second route is begun as late as it can be, and for one plan in twe
   assert.equal(it.takeHedge(it.plan({ options, remaining: {} }, 0)), false);
 });
 
+Deno.test("the rest of an answer goes elsewhere when it would be late, would be in time there, and clearly sooner", () => {
+  const it = planner();
+  const plan = it.plan({ options, remaining: { totalMs: 9000 } }, 0);
+  const next = (restMs: number, leftMs: number, from = plan, wait = 0) =>
+    it.elsewhere(from, { decode: "edge", tokens: 4, restMs, leftMs }, wait, 0)?.option.name;
+  // Pixels take 0.3 s with the six tokens that are left, of a P95 of 0.5.
+  assert.equal(next(2000, 2100), undefined, "it is in time where it is");
+  assert.equal(next(2000, 1000), "pixels");
+  assert.equal(next(2000, 200), undefined, "it is late anywhere");
+  assert.equal(next(500, 480), undefined, "it is hardly better elsewhere");
+  const stays = it.plan({ options, remaining: { totalMs: 9000 }, privacy: "pixels-stay" }, 0);
+  assert.equal(next(2000, 1000, stays), undefined, "features take a second");
+  assert.equal(next(4000, 2500, stays), "features");
+  assert.equal(next(4000, 2500, stays, 9000), undefined, "the edge is busy");
+  const back = (restMs: number, leftMs: number) =>
+    it.elsewhere(plan, { decode: "pool", tokens: 4, restMs, leftMs }, 0, 0)?.option.name;
+  assert.deepEqual([back(20_000, 9000), back(20_000, 4000)], ["local", undefined]);
+  const lost = plan.candidates.find(({ option }) => option.name === "pixels")!;
+  it.model.gaveUp(lost.option, lost.estimate, 3000, true, 0);
+  assert.equal(next(2000, 1000), undefined, "a pool that failed promises nothing");
+});
+
+Deno.test("a pace is believed after some tokens; one that does not come is held up as long again", () => {
+  const pace = new Pace();
+  let now = 0;
+  for (let i = 0; i < 3; i++) {
+    pace.token(now);
+    assert.equal(pace.restMs(10, now), undefined);
+    now += 20;
+  }
+  pace.token(now);
+  assert.equal(pace.restMs(10, now), 200);
+  assert.equal(pace.restMs(10, now + 15), 185);
+  assert.equal(pace.restMs(10, now + 50), 180);
+  assert.equal(pace.restMs(10, now + 300), 480);
+  for (let i = 0; i < 20; i++) pace.token(now += 40);
+  assert.ok(Math.abs(pace.gapMs - 40) < 0.1, `${pace.gapMs}`);
+});
+
 Deno.test("a pool that went silent is left after one question, and found again when it is back", () => {
   const it = planner();
   const ask = { options, remaining: { firstMs: 6000 } };
@@ -173,6 +213,7 @@ Deno.test("the ledger counts what was met, what was covered, and what hedging wa
     covered: 2,
     hedges: 0,
     hedgesWon: 1,
+    handovers: 0,
     refused: 1,
   });
 });

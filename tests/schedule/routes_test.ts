@@ -98,7 +98,7 @@ Deno.test("an answer teaches its stages, its length and the ledger; one that was
   const play = (resumed: boolean) => {
     const journey = it.open(ASKED, { budget: { totalMs: 60_000 }, arrivedAt: Date.now() }, 0);
     journey.begin(journey.order[0]);
-    journey.first("local");
+    journey.token("local", 1);
     const seen = { tokens: 12, resumed, visionMs: 1500, prefillMs: 7000, stepMs: 112 };
     return [journey.end("local", seen), journey.covered] as const;
   };

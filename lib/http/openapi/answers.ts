@@ -58,6 +58,16 @@ const OUTCOME = z.strictObject({
   hedge: z.optional(z.enum(["won", "wasted"])),
 }).check(z.describe("How the answer came, from the decision; met where the budget has times."));
 
+const HANDOVER = z.strictObject({
+  from: z.string(),
+  to: z.string(),
+  afterTokens: whole,
+  afterMs: ms,
+  stayingMs: ms,
+  totalP50Ms: ms,
+  totalP95Ms: ms,
+}).check(z.describe("Where the rest of the answer came from elsewhere, to be in time: why."));
+
 const REASON = z.enum(["usual", "in-time", "likeliest", "kept", "explored"]);
 
 /** Which way an answer took, and why. */
@@ -69,6 +79,7 @@ export const ROUTE = z.strictObject({
   chosen: z.string(),
   reason: REASON,
   hedge: z.optional(z.strictObject({ route: z.string(), afterMs: ms })),
+  handover: z.optional(HANDOVER),
   actual: z.optional(OUTCOME),
 });
 
@@ -88,7 +99,7 @@ export const ANSWER = z.strictObject({
     z.describe("Milliseconds."),
   ),
   route: z.optional(ROUTE).check(
-    z.describe("The way it took; in a stream, the event route and usage.route."),
+    z.describe("The way it took; in a stream, the event route, once more with handover, and usage.route."),
   ),
 });
 
@@ -118,6 +129,7 @@ export const PLANNER = z.strictObject({
     covered: whole,
     hedges: whole,
     hedgesWon: whole,
+    handovers: whole,
     refused: whole,
   }).check(
     z.describe("Decisions since the start; those with a budget, and met; P95s put to the test, and held."),
