@@ -10,18 +10,20 @@ import type { Edge } from "./world.ts";
 
 /** What a policy of one edge is made with. */
 interface PolicyParts {
-  readonly edge: Edge;
+  readonly edge: Pick<Edge, "calibration">;
   readonly index: number;
   readonly seed: number;
   /** Gets the durations of plans, milliseconds. */
   readonly planMillis: number[];
+  /** To the static threshold the pool is near when sending takes less; two seconds by default. */
+  readonly nearMs?: number;
 }
 
 /** Makers of policies by name. */
 export const POLICIES = {
-  "always-local": () => always((it) => it.decode === "edge"),
-  "always-pool": () => always((it) => it.decode === "pool"),
-  "static-threshold": ({ edge }) => new Threshold(edge),
+  "always-local": () => ({ choose: ({ asked }) => ({ option: local(allowed(asked)) }) }),
+  "always-pool": () => ({ choose: ({ asked }) => ({ option: remote(allowed(asked)) }) }),
+  "static-threshold": ({ edge, nearMs }) => new Threshold(edge, nearMs),
   regression: ({ edge }) => new Regression(edge),
   planner: (parts) => new Planning(parts),
   oracle: () => ({ choose: oracle }),
@@ -29,13 +31,14 @@ export const POLICIES = {
 
 export type PolicyName = keyof typeof POLICIES;
 
-/** The cheapest to send of those allowed. */
-function always(which: (it: Option) => boolean): Policy {
-  return { choose: ({ asked }) => ({ option: smallest(allowed(asked).filter(which)) }) };
+function local(options: readonly Option[]): Option {
+  return options.find((it) => it.decode === "edge")!;
 }
 
-function smallest(options: readonly Option[]): Option {
-  return options.reduce((a, b) => b.uploadBytes < a.uploadBytes ? b : a);
+/** All of it in the pool, or as much as may be. */
+function remote(options: readonly Option[]): Option {
+  const elsewhere = options.filter((it) => it.decode === "pool");
+  return elsewhere.find((it) => it.leaves === "pixels") ?? elsewhere[0];
 }
 
 /** What a sensible client of a pool keeps: the rate of the last transfers, and for how long not to ask a pool that failed. */
@@ -44,7 +47,7 @@ class LinkWatch implements Pick<Policy, "answered" | "gaveUp"> {
   /** Milliseconds of transfers, of what the calibration says. */
   factor = 1;
 
-  constructor(private readonly edge: Edge) {}
+  constructor(private readonly edge: PolicyParts["edge"]) {}
 
   usable({ pool, now }: View): boolean {
     return now >= this.#restUntil && pool !== undefined && now - pool.at <= WORKER_MAX_AGE_MS;
@@ -65,19 +68,19 @@ class LinkWatch implements Pick<Policy, "answered" | "gaveUp"> {
   }
 }
 
-/** To the pool whenever sending takes less than two seconds. */
+/** To the pool whenever sending takes little. */
 class Threshold implements Policy {
   readonly #link: LinkWatch;
 
-  constructor(edge: Edge) {
+  constructor(edge: PolicyParts["edge"], private readonly nearMs = 2000) {
     this.#link = new LinkWatch(edge);
   }
 
   choose(view: View): Decision {
     const options = allowed(view.asked);
-    const remote = smallest(options.filter((it) => it.decode === "pool"));
-    const near = this.#link.usable(view) && this.#link.transferMs(remote.uploadBytes) < 2000;
-    return { option: near ? remote : options.find((it) => it.decode === "edge") };
+    const away = remote(options);
+    const near = this.#link.usable(view) && this.#link.transferMs(away.uploadBytes) < this.nearMs;
+    return { option: near ? away : local(options) };
   }
 
   answered(attempt: Attempt): void {
@@ -96,7 +99,7 @@ class Threshold implements Policy {
 class Regression implements Policy {
   readonly #link: LinkWatch;
 
-  constructor(private readonly edge: Edge) {
+  constructor(private readonly edge: PolicyParts["edge"]) {
     this.#link = new LinkWatch(edge);
   }
 

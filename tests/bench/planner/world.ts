@@ -146,7 +146,7 @@ export interface World {
 }
 
 /** What people ask, and how long answers to it are. */
-const TASKS = [
+export const TASKS = [
   { weight: 5, tokens: 12, prompt: 4 }, // a caption
   { weight: 3, tokens: 3, prompt: 12 }, // an answer
   { weight: 2, tokens: 24, prompt: 8 }, // boxes
@@ -201,7 +201,7 @@ function createEdge(kind: WorldClass, chance: Chance): Edge {
 }
 
 /** A machine whose neighbours are quiet for ten minutes or so, then loud for some. */
-function slowness({ loud, slower }: WorldClass, chance: Chance): Float32Array {
+export function slowness({ loud, slower }: WorldClass, chance: Chance): Float32Array {
   const values = new Float32Array(HORIZON_MS / GRID_MS);
   const loudMs = 180_000;
   const quietMs = loudMs * (1 - loud) / loud;
@@ -214,7 +214,7 @@ function slowness({ loud, slower }: WorldClass, chance: Chance): Float32Array {
 }
 
 /** A rate whose logarithm wanders and comes back within half a minute. */
-function fading(sigma: number, chance: Chance): Float32Array {
+export function fading(sigma: number, chance: Chance): Float32Array {
   const values = new Float32Array(HORIZON_MS / GRID_MS);
   const kept = Math.exp(-GRID_MS / 30_000);
   let x = chance.normal();
