@@ -130,10 +130,14 @@ function clocked(work: Prepared, pause?: Pause): Contestant {
   };
 }
 
-/** A work and the reading of its limit, taken in turns, and the mean rate of each round: about a tenth of the time. */
+/**
+ * A work and the reading of its limit, taken in turns, and the rate of each round: what was done by all readings in all the
+ * time they took. (The mean of their rates would not see what others take from a few of them, while the work sees all of
+ * it.) Within a run readings take a tenth of the time; after it as long as a turn, so that both meet the same disturbance.
+ */
 function besideLimit(work: Prepared, read: () => Promise<number>, { leastMs, minRounds }: Patience) {
   const rates: number[] = [];
-  const counts: number[] = [];
+  const [counts, slowness]: [number[], number[]] = [[], []];
   let [round, since, tookMs] = [0, 0, 0];
   const add = async (round: number) => {
     const before = performance.now();
@@ -141,13 +145,14 @@ function besideLimit(work: Prepared, read: () => Promise<number>, { leastMs, min
     since = performance.now();
     tookMs = since - before;
     counts[round] = (counts[round] ?? 0) + 1;
-    rates[round] = (rates[round] ?? 0) + (rate - (rates[round] ?? 0)) / counts[round];
+    slowness[round] = (slowness[round] ?? 0) + 1 / rate;
+    rates[round] = counts[round] / slowness[round];
   };
   const pause = async () => {
     if (performance.now() - since > 9 * tookMs) await add(round);
   };
   const inTurns = clocked(work, pause);
-  const readMs = leastMs / minRounds / 10;
+  const readMs = Math.min(BURST_MS, leastMs / minRounds);
   let readings = 0;
   return {
     rates,
