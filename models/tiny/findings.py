@@ -150,7 +150,8 @@ def job(args, seed, name, deadline):
             if run.step % args.log == 0 or run.step == steps:
                 curve.append({"step": run.step, **{k: round(torch.stack(v).mean().item(), 4) for k, v in sums.items()}})
                 rate = len(sums["loss"]) * (args.batch + aside) / (time.time() - mark)
-                print(f"{seed} {name}: step {run.step} of {steps}, loss {curve[-1]['loss']}, {rate:.0f} pictures/s", flush=True)
+                print(f"{seed} {name}: step {run.step} of {steps}, loss {curve[-1]['loss']}, {rate:.0f} pictures/s",
+                      flush=True)
                 sums, mark = {}, time.time()
     trained = time.time()
     pictures = steps * (args.batch + aside)
@@ -165,7 +166,8 @@ def job(args, seed, name, deadline):
     result["evaluation_seconds"] = round(time.time() - trained, 1)
     if any(other.start == name for other in ARMS.values()):
         path = checkpoint(args, seed, name)
-        torch.save({"model": run.model.state_dict(), "heads": run.heads.state_dict(), "pieces": run.t.pieces}, path + ".part")
+        state = {"model": run.model.state_dict(), "heads": run.heads.state_dict(), "pieces": run.t.pieces}
+        torch.save(state, path + ".part")
         os.replace(path + ".part", path)
     path = os.path.join(args.dir, "results", f"{seed}_{name}.json")
     with open(path + ".part", "w") as f:
@@ -229,7 +231,7 @@ def segmented(args, questions, texts, places):
     total = 0.0
     for at in range(0, len(given), 250):
         z = model._vq_vae._embedding[torch.tensor(given[at:at + 250], device=args.device).flatten()]
-        for grey, (shape, size, wanted, end) in zip((model.decode(z).cpu().numpy() + 1) / 2, asked[at:at + 250]):
+        for grey, (shape, size, wanted, end) in zip((model.decode(z).float().cpu().numpy() + 1) / 2, asked[at:at + 250]):
             a, b = painted(masks.crop(shape, size), wanted), painted(grey, end)
             total += (a & b).sum() / max(1, (a | b).sum())
     return sum(right) / max(1, len(right)), total / sum(len(q["boxes"]) for q in questions)
@@ -369,7 +371,11 @@ def main():
     if args.action == "run":
         # Asked without touching CUDA, which a process that is forked later could not use.
         args.device = args.device or ("cuda" if torch.cuda.device_count() else "cpu")
-        return run(args)
+        try:
+            return run(args)
+        except KeyboardInterrupt:
+            print("interrupted; called again, it goes on where it was", flush=True)
+            os._exit(130)  # whatever still runs ends with this process
     text = markdown(collect(args.dir))
     if not args.into:
         return print(text)

@@ -63,7 +63,7 @@ class Patches(nn.Module):
         """SigLIP's loss: every picture with every caption, yes or no. tokens [B, P, D], captions i64 [B, n], 0 padding;
         a text is the mean of its words' rows of the table."""
         on = (captions > 0).float()[..., None]
-        text = F.normalize((table[captions] * on).sum(1) / on.sum(1).clamp_min(1), dim=-1)
+        text = F.normalize((F.embedding(captions, table) * on).sum(1) / on.sum(1).clamp_min(1), dim=-1)
         image = F.normalize(tokens.float().mean(1), dim=-1)
         logits = image @ text.T * self.contrast[0].exp() + self.contrast[1]
         sign = 2 * torch.eye(len(logits), device=logits.device) - 1

@@ -33,7 +33,8 @@ FINDINGS = [
             (*_exact("ocr", "chart"), *_SMALL, *_DETECT, *_exact("count", "colour", "where", "caption"))),
     Finding("Plain square resize is as good as aspect-preserving for segmentation",
             {"padded": "padded", "square": "square"},
-            (("box, F1", _LONG, "F1"), ("box IoU", _LONG, "box IoU"), ("codes", _LONG, "codes"), ("mask IoU", _LONG, "mask IoU"))),
+            (("box, F1", _LONG, "F1"), ("box IoU", _LONG, "box IoU"), ("codes", _LONG, "codes"),
+             ("mask IoU", _LONG, "mask IoU"))),
     Finding("Freezing the encoder in stage 1 hurts position tasks",
             {"frozen": "frozen", "baseline": "not frozen"},
             (*_exact("where", "compare"), *_DETECT, *_exact("size", "colour", "shape", "count", "yesno", "ocr", "chart"))),
@@ -98,7 +99,8 @@ def _table(number, finding, scores):
     for name, held, metric in finding.rows:
         values[name] = {arm: [scores[arm][seed][held[arm] if isinstance(held, dict) else held][metric] for seed in seeds]
                         for arm in arms}
-    values["mean of these"] = {arm: [statistics.mean(v) for v in zip(*(row[arm] for row in values.values()))] for arm in arms}
+    values["mean of these"] = {arm: [statistics.mean(v) for v in zip(*(row[arm] for row in values.values()))]
+                               for arm in arms}
     tally = {name: [] for *_, name in versus}
     for row, of in values.items():
         cells = [_percent(of[arm]) for arm in arms]
@@ -111,7 +113,7 @@ def _table(number, finding, scores):
     many = f"{len(seeds)} seeds." if len(seeds) > 1 else "One seed, so nothing can be said of chance."
     if len(seeds) > 1:
         for name, sure in tally.items():
-            many += f" {name}: surely above nothing in {sure.count(1)} of {len(sure)} rows, surely below in {sure.count(-1)}."
+            many += f" {name}: interval above 0 in {sure.count(1)} of {len(sure)} rows, below in {sure.count(-1)}."
     return "\n".join([*lines, "", many])
 
 
@@ -122,7 +124,8 @@ def markdown(found):
         scores.setdefault(result["arm"], {})[result["seed"]] = result["scores"]
     steps, batch, pictures, count = (found["settings"][k] for k in SETTINGS)
     seconds = sum(r["seconds"] for r in done)
-    head = (f"{len(done)} trainings on {' and '.join(sorted({r['device'] for r in done})) or 'nothing'}: {steps[0]}, {steps[1]} and "
-            f"{steps[2]} steps of stages 0, 1 and 2, {batch} pictures with questions a step, {pictures:,} of them drawn for "
-            f"stage 1, {count:,} held-out questions for each row; {seconds / max(1, len(done)):.0f} s a training, many at a time.")
+    devices = " and ".join(sorted({r["device"] for r in done})) or "nothing"
+    head = (f"{len(done)} trainings on {devices}: {steps[0]}, {steps[1]} and {steps[2]} steps of stages 0, 1 and 2, {batch} pictures "
+            f"with questions a step, {pictures:,} of them drawn for stage 1, {count:,} held-out questions for each row; "
+            f"{seconds / max(1, len(done)):.0f} s a training, many at a time.")
     return "\n\n".join([head, *(_table(i + 1, f, scores) for i, f in enumerate(FINDINGS))])
