@@ -274,7 +274,7 @@ class Webgpu implements WebgpuBackend {
     const parameters = [
       ...[qs.at, qs.stride, ks.at, ks.stride, vs.at, vs.stride, o.at, o.stride],
       ...[qs.rows, ks.rows, heads / kvHeads, headDim, new Float(scale), new Float(softcap)],
-      ...[start, Math.max(prefix, 0), window, NONE],
+      ...[start, Math.max(prefix, 0), window],
     ];
     const kernel = this.#kernels.attention(headDim, together);
     this.#run(o, kernel, parameters, [Math.ceil(rows / together), kvHeads]);
@@ -297,12 +297,10 @@ class Webgpu implements WebgpuBackend {
     for (const it of vs) shapes.same("attention stride of values", it.stride, vStride);
     const at = this.queue.words(Uint32Array.from(ks.flatMap((it, t) => [it.at, vs[t].at, it.rows])));
     const parameters = [
-      ...[qs.at, qs.stride, 0, kStride, 0, vStride, o.at, o.stride],
-      ...[qs.rows, 0, heads / kvHeads, headDim, new Float(scale), new Float(softcap)],
-      ...[0, 0, window, at],
+      ...[qs.at, qs.stride, kStride, vStride, o.at, o.stride, heads / kvHeads, headDim],
+      ...[new Float(scale), new Float(softcap), window, at],
     ];
-    const kernel = this.#kernels.attention(headDim, 1, true);
-    this.#run(o, kernel, parameters, [qs.rows * (heads / kvHeads), kvHeads]);
+    this.#run(o, this.#kernels.attentionEach(headDim), parameters, [heads, qs.rows]);
   }
 
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {

@@ -8,6 +8,7 @@
 import add from "./wgsl/add.wgsl" with { type: "text" };
 import arena from "./wgsl/arena.wgsl" with { type: "text" };
 import attention from "./wgsl/attention.wgsl" with { type: "text" };
+import attentionEach from "./wgsl/attention_each.wgsl" with { type: "text" };
 import attentionInt8 from "./wgsl/attention_int8.wgsl" with { type: "text" };
 import dot4Builtin from "./wgsl/dot4_builtin.wgsl" with { type: "text" };
 import dot4Plain from "./wgsl/dot4_plain.wgsl" with { type: "text" };
@@ -122,9 +123,12 @@ export class Kernels {
     return this.#kernel("gemm", [product, scheme === "f32" ? gemmF32 : gemmInt], schemes(scheme));
   }
 
-  /** With `each`, every token has keys and values of its own. */
-  attention(headDim: number, rows: number, each = false): Kernel {
-    return this.#kernel("attention", [attention], { ...heads(headDim, rows), EACH: `${each}` });
+  attention(headDim: number, rows: number): Kernel {
+    return this.#kernel("attention", [attention], heads(headDim, rows));
+  }
+
+  attentionEach(headDim: number): Kernel {
+    return this.#kernel("attention_each", [attentionEach], { HEAD: heads(headDim, 1).HEAD });
   }
 
   /** The stages in the order they run. */

@@ -22,11 +22,7 @@ struct Params {
   start: u32,
   prefix: u32,
   window: u32,
-  /// EACH: where in `side` every token has first key, first value, and number of keys, being the last of them.
-  each: u32,
 }
-
-@group(0) @binding(2) var<storage, read> side: array<u32>;
 
 const LANES = 64u;
 const PARTS = LANES / ROWS; // lanes of one row in the softmax
@@ -45,17 +41,10 @@ fn place(head: u32, row: u32) -> vec2<u32> {
   return vec2<u32>(row / p.sharing, (head * p.sharing + row % p.sharing) * p.head_dim);
 }
 
-/// First key, first value, and number of keys, of a token; with EACH, a workgroup has rows of one token only.
-fn sequence(token: u32) -> vec3<u32> {
-  if (EACH) { return vec3<u32>(side[p.each + token * 3], side[p.each + token * 3 + 1], side[p.each + token * 3 + 2]); }
-  return vec3<u32>(p.k, p.v, p.keys);
-}
-
 /// The keys from x to before y that a token may see.
 fn span(token: u32) -> vec2<u32> {
-  var index = p.start + token;
-  if (EACH) { index = sequence(token).z - 1; }
-  if (!EACH && index < p.prefix) { return vec2<u32>(0, min(max(p.prefix, index + 1), p.keys)); }
+  let index = p.start + token;
+  if (index < p.prefix) { return vec2<u32>(0, min(max(p.prefix, index + 1), p.keys)); }
   return vec2<u32>(select(0u, index + 1 - p.window, index + 1 > p.window), index + 1);
 }
 
@@ -65,9 +54,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
   let first = group.x * ROWS;
   let head = group.y;
   let count = min(ROWS, p.rows * p.sharing - first);
-  let lies = sequence(first / p.sharing);
-  let keys = lies.x + head * p.head_dim;
-  let values = lies.y + head * p.head_dim;
+  let keys = p.k + head * p.head_dim;
+  let values = p.v + head * p.head_dim;
   for (var i = lane; i < ROWS * HEAD; i += LANES) {
     let c = i % HEAD;
     let at = place(head, first + i / HEAD);
