@@ -222,10 +222,9 @@ class Webgpu implements WebgpuBackend {
   }
 
   #norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
-    const [o, i] = [inside(out), inside(x)];
-    const last = [inside(weight).at, bias ? inside(bias).at : 0, new Float(eps)];
-    const parameters = [i.at, i.stride, i.cols, o.at, o.stride, ...last];
-    this.#run(o, this.#kernels.norm(bias !== undefined), parameters, [i.rows]);
+    if (!out.rows || !out.cols) return;
+    const [o, i, w] = [inside(out), inside(x), inside(weight)];
+    this.#products.norm({ out: o, x: i, weight: w, bias: bias && inside(bias), eps });
   }
 
   add(out: Tensor, x: Tensor): void {

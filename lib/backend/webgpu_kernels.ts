@@ -22,6 +22,7 @@ import patches from "./wgsl/patches.wgsl" with { type: "text" };
 import place from "./wgsl/place.wgsl" with { type: "text" };
 import product from "./wgsl/product.wgsl" with { type: "text" };
 import quantise from "./wgsl/quantise.wgsl" with { type: "text" };
+import row from "./wgsl/row.wgsl" with { type: "text" };
 import rope from "./wgsl/rope.wgsl" with { type: "text" };
 import rows1 from "./wgsl/rows1.wgsl" with { type: "text" };
 import rows4 from "./wgsl/rows4.wgsl" with { type: "text" };
@@ -84,13 +85,23 @@ export class Kernels {
   );
 
   norm(centred: boolean): Kernel {
-    return this.#kernel("norm", [norm], { CENTRED: `${centred}` });
+    const body = "_ = norm(group.x, lane);";
+    return this.#kernel("norm", [row, norm, perRow(body)], { CENTRED: `${centred}` });
   }
 
   /** Activations for integer weights, in tiles of 1 or 4 rows. */
   quantise(scheme: Scheme, tile: number): Kernel {
+    const body = "quantise(group.x, lane, range_of(group.x, lane));";
     const constants = { SEVEN_BITS: `${scheme === "int8-p8-s4"}`, TILE: `${tile}u` };
-    return this.#kernel("quantise", [quantise], constants, { writesSide: true });
+    return this.#kernel("quantise", [row, quantise, perRow(body)], constants, { writesSide: true });
+  }
+
+  /** Both, the norm being written too. */
+  normQuantise(centred: boolean, scheme: Scheme, tile: number): Kernel {
+    const body = "let range = norm(group.x, lane);\n  storageBarrier();\n  quantise(group.x, lane, range);";
+    const constants = { CENTRED: `${centred}`, SEVEN_BITS: `${scheme === "int8-p8-s4"}`, TILE: `${tile}u` };
+    const parts = [row, norm, quantise, perRow(body)];
+    return this.#kernel("norm_quantise", parts, constants, { writesSide: true });
   }
 
   embed(scheme: Scheme): Kernel {
@@ -137,6 +148,14 @@ export class Kernels {
       this.#kernel("attention_int8", [attentionInt8], heads(headDim, rows), { entry, writesSide: true })
     );
   }
+}
+
+/** One workgroup a row. */
+function perRow(body: string): string {
+  return `@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  ${body}
+}`;
 }
 
 function schemes(scheme: Scheme): Readonly<Record<string, string>> {

@@ -14,11 +14,24 @@ export interface Finish {
 
 const MODES = { plain: 0, gelu: 1, multiply: 2 } as const;
 
+/** A norm of rows. */
+interface Norm {
+  readonly out: GpuTensor;
+  readonly x: GpuTensor;
+  readonly weight: GpuTensor;
+  /** Of a norm that is centred. */
+  readonly bias?: GpuTensor;
+  readonly eps: number;
+}
+
 /** Products of one backend. */
 export class Products {
   #side: Bound | undefined;
   /** What `side` holds: the activations rounded last, until something is written over them or it. */
   #rounded: { readonly key: string; readonly from: number; readonly to: number } | undefined;
+
+  /** A norm that is put off, so that what it writes can be rounded with it. */
+  #norm: Norm | undefined;
 
   constructor(
     private readonly queue: Queue,
@@ -28,6 +41,7 @@ export class Products {
 
   /** Scratch that the next operation may overwrite, of at least so many words. */
   scratch(words: number): Bound {
+    this.queue.settle();
     this.#rounded = undefined;
     if (!this.#side || this.#side.buffer.size < words * 4) {
       if (this.#side) this.queue.drop(this.#side);
@@ -75,6 +89,21 @@ export class Products {
     this.wrote(out);
   }
 
+  /** A norm; the shapes are checked. */
+  norm(norm: Norm): void {
+    const { out, bias } = norm;
+    this.queue.defer(() => {
+      this.#norm = undefined;
+      this.queue.dispatch(this.arena.bound, {
+        kernel: this.kernels.norm(bias !== undefined),
+        parameters: parametersOf(norm, 0, 0),
+        groups: [out.rows],
+      });
+    });
+    this.#norm = norm;
+    this.wrote(out);
+  }
+
   embed(out: GpuTensor, ids: Uint32Array, table: GpuMatrix, scale: number): void {
     const kernel = this.kernels.embed(table.scheme);
     for (let row = 0; row < ids.length; row += this.queue.maxWords) {
@@ -107,17 +136,37 @@ export class Products {
     const scales = roundUp(x.rows, tile) * steps;
     const key = [scheme, x.at, x.stride, x.rows, x.cols].join();
     if (this.#rounded?.key !== key) {
+      const norm = this.#norm;
+      const both = norm && norm.out.at === x.at && norm.out.stride === x.stride && norm.out.rows === x.rows &&
+        norm.out.cols === x.cols;
+      if (both) {
+        this.#norm = undefined;
+        this.queue.takeBack();
+      }
       const side = this.scratch(scales + x.rows);
       this.queue.dispatch(this.arena.bound, {
-        kernel: this.kernels.quantise(scheme, tile),
+        kernel: both
+          ? this.kernels.normQuantise(norm.bias !== undefined, scheme, tile)
+          : this.kernels.quantise(scheme, tile),
         side,
-        parameters: [x.at, x.stride, x.cols, steps, scales],
+        parameters: parametersOf(both ? norm : { out: x, x }, steps, scales),
         groups: [x.rows],
       });
       this.#rounded = { key, ...extent(x) };
     }
     return { side: this.#side!, scales };
   }
+}
+
+/** Parameters of a row's kernel; without a norm, `out` is what is rounded. */
+function parametersOf(
+  { out, x, weight, bias, eps = 0 }: Pick<Norm, "out" | "x"> & Partial<Norm>,
+  steps: number,
+  scales: number,
+): (number | Float)[] {
+  const { cols } = out;
+  const last = [weight?.at ?? NONE, bias?.at ?? NONE, new Float(eps), steps, scales];
+  return [x.at, x.stride, cols, out.at, out.stride, ...last];
 }
 
 /** From the first to after the last of its values. */

@@ -67,6 +67,7 @@ export class Queue {
   #pass: GPUComputePassEncoder | undefined;
   #flushing: Promise<void> | undefined;
   #failure: Error | undefined;
+  #deferred: (() => void) | undefined;
   /** Submissions so far. */
   submissions = 0;
 
@@ -98,8 +99,30 @@ export class Queue {
     return { id: this.#count++, buffer: this.device.createBuffer({ size, usage }) };
   }
 
+  /**
+   * Puts off what dispatches something until the next operation, which may take it back and dispatch both in one. What
+   * was put off before is dispatched.
+   */
+  defer(issue: () => void): void {
+    this.settle();
+    this.#deferred = issue;
+  }
+
+  /** Takes back what was put off. */
+  takeBack(): void {
+    this.#deferred = undefined;
+  }
+
+  /** Dispatches what was put off. */
+  settle(): void {
+    const issue = this.#deferred;
+    this.#deferred = undefined;
+    issue?.();
+  }
+
   /** Destroys a buffer when what was issued with it is submitted. */
   drop({ id, buffer }: Bound): void {
+    this.settle();
     for (const key of this.#groups.keys()) if (key.split(" ").includes(`${id}`)) this.#groups.delete(key);
     this.#dropped.push(buffer);
     if (!this.#encoder) this.#destroyDropped();
@@ -107,6 +130,7 @@ export class Queue {
 
   /** Puts words beside the parameters and tells where; a dispatch that follows reads them there as `side`. */
   words(values: Uint32Array): number {
+    this.settle();
     const size = Math.ceil(values.length / PARAMETER_WORDS) * PARAMETER_WORDS;
     this.#need(size + PARAMETER_WORDS);
     const at = this.#wordsUsed;
@@ -122,6 +146,7 @@ export class Queue {
     arena: Bound,
     { kernel, parameters, side = this.table, weights = this.#none, groups }: Dispatch,
   ): void {
+    this.settle();
     this.#need(PARAMETER_WORDS);
     const at = this.#wordsUsed;
     parameters.forEach((it, i) => {
@@ -137,6 +162,7 @@ export class Queue {
 
   /** Copies bytes from one buffer to another, in order with what was dispatched. */
   copy(from: Bound, start: number, to: Bound, target: number, bytes: number): void {
+    this.settle();
     this.#leavePass().copyBufferToBuffer(from.buffer, start, to.buffer, target, bytes);
   }
 
@@ -159,6 +185,7 @@ export class Queue {
     bytes: number,
     stride: number,
   ): Promise<ArrayBuffer> {
+    this.settle();
     const size = rows * bytes;
     const at = this.#reads.findIndex((it) => it.size >= size);
     const back = at >= 0 ? this.#reads.splice(at, 1)[0] : this.device.createBuffer({
@@ -193,6 +220,7 @@ export class Queue {
   /** Submits what was issued. */
   flush(): void {
     this.#flushing = undefined;
+    this.settle();
     if (!this.#encoder) return;
     this.#pass?.end();
     this.#pass = undefined;

@@ -1,38 +1,10 @@
-// LayerNorm, or RMSNorm with weights that count from -1. One workgroup a row; out may be x.
+// LayerNorm, or RMSNorm with weights that count from -1; out may be x. Gives the range of what a lane wrote, with zero.
 
-struct Params {
-  x: u32,
-  x_stride: u32,
-  cols: u32,
-  out: u32,
-  out_stride: u32,
-  weight: u32,
-  bias: u32,
-  eps: f32,
-}
-
-const LANES = 128u;
-
-var<workgroup> sums: array<f32, LANES>;
-
-/// Sum over all lanes, to all of them.
-fn total(lane: u32, value: f32) -> f32 {
-  workgroupBarrier();
-  sums[lane] = value;
-  for (var span = LANES / 2; span > 0; span >>= 1) {
-    workgroupBarrier();
-    if (lane < span) { sums[lane] += sums[lane + span]; }
-  }
-  workgroupBarrier();
-  return sums[0];
-}
-
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-  let lane = id.x;
-  let x = p.x + group.x * p.x_stride;
-  let out = p.out + group.x * p.out_stride;
+fn norm(row: u32, lane: u32) -> vec2<f32> {
+  let x = p.x + row * p.x_stride;
+  let out = p.out + row * p.out_stride;
   let count = f32(p.cols);
+  let last = p.cols - 1;
   var mean = 0.0;
   var rest = 0.0;
   if (CENTRED) {
@@ -45,18 +17,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     rest = total(lane, sum) / count;
   }
   var squares = 0.0;
-  for (var k = lane; k < p.cols; k += LANES) {
-    let v = load(x + k) - mean - rest;
-    squares += v * v;
-  }
-  let scale = 1 / sqrt(total(lane, squares) / count + p.eps);
-  for (var k = lane; k < p.cols; k += LANES) {
-    let v = (load(x + k) - mean - rest) * scale;
-    let w = load(p.weight + k);
-    if (CENTRED) {
-      store(out + k, v * w + load(p.bias + k));
-    } else {
-      store(out + k, v * (1 + w));
+  for (var base = lane; base < p.cols; base += LANES * UNROLLED) {
+    for (var i = 0u; i < UNROLLED; i++) {
+      let k = base + i * LANES;
+      let v = load(x + min(k, last)) - mean - rest;
+      squares += select(0.0, v * v, k <= last);
     }
   }
+  let scale = 1 / sqrt(total(lane, squares) / count + p.eps);
+  var range = vec2<f32>();
+  for (var k = lane; k < p.cols; k += LANES) {
+    var v = (load(x + k) - mean - rest) * scale;
+    let w = load(p.weight + k);
+    if (CENTRED) {
+      v = v * w + load(p.bias + k);
+    } else {
+      v = v * (1 + w);
+    }
+    store(out + k, v);
+    range = vec2<f32>(min(range.x, v), max(range.y, v));
+  }
+  return range;
 }

@@ -1,48 +1,28 @@
 // Rows of activations as s8, rounded as layout.ts says: less their zero point for int8 weights, symmetric for int4.
 // Four k to a word; the words of TILE rows lie beside one another: [T/TILE][K/4][TILE]. After them f32 [T], the scales.
-// One workgroup a row.
-
-struct Params {
-  x: u32,
-  stride: u32,
-  cols: u32,
-  /// K/4 with its padding.
-  steps: u32,
-  scales: u32,
-}
 
 @group(0) @binding(2) var<storage, read_write> side: array<u32>;
 
-const LANES = 128u;
 const TINY = 1e-30;
 
-var<workgroup> lows: array<f32, LANES>;
-var<workgroup> highs: array<f32, LANES>;
-
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-  let row = group.x;
-  let lane = id.x;
-  let x = p.x + row * p.stride;
-  var low = 0.0;
-  var high = 0.0;
-  for (var k = lane; k < p.cols; k += LANES) {
-    let v = load(x + k);
-    low = min(low, v);
-    high = max(high, v);
-  }
-  lows[lane] = low;
-  highs[lane] = high;
-  for (var span = LANES / 2; span > 0; span >>= 1) {
-    workgroupBarrier();
-    if (lane < span) {
-      lows[lane] = min(lows[lane], lows[lane + span]);
-      highs[lane] = max(highs[lane], highs[lane + span]);
+/// The range of what a lane will round, with zero.
+fn range_of(row: u32, lane: u32) -> vec2<f32> {
+  let x = p.out + row * p.out_stride;
+  var range = vec2<f32>();
+  for (var base = lane; base < p.cols; base += LANES * UNROLLED) {
+    for (var i = 0u; i < UNROLLED; i++) {
+      let v = load(x + min(base + i * LANES, p.cols - 1));
+      range = vec2<f32>(min(range.x, v), max(range.y, v));
     }
   }
-  workgroupBarrier();
-  low = lows[0];
-  high = highs[0];
+  return range;
+}
+
+fn quantise(row: u32, lane: u32, own: vec2<f32>) {
+  let x = p.out + row * p.out_stride;
+  let whole = widest(lane, own);
+  let low = whole.x;
+  let high = whole.y;
   let range = select(max(high, -low), high - low, SEVEN_BITS);
   var inverse = 0.0;
   var scale = 0.0;
@@ -60,7 +40,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     var q = vec4<i32>();
     for (var i = 0u; i < 4; i++) {
       let k = step * 4 + i;
-      if (k < p.cols) { q[i] = i32(clamp(round(load(x + k) * inverse), least, most)); }
+      let v = load(x + min(k, p.cols - 1));
+      q[i] = select(0, i32(clamp(round(v * inverse), least, most)), k < p.cols);
     }
     side[to + step * TILE] = packed(q);
   }
