@@ -22,7 +22,7 @@ import type {
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
 import { type Features, type Kernel, Kernels } from "./webgpu_kernels.ts";
-import { GpuArena, GpuMatrix, GpuTensor, takeMatrix } from "./webgpu_memory.ts";
+import { GpuArena, GpuMatrix, GpuTensor, GpuWeights } from "./webgpu_memory.ts";
 import { Products } from "./webgpu_products.ts";
 import { type Bound, Float, NONE, Queue, USAGE } from "./webgpu_queue.ts";
 
@@ -40,8 +40,9 @@ export interface WebgpuBackend extends Backend {
   /** Whether that is no GPU but a program that stands in for one. */
   readonly software: boolean;
   readonly features: Features;
-  /** Submissions so far. */
+  /** Submissions, and dispatches in them, so far. */
   readonly submissions: number;
+  readonly dispatches: number;
   /** Settles when the device is lost or closed. */
   readonly lost: Promise<string>;
   close(): void;
@@ -82,7 +83,7 @@ export async function createWebgpuBackend(gpu: GPU, options: WebgpuOptions = {})
   });
   const name = info.description || [info.vendor, info.architecture, info.device].filter(Boolean).join(" ");
   const software = info.isFallbackAdapter || /llvmpipe|swiftshader|lavapipe|basic render/i.test(name);
-  return new Webgpu(gpu, new Queue(device, features), name, software, Math.floor(maxBindingBytes / 16) * 16);
+  return new Webgpu(gpu, new Queue(device, features), name, software, Math.floor(maxBindingBytes / 64) * 64);
 }
 
 /** Angles of RoPE for the positions from 0. */
@@ -103,10 +104,10 @@ class Webgpu implements WebgpuBackend {
   readonly lost: Promise<string>;
   readonly features: Features;
   readonly #arena: GpuArena;
+  readonly #weights: GpuWeights;
   readonly #kernels: Kernels;
   readonly #products: Products;
   readonly #angles = new Map<string, Angles>();
-  #matrixBytes = 0;
 
   constructor(
     /** Dawn ends when its entrance is collected as garbage. */
@@ -114,12 +115,13 @@ class Webgpu implements WebgpuBackend {
     private readonly queue: Queue,
     readonly adapter: string,
     readonly software: boolean,
-    private readonly maxBindingBytes: number,
+    maxBindingBytes: number,
   ) {
     this.features = queue.features;
     this.lost = queue.device.lost.then(({ message }) => message);
     this.#arena = new GpuArena(queue, maxBindingBytes);
-    this.#kernels = new Kernels(queue.features);
+    this.#weights = new GpuWeights(queue, maxBindingBytes);
+    this.#kernels = new Kernels(queue.features, software);
     this.#products = new Products(queue, this.#arena, this.#kernels);
   }
 
@@ -128,11 +130,15 @@ class Webgpu implements WebgpuBackend {
   }
 
   get sizeBytes(): number {
-    return this.#arena.usedBytes + this.#matrixBytes;
+    return this.#arena.usedBytes + this.#weights.usedBytes;
   }
 
   get submissions(): number {
     return this.queue.submissions;
+  }
+
+  get dispatches(): number {
+    return this.queue.dispatches;
   }
 
   close(): void {
@@ -152,18 +158,14 @@ class Webgpu implements WebgpuBackend {
 
   matrix(stored: StoredMatrix): Matrix {
     checkStored(stored);
-    const matrix = takeMatrix(this.queue, stored, this.maxBindingBytes);
-    this.#matrixBytes += matrix.sizeBytes;
-    return matrix;
+    return this.#weights.take(stored);
   }
 
   free(...what: (Tensor | Matrix)[]): void {
     for (const it of what) {
       if (it instanceof GpuMatrix) {
         if (!it.live) throw new TypeError(`Cannot free a [${it.n}, ${it.k}] matrix: freed before`);
-        it.live = false;
-        for (const { bound } of it.chunks) this.queue.drop(bound);
-        this.#matrixBytes -= it.sizeBytes;
+        this.#weights.free(it);
         continue;
       }
       const { owner, piece } = it as GpuTensor;
@@ -207,8 +209,7 @@ class Webgpu implements WebgpuBackend {
     shapes.checkGated(out, x, gate, up);
     const [to, from] = [inside(out), inside(x)];
     notAliased("gated", to, from);
-    this.#products.multiply(to, from, whole(gate), { mode: "gelu" });
-    this.#products.multiply(to, from, whole(up), { mode: "multiply" });
+    this.#products.gated(to, from, whole(gate), whole(up));
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: number): void {

@@ -15,6 +15,7 @@ import dot4Plain from "./wgsl/dot4_plain.wgsl" with { type: "text" };
 import embed from "./wgsl/embed.wgsl" with { type: "text" };
 import gemmF32 from "./wgsl/gemm_f32.wgsl" with { type: "text" };
 import gemmInt from "./wgsl/gemm_int.wgsl" with { type: "text" };
+import matvec from "./wgsl/matvec.wgsl" with { type: "text" };
 import matvecF32 from "./wgsl/matvec_f32.wgsl" with { type: "text" };
 import matvecInt from "./wgsl/matvec_int.wgsl" with { type: "text" };
 import norm from "./wgsl/norm.wgsl" with { type: "text" };
@@ -43,7 +44,8 @@ export interface Features {
 export interface Kernel {
   /** Tells it from others, with its constants. */
   readonly name: string;
-  readonly text: string;
+  /** Asked for once, when it is compiled. */
+  readonly text: () => string;
   readonly entry: string;
   /** Whether it writes `side`, binding 2. */
   readonly writesSide: boolean;
@@ -54,9 +56,13 @@ const SCHEMES: Readonly<Record<Scheme, number>> = { f32: 0, "int8-p8-s4": 1, "in
 /** Rows that are multiplied with weights read once. */
 export const FEW_ROWS = 16;
 
+/** Panels that fill any GPU, and turns along K that are long for 64 lanes. */
+const [MANY_PANELS, MANY_TURNS] = [1024, 256];
+
 /** Makes the texts. */
 export class Kernels {
-  constructor(private readonly features: Features) {}
+  /** @param software a program that stands in for a GPU takes seconds to compile loops that are written out. */
+  constructor(private readonly features: Features, private readonly software: boolean) {}
 
   readonly add = this.#kernel("add", [add]);
   readonly rope = this.#kernel("rope", [rope]);
@@ -65,18 +71,17 @@ export class Kernels {
 
   #kernel(
     name: string,
-    parts: readonly string[],
+    parts: readonly string[] | (() => readonly string[]),
     constants: Readonly<Record<string, string>> = {},
-    { entry = "main", writesSide = false } = {},
+    { entry = "main", writesSide = false, enable = "" } = {},
   ): Kernel {
-    const given = Object.entries(constants).map(([key, value]) => `const ${key} = ${value};\n`).join("");
-    const dot4 = this.features.dot4 ? dot4Builtin : dot4Plain;
-    return {
-      name: [name, entry, ...Object.values(constants)].join(" "),
-      text: [given, arena, dot4, ...parts].join("\n"),
-      entry,
-      writesSide,
+    const text = () => {
+      const given = Object.entries(constants).map(([key, value]) => `const ${key} = ${value};\n`).join("");
+      const dot4 = this.features.dot4 ? dot4Builtin : dot4Plain;
+      const all = typeof parts === "function" ? parts() : parts;
+      return [enable + given, arena, dot4, ...all].join("\n");
     };
+    return { name: [name, entry, ...Object.values(constants)].join(" "), text, entry, writesSide };
   }
 
   /** The stages in the order they run. */
@@ -108,25 +113,39 @@ export class Kernels {
     return this.#kernel("embed", [embed], schemes(scheme));
   }
 
-  /** For at most {@link FEW_ROWS} rows: workgroups of one panel of 8 columns each. */
-  matvec(scheme: Scheme, rows: number): Kernel {
+  /**
+   * For at most {@link FEW_ROWS} rows: workgroups of one panel of 8 columns each, of two matrices with `gated`.
+   *
+   * @param steps along K. @param panels of all workgroups.
+   */
+  matvec(scheme: Scheme, rows: number, steps: number, panels: number, gated = false): Kernel {
     const tiles = rows > 8 ? 4 : rows > 4 ? 2 : 1;
     const { subgroups } = this.features;
-    const body = (scheme === "f32" ? matvecF32 : matvecInt)
-      .replace("SUBGROUP_SIZE", subgroups ? "@builtin(subgroup_size) size: u32," : "")
-      .replaceAll("SIZE", subgroups ? "size" : "0u");
-    const kernel = this.#kernel(
-      "matvec",
-      [
-        product,
-        rows > 1 ? rows4 : rows1,
-        `alias Sum = ${scheme === "f32" ? "Real" : "Whole"};`,
-        subgroups ? sumSubgroups : sumShared,
-        body,
-      ],
-      { ...schemes(scheme), LANES: rows > 1 ? "32u" : "64u", TILES: `${tiles}u` },
-    );
-    return subgroups ? { ...kernel, text: `enable subgroups;\n${kernel.text}` } : kernel;
+    const texts = () => [
+      product,
+      rows > 1 ? rows4 : rows1,
+      `alias Sum = ${scheme === "f32" ? "Real" : "Whole"};`,
+      subgroups ? sumSubgroups : sumShared,
+      scheme === "f32" ? matvecF32 : matvecInt.replace("FOUR", this.software ? "min(4, p.steps)" : "4"),
+      matvec.replace("SUBGROUP_SIZE", subgroups ? "@builtin(subgroup_size) size: u32," : "")
+        .replaceAll("SIZE", subgroups ? "size" : "0u"),
+    ];
+    return this.#kernel("matvec", texts, {
+      ...schemes(scheme),
+      LANES: `${this.#lanes(scheme === "int4-g32-p8" ? steps / 4 : steps, panels, tiles)}u`,
+      ROWS: rows > 1 ? "4u" : "1u",
+      TILES: `${tiles}u`,
+      GATED: `${gated}`,
+    }, { enable: subgroups ? "enable subgroups;\n" : "" });
+  }
+
+  /**
+   * Lanes of a panel: with few panels and many turns, as many as workgroup memory has room for, since then it is the wait
+   * for memory that counts.
+   */
+  #lanes(turns: number, panels: number, tiles: number): number {
+    if (turns > MANY_TURNS && panels < MANY_PANELS) return (this.features.subgroups ? 256 : 128) / tiles;
+    return tiles > 1 ? 32 : 64;
   }
 
   /** For any number of rows: workgroups of 64 rows and 64 columns. */

@@ -1,6 +1,6 @@
 /**
- * What lies on the GPU: activations in one growing buffer, so that a kernel may read and write any of them, and
- * matrices in buffers of their own, cut where a binding would become too large.
+ * What lies on the GPU: activations in one growing buffer, so that a kernel may read and write any of them, and matrices
+ * in a few large ones.
  */
 
 import type { Matrix, Scheme, StoredMatrix, Tensor } from "./backend.ts";
@@ -8,6 +8,8 @@ import { packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layout.ts";
 import { type Piece, Pieces } from "./pieces.ts";
 import { type Bound, type Queue, USAGE } from "./webgpu_queue.ts";
 
+/** Bytes of the first buffer of weights; later ones hold as much as all before them, but no more than the second. */
+const [FIRST_SLAB_BYTES, MOST_SLAB_BYTES] = [4 << 20, 256 << 20];
 /** Bytes of the first buffer of activations, doubled as needed. */
 const FIRST_BYTES = 1 << 20;
 /** Bytes written in one go: some runtimes hold a copy of all until the next submission. */
@@ -67,14 +69,43 @@ export class GpuArena extends Pieces {
   }
 }
 
+/** A buffer that holds several matrices. */
+class Slab extends Pieces {
+  constructor(readonly bound: Bound, readonly heldBytes: number) {
+    super();
+  }
+
+  protected override get limitBytes(): number {
+    return this.heldBytes;
+  }
+
+  protected override grow(): boolean {
+    return false;
+  }
+
+  /** A piece, or undefined where it does not fit. */
+  take(bytes: number): Piece | undefined {
+    try {
+      return this.allocate(bytes, "weights");
+    } catch (error) {
+      if (error instanceof RangeError) return undefined;
+      throw error;
+    }
+  }
+}
+
 /** Some columns of a matrix in one buffer: panels as in `layout.ts`, then f32 scales. */
 export interface Chunk {
   readonly bound: Bound;
+  /** Bytes of the buffer before them, a multiple of 64. */
+  readonly start: number;
   /** The first column. */
   readonly first: number;
   readonly n: number;
-  /** Word where the scales begin. */
+  /** Word of the buffer where the scales begin. */
   readonly scales: number;
+  readonly slab: Slab;
+  readonly piece: Piece;
 }
 
 /** A matrix on the GPU. */
@@ -94,36 +125,83 @@ export class GpuMatrix implements Matrix {
   }
 }
 
-/** Brings a checked matrix to the GPU, so many bytes at most in a buffer. */
-export function takeMatrix(queue: Queue, stored: StoredMatrix, maxBytes: number): GpuMatrix {
-  const { scheme, n, k, data, scale } = stored;
-  const panelBytes = packedBytes(scheme, PANEL, k);
-  const perPanel = panelBytes + (scale ? PANEL * 4 : 0);
-  const most = Math.floor(maxBytes / perPanel) * PANEL;
-  if (!most) {
-    throw new RangeError(
-      `Cannot hold a matrix [${n}, ${k}]: ${perPanel} bytes of ${PANEL} columns needed, ${maxBytes} available`,
-    );
-  }
-  const chunks: Chunk[] = [];
-  let sizeBytes = 0;
-  for (let first = 0; first < n; first += most) {
-    const columns = Math.min(most, n - first);
-    const panels = roundUp(columns, PANEL) / PANEL;
-    const bytes = panels * panelBytes;
-    const bound = queue.buffer(panels * perPanel, USAGE.storage | USAGE.copyTarget);
-    const packed = data instanceof Float32Array
-      ? panelsOf(data, k, first, columns)
-      : data.subarray(first / PANEL * panelBytes, first / PANEL * panelBytes + bytes);
-    for (let at = 0; at < bytes; at += WRITE_BYTES) {
-      queue.write(bound, at, packed.subarray(at, at + WRITE_BYTES));
-      if (bytes > WRITE_BYTES) queue.device.queue.submit([]);
+/**
+ * All weights. Matrices that are taken one after another lie in one buffer where there is room, so that a kernel can read
+ * several of them.
+ */
+export class GpuWeights {
+  /** The last is where new matrices go. */
+  readonly #slabs: Slab[] = [];
+  /** Of live matrices. */
+  usedBytes = 0;
+
+  /** @param maxBytes no buffer is larger. */
+  constructor(private readonly queue: Queue, private readonly maxBytes: number) {}
+
+  /** Brings a checked matrix to the GPU, cut where a buffer would become too large. */
+  take(stored: StoredMatrix): GpuMatrix {
+    const { scheme, n, k, data, scale } = stored;
+    const { queue } = this;
+    const panelBytes = packedBytes(scheme, PANEL, k);
+    const perPanel = panelBytes + (scale ? PANEL * 4 : 0);
+    const most = Math.floor(this.maxBytes / perPanel) * PANEL;
+    if (!most) {
+      throw new RangeError(
+        `Cannot hold a matrix [${n}, ${k}]: ${perPanel} bytes of ${PANEL} columns needed, ${this.maxBytes} available`,
+      );
     }
-    if (scale) queue.write(bound, bytes, scale.subarray(first, first + columns));
-    chunks.push({ bound, first, n: columns, scales: bytes / 4 });
-    sizeBytes += panels * perPanel;
+    const chunks: Chunk[] = [];
+    let sizeBytes = 0;
+    for (let first = 0; first < n; first += most) {
+      const columns = Math.min(most, n - first);
+      const panels = roundUp(columns, PANEL) / PANEL;
+      const bytes = panels * panelBytes;
+      const { slab, piece } = this.#room(panels * perPanel);
+      const { bound } = slab;
+      const { start } = piece;
+      const packed = data instanceof Float32Array
+        ? panelsOf(data, k, first, columns)
+        : data.subarray(first / PANEL * panelBytes, first / PANEL * panelBytes + bytes);
+      for (let at = 0; at < bytes; at += WRITE_BYTES) {
+        queue.write(bound, start + at, packed.subarray(at, at + WRITE_BYTES));
+        if (bytes > WRITE_BYTES) queue.device.queue.submit([]);
+      }
+      if (scale) queue.write(bound, start + bytes, scale.subarray(first, first + columns));
+      chunks.push({ bound, start, first, n: columns, scales: (start + bytes) / 4, slab, piece });
+      sizeBytes += panels * perPanel;
+    }
+    this.usedBytes += sizeBytes;
+    return new GpuMatrix(scheme, n, k, chunks, sizeBytes);
   }
-  return new GpuMatrix(scheme, n, k, chunks, sizeBytes);
+
+  free(matrix: GpuMatrix): void {
+    matrix.live = false;
+    this.usedBytes -= matrix.sizeBytes;
+    for (const { slab, piece } of matrix.chunks) {
+      slab.free(piece);
+      if (slab.usedBytes || slab === this.#slabs.at(-1)) continue;
+      this.#slabs.splice(this.#slabs.indexOf(slab), 1);
+      this.queue.drop(slab.bound);
+    }
+  }
+
+  #room(bytes: number): { slab: Slab; piece: Piece } {
+    const last = this.#slabs.at(-1);
+    const piece = last?.take(bytes);
+    if (piece) return { slab: last!, piece };
+    const size = Math.min(
+      this.maxBytes,
+      Math.max(bytes, Math.min(MOST_SLAB_BYTES, Math.max(this.usedBytes, 4 * bytes, FIRST_SLAB_BYTES))),
+    );
+    const held = Math.max(size, roundUp(bytes, 64));
+    const slab = new Slab(this.queue.buffer(held, USAGE.storage | USAGE.copyTarget), held);
+    if (last && !last.usedBytes) {
+      this.#slabs.pop();
+      this.queue.drop(last.bound);
+    }
+    this.#slabs.push(slab);
+    return { slab, piece: slab.take(bytes)! };
+  }
 }
 
 function panelsOf(data: Float32Array, k: number, first: number, n: number): Uint8Array {

@@ -1,9 +1,9 @@
 /** Products with matrices on the GPU: which kernel multiplies what, and activations rounded once for all that read them. */
 
-import type { GpuArena, GpuMatrix, GpuTensor } from "./webgpu_memory.ts";
+import type { Chunk, GpuArena, GpuMatrix, GpuTensor } from "./webgpu_memory.ts";
 import { type Bound, Float, NONE, type Queue, USAGE } from "./webgpu_queue.ts";
 import { FEW_ROWS, type Kernels } from "./webgpu_kernels.ts";
-import { roundUp } from "./layout.ts";
+import { PANEL, roundUp } from "./layout.ts";
 
 /** What a product does with its result. */
 export interface Finish {
@@ -12,7 +12,25 @@ export interface Finish {
   readonly mode: "plain" | "gelu" | "multiply";
 }
 
-const MODES = { plain: 0, gelu: 1, multiply: 2 } as const;
+const MODES = { plain: 0, gelu: 1, multiply: 2, gated: 0 } as const;
+
+/** Matrices of one dispatch, as in `wgsl/product.wgsl`. */
+const MOST_SEGMENTS = 3;
+/** Rows, and columns, of a workgroup of many rows. */
+const GEMM_TILE = 64;
+
+/** What one matrix of a dispatch gives. */
+interface Result {
+  readonly chunk: Chunk;
+  readonly out: GpuTensor;
+  readonly bias?: GpuTensor;
+}
+
+/** Rounded activations, and after how many words their scales begin. */
+interface Rounded {
+  readonly side: Bound;
+  readonly scales: number;
+}
 
 /** A norm of rows. */
 interface Norm {
@@ -30,6 +48,8 @@ export class Products {
   /** What `side` holds: the activations rounded last, until something is written over them or it. */
   #rounded: { readonly key: string; readonly from: number; readonly to: number } | undefined;
 
+  /** A product that is put off, so that others of the same rows can go with it. */
+  #open: { readonly key: string; readonly results: Result[] } | undefined;
   /** A norm that is put off, so that what it writes can be rounded with it. */
   #norm: Norm | undefined;
 
@@ -58,35 +78,75 @@ export class Products {
 
   /** out = x · Wᵀ; the shapes are checked. */
   multiply(out: GpuTensor, x: GpuTensor, w: GpuMatrix, { bias, residual, mode }: Finish): void {
-    const few = x.rows <= FEW_ROWS;
-    const tile = x.rows > 1 ? 4 : 1;
-    const rounded = w.scheme === "f32" ? undefined : this.#round(x, w, tile);
-    const kernel = few ? this.kernels.matvec(w.scheme, x.rows) : this.kernels.gemm(w.scheme);
-    for (const { bound, first, n, scales } of w.chunks) {
-      this.queue.dispatch(this.arena.bound, {
-        kernel,
-        side: rounded?.side,
-        weights: bound,
-        parameters: [
-          x.at,
-          x.stride,
-          x.rows,
-          w.steps,
-          n,
-          first,
-          out.at,
-          out.stride,
-          bias?.at ?? NONE,
-          residual?.at ?? NONE,
-          residual?.stride ?? 0,
-          MODES[mode],
-          rounded?.scales ?? 0,
-          scales,
-        ],
-        groups: few ? [Math.ceil(n / 8)] : [Math.ceil(n / 64), Math.ceil(x.rows / 64)],
+    const [chunk] = w.chunks;
+    const alone = w.chunks.length > 1 || residual || mode !== "plain";
+    const key = [w.scheme, w.k, chunk.bound.id, x.at, x.stride, x.rows].join();
+    const open = this.#open;
+    if (
+      !alone && open?.key === key && open.results.length < MOST_SEGMENTS &&
+      independent(open.results, out, bias)
+    ) {
+      open.results.push({ chunk, out, bias });
+      return this.wrote(out);
+    }
+    const rounded = this.#round(x, w);
+    if (alone) {
+      for (const chunk of w.chunks) this.#multiply(x, w, [{ chunk, out, bias }], rounded, { residual, mode });
+    } else {
+      const results = [{ chunk, out, bias }];
+      this.queue.defer(() => {
+        this.#open = undefined;
+        this.#multiply(x, w, results, rounded, { mode });
       });
+      this.#open = { key, results };
     }
     this.wrote(out);
+  }
+
+  /** GeGLU; the shapes are checked. */
+  gated(out: GpuTensor, x: GpuTensor, gate: GpuMatrix, up: GpuMatrix): void {
+    const [[first], [second]] = [gate.chunks, up.chunks];
+    const together = gate.chunks.length === 1 && up.chunks.length === 1 && first.bound === second.bound;
+    if (!together || x.rows > FEW_ROWS || gate.scheme !== up.scheme) {
+      this.multiply(out, x, gate, { mode: "gelu" });
+      return this.multiply(out, x, up, { mode: "multiply" });
+    }
+    const results = [{ chunk: first, out }, { chunk: second, out }];
+    this.#multiply(x, gate, results, this.#round(x, gate), { mode: "gated" });
+    this.wrote(out);
+  }
+
+  #multiply(
+    x: GpuTensor,
+    { scheme, steps }: GpuMatrix,
+    results: readonly Result[],
+    rounded: Rounded | undefined,
+    { residual, mode }: Pick<Finish, "residual"> & { readonly mode: Finish["mode"] | "gated" },
+  ): void {
+    const few = x.rows <= FEW_ROWS;
+    const columns = few ? PANEL : GEMM_TILE;
+    let groups = 0;
+    const segments = results.flatMap(({ chunk: { start, first, n, scales }, out, bias }) => {
+      const group = groups;
+      if (!group || mode !== "gated") groups += Math.ceil(n / columns);
+      return [group, start / 16, n, first, scales, out.at, out.stride, bias?.at ?? NONE];
+    });
+    const absent = Array<number>((MOST_SEGMENTS - results.length) * 8).fill(NONE);
+    if (mode === "gated") segments[8] = NONE;
+    this.queue.dispatch(this.arena.bound, {
+      kernel: few
+        ? this.kernels.matvec(scheme, x.rows, steps, groups, mode === "gated")
+        : this.kernels.gemm(scheme),
+      side: rounded?.side,
+      weights: results[0].chunk.bound,
+      parameters: [
+        ...[x.at, x.stride, x.rows, steps, rounded?.scales ?? 0],
+        ...[residual?.at ?? NONE, residual?.stride ?? 0, MODES[mode]],
+        ...segments,
+        ...absent,
+      ],
+      groups: [groups, few ? 1 : Math.ceil(x.rows / GEMM_TILE)],
+    });
   }
 
   /** A norm; the shapes are checked. */
@@ -108,13 +168,14 @@ export class Products {
     const kernel = this.kernels.embed(table.scheme);
     for (let row = 0; row < ids.length; row += this.queue.maxWords) {
       const part = ids.subarray(row, row + this.queue.maxWords);
-      for (const { bound, first, n, scales } of table.chunks) {
+      for (const { bound, start, first, n, scales } of table.chunks) {
         const at = this.queue.words(part);
         this.queue.dispatch(this.arena.bound, {
           kernel,
           weights: bound,
           parameters: [
             at,
+            start / 4,
             table.k,
             table.steps,
             first,
@@ -132,7 +193,9 @@ export class Products {
   }
 
   /** Activations as integer weights take them. */
-  #round(x: GpuTensor, { scheme, steps }: GpuMatrix, tile: number): { side: Bound; scales: number } {
+  #round(x: GpuTensor, { scheme, steps }: GpuMatrix): Rounded | undefined {
+    if (scheme === "f32") return undefined;
+    const tile = x.rows > 1 ? 4 : 1;
     const scales = roundUp(x.rows, tile) * steps;
     const key = [scheme, x.at, x.stride, x.rows, x.cols].join();
     if (this.#rounded?.key !== key) {
@@ -167,6 +230,17 @@ function parametersOf(
   const { cols } = out;
   const last = [weight?.at ?? NONE, bias?.at ?? NONE, new Float(eps), steps, scales];
   return [x.at, x.stride, cols, out.at, out.stride, ...last];
+}
+
+/** Whether a product does not touch what others give. */
+function independent(results: readonly Result[], out: GpuTensor, bias: GpuTensor | undefined): boolean {
+  const apart = (a: GpuTensor, b: GpuTensor) => {
+    const [x, y] = [extent(a), extent(b)];
+    return x.to <= y.from || x.from >= y.to;
+  };
+  return results.every((it) =>
+    apart(it.out, out) && (!bias || apart(it.out, bias)) && (!it.bias || apart(it.bias, out))
+  );
 }
 
 /** From the first to after the last of its values. */

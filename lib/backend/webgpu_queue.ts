@@ -24,6 +24,9 @@ const SCOPES: readonly GPUErrorFilter[] = ["validation", "out-of-memory", "inter
 /** Buffers that reads come back in, kept for the next. */
 const KEPT_READS = 8;
 
+/** Buffers of one device at a time, at most: three of their numbers and a bit are a whole number in f64. */
+const BUFFERS = 2 ** 17;
+
 /** Stands for an operand that is not there, as in `wgsl/arena.wgsl`. */
 export const NONE = 0xffffffff;
 
@@ -32,7 +35,7 @@ export class Float {
   constructor(readonly value: number) {}
 }
 
-/** A buffer as kernels see it, by a number that no other has. */
+/** A buffer as kernels see it, by a number that no other has at the same time. */
 export interface Bound {
   readonly id: number;
   readonly buffer: GPUBuffer;
@@ -53,7 +56,7 @@ export interface Dispatch {
 export class Queue {
   readonly #layouts: Readonly<Record<"reads" | "writes", GPUBindGroupLayout>>;
   readonly #pipelines = new Map<string, GPUComputePipeline>();
-  readonly #groups = new Map<string, GPUBindGroup>();
+  readonly #groups = new Map<number, { readonly group: GPUBindGroup; readonly ids: readonly number[] }>();
   readonly #words = new Uint32Array(TABLE_WORDS);
   readonly #floats = new Float32Array(this.#words.buffer);
   /** What {@link words} and parameters lie in. */
@@ -63,13 +66,16 @@ export class Queue {
   readonly #dropped: GPUBuffer[] = [];
   #wordsUsed = 0;
   #count = 0;
+  /** Of buffers that were dropped. */
+  readonly #numbers: number[] = [];
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
   #flushing: Promise<void> | undefined;
   #failure: Error | undefined;
   #deferred: (() => void) | undefined;
-  /** Submissions so far. */
+  /** Submissions, and dispatches in them, so far. */
   submissions = 0;
+  dispatches = 0;
 
   constructor(readonly device: GPUDevice, readonly features: Features) {
     const entry = (binding: number, type: GPUBufferBindingType, hasDynamicOffset = false) => ({
@@ -96,7 +102,7 @@ export class Queue {
   /** A buffer of at least so many bytes. */
   buffer(bytes: number, usage: number): Bound {
     const size = Math.ceil(Math.max(bytes, 16) / 16) * 16;
-    return { id: this.#count++, buffer: this.device.createBuffer({ size, usage }) };
+    return { id: this.#numbers.pop() ?? this.#count++, buffer: this.device.createBuffer({ size, usage }) };
   }
 
   /**
@@ -123,7 +129,8 @@ export class Queue {
   /** Destroys a buffer when what was issued with it is submitted. */
   drop({ id, buffer }: Bound): void {
     this.settle();
-    for (const key of this.#groups.keys()) if (key.split(" ").includes(`${id}`)) this.#groups.delete(key);
+    for (const [key, { ids }] of this.#groups) if (ids.includes(id)) this.#groups.delete(key);
+    this.#numbers.push(id);
     this.#dropped.push(buffer);
     if (!this.#encoder) this.#destroyDropped();
   }
@@ -149,15 +156,17 @@ export class Queue {
     this.settle();
     this.#need(PARAMETER_WORDS);
     const at = this.#wordsUsed;
-    parameters.forEach((it, i) => {
-      if (it instanceof Float) this.#floats[at + i] = it.value;
-      else this.#words[at + i] = it;
-    });
+    for (let i = 0; i < parameters.length; i++) {
+      const it = parameters[i];
+      if (typeof it === "number") this.#words[at + i] = it;
+      else this.#floats[at + i] = it.value;
+    }
     this.#wordsUsed += PARAMETER_WORDS;
     this.#pass ??= this.#encode().beginComputePass();
     this.#pass.setPipeline(this.#pipeline(kernel));
     this.#pass.setBindGroup(0, this.#group(kernel, arena, side, weights), [at * 4]);
-    this.#pass.dispatchWorkgroups(...groups as [number, number, number]);
+    this.#pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
+    this.dispatches++;
   }
 
   /** Copies bytes from one buffer to another, in order with what was dispatched. */
@@ -280,16 +289,17 @@ export class Queue {
       layout: device.createPipelineLayout({
         bindGroupLayouts: [this.#layouts[writesSide ? "writes" : "reads"]],
       }),
-      compute: { module: device.createShaderModule({ label: name, code: text }), entryPoint: entry },
+      compute: { module: device.createShaderModule({ label: name, code: text() }), entryPoint: entry },
     });
     this.#pipelines.set(name, pipeline);
     return pipeline;
   }
 
   #group({ writesSide }: Kernel, arena: Bound, side: Bound, weights: Bound): GPUBindGroup {
-    const key = `${writesSide} ${arena.id} ${side.id} ${weights.id}`;
+    // Buffers are numbered, and there are few: a key below 2⁵³ names three of them.
+    const key = ((arena.id * BUFFERS + side.id) * BUFFERS + weights.id) * 2 + (writesSide ? 1 : 0);
     const found = this.#groups.get(key);
-    if (found) return found;
+    if (found) return found.group;
     const group = this.device.createBindGroup({
       layout: this.#layouts[writesSide ? "writes" : "reads"],
       entries: [
@@ -299,7 +309,7 @@ export class Queue {
         { binding: 3, resource: { buffer: weights.buffer } },
       ],
     });
-    this.#groups.set(key, group);
+    this.#groups.set(key, { group, ids: [arena.id, side.id, weights.id] });
     return group;
   }
 

@@ -3,6 +3,8 @@
 struct Params {
   /// Ids in `side`.
   ids: u32,
+  /// Word where the panels begin.
+  base: u32,
   k: u32,
   /// As in product.wgsl.
   steps: u32,
@@ -30,12 +32,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
   for (var k = lane.x; k < p.k; k += LANES) {
     var value: f32;
     if (SCHEME == F32) {
-      value = bitcast<f32>(weights[(n / 8 * p.k + k) * 8 + column]);
+      value = bitcast<f32>(weights[p.base + (n / 8 * p.k + k) * 8 + column]);
     } else if (SCHEME == INT8) {
-      let word = weights[(n / 8 * p.steps + k / 4) * 8 + column];
+      let word = weights[p.base + (n / 8 * p.steps + k / 4) * 8 + column];
       value = f32(bitcast<i32>(word << (24 - k % 4 * 8)) >> 24);
     } else {
-      let at = (n / 8 * (p.steps / 8) + k / 32) * 36;
+      let at = p.base + (n / 8 * (p.steps / 8) + k / 32) * 36;
       let word = weights[at + 4 + k % 32 / 4 * 4 + column % 4];
       let nibble = i32((word >> (k % 4 * 8 + column / 4 * 4)) & 15) - 8;
       let pair = weights[at + column / 2];

@@ -13,7 +13,9 @@ const BLOCK = 512u;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let panels = (p.n + 7) / 8;
+  let s = segment(group.x);
+  let across = group.x - s.group;
+  let panels = (s.n + 7) / 8;
   let row = lane / SIDE;
   let column = lane % SIDE;
   var c0 = vec4<f32>();
@@ -36,10 +38,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       x_tile[lane % STEPS * SIDE + lane / STEPS] = x;
     }
     {
-      let panel = group.x * 8 + lane / 32;
+      let panel = across * 8 + lane / 32;
       let k = base + lane % 32 / 2;
       var w = vec4<f32>();
-      if (panel < panels && k < p.steps) { w = bitcast<vec4<f32>>(weights[(panel * p.steps + k) * 2 + lane % 2]); }
+      if (panel < panels && k < p.steps) { w = bitcast<vec4<f32>>(weights[s.base + (panel * p.steps + k) * 2 + lane % 2]); }
       w_tile[lane % 32 / 2 * SIDE + lane / 32 * 2 + lane % 2] = w;
     }
     workgroupBarrier();
@@ -63,5 +65,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
   }
   let sums = array<vec4<f32>, 4>(y0, y1, y2, y3);
-  write_tile((group.y * SIDE + row) * 4, (group.x * SIDE + column) * 4, sums);
+  write_tile(s, (group.y * SIDE + row) * 4, (across * SIDE + column) * 4, sums);
 }

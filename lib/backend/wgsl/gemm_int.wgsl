@@ -20,7 +20,9 @@ fn products(x: u32, w: vec4<u32>) -> vec4<i32> {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let quads = (p.rows + 3) / 4;
-  let panels = (p.n + 7) / 8;
+  let s = segment(group.x);
+  let across = group.x - s.group;
+  let panels = (s.n + 7) / 8;
   let row = lane / SIDE;
   let column = lane % SIDE;
   var c0 = vec4<i32>();
@@ -41,27 +43,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       x_tile[lane % STEPS * SIDE + lane / STEPS] = x;
     } else if (SCHEME == INT8) {
       let i = lane - 128;
-      let panel = group.x * 8 + i / 16;
+      let panel = across * 8 + i / 16;
       let step = base + i % 16 / 2;
       var w = vec4<u32>();
-      if (panel < panels && step < p.steps) { w = weights[(panel * p.steps + step) * 2 + i % 2]; }
+      if (panel < panels && step < p.steps) { w = weights[s.base + (panel * p.steps + step) * 2 + i % 2]; }
       w_tile[i % 16 / 2 * SIDE + i / 16 * 2 + i % 2] = w;
     } else if (lane < 192) {
       let i = lane - 128;
-      let panel = group.x * 8 + i / 8;
+      let panel = across * 8 + i / 8;
       let step = i % 8;
-      let at = (panel * (p.steps / 8) + base / 8) * 9;
+      let at = s.base + (panel * (p.steps / 8) + base / 8) * 9;
       var w = vec4<u32>();
-      var s = vec4<u32>();
+      var words = vec4<u32>();
       if (panel < panels) {
         w = weights[at + 1 + step];
-        s = weights[at];
+        words = weights[at];
       }
       let a = w & vec4<u32>(0x0f0f0f0fu);
       let b = (w >> vec4<u32>(4)) & vec4<u32>(0x0f0f0f0fu);
       w_tile[step * SIDE + i / 8 * 2] = vec4<u32>(lowered(a.x), lowered(a.y), lowered(a.z), lowered(a.w));
       w_tile[step * SIDE + i / 8 * 2 + 1] = vec4<u32>(lowered(b.x), lowered(b.y), lowered(b.z), lowered(b.w));
-      if (step < 2) { scales[i / 8 * 2 + step] = group_scales(s, step * 4); }
+      if (step < 2) { scales[i / 8 * 2 + step] = group_scales(words, step * 4); }
     }
     workgroupBarrier();
     var d0 = vec4<i32>();
@@ -82,11 +84,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       c2 += d2;
       c3 += d3;
     } else {
-      let s = scales[column];
-      c0 += d0 * s;
-      c1 += d1 * s;
-      c2 += d2 * s;
-      c3 += d3 * s;
+      let scale = scales[column];
+      c0 += d0 * scale;
+      c1 += d1 * scale;
+      c2 += d2 * scale;
+      c3 += d3 * scale;
       if (base / STEPS % FLUSH == FLUSH - 1) {
         y0 += vec4<f32>(c0);
         y1 += vec4<f32>(c1);
@@ -104,5 +106,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   y2 += vec4<f32>(c2);
   y3 += vec4<f32>(c3);
   let sums = array<vec4<f32>, 4>(y0, y1, y2, y3);
-  write_tile((group.y * SIDE + row) * 4, (group.x * SIDE + column) * 4, sums);
+  write_tile(s, (group.y * SIDE + row) * 4, (across * SIDE + column) * 4, sums);
 }

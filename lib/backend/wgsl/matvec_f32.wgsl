@@ -1,20 +1,10 @@
-// Products of 1 to 16 rows with f32 weights: every weight is read once, by one workgroup, for all rows. Lanes share out
-// the steps along K of a panel of 8 columns; each of TILES tiles of lanes has its own rows.
-
 const BLOCK = 16u;
 
-@compute @workgroup_size(LANES, TILES)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_id) id: vec3<u32>,
-  SUBGROUP_SIZE
-) {
-  let panel = group.x;
-  let lane = id.x;
-  let tile = id.y;
+/// Lane c < 8 gets the sums of column c of a panel of f32 weights.
+fn column_sum(first: u32, panel: u32, tile: u32, lane: u32, size: u32) -> Real {
   var low = array<Sum, 4>();
   var high = array<Sum, 4>();
-  let base = panel * p.steps * 2;
+  let base = first + panel * p.steps * 2;
   // Sums of BLOCK steps stand by themselves before they are added up, which keeps a long sum near one rounding.
   for (var block = lane; block < p.steps; block += LANES * BLOCK) {
     var a = array<Real, 4>();
@@ -41,6 +31,5 @@ fn main(
     high[2] += b[2];
     high[3] += b[3];
   }
-  let sum = sum_columns(tile, lane, SIZE, low, high);
-  if (lane < 8) { write_rows(tile, panel * 8 + lane, sum); }
+  return sum_columns(tile, lane, size, low, high);
 }
