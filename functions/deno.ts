@@ -154,6 +154,7 @@ const settings = settingsOrFail();
 const {
   port,
   model: directory = TINY,
+  smaller,
   backend,
   threads,
   logLevel,
@@ -215,6 +216,7 @@ try {
   };
   pipeline = await loadModel(resolve(directory), {
     ...serving,
+    smaller: smaller && resolve(smaller),
     backend,
     threads,
     blobs: store?.blobs,

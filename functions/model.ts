@@ -73,7 +73,10 @@ export function directoryFiles(directory: string): ModelFiles {
 export type Engine = "reference" | "wasm" | "webgpu" | "ort";
 
 /** How to load a model; everything has a default but the directory. */
-export interface ModelOptions extends Partial<Omit<PipelineParts, "backend" | "files" | "name" | "stages">> {
+export interface ModelOptions
+  extends Partial<Omit<PipelineParts, "backend" | "files" | "name" | "stages" | "smaller">> {
+  /** The directory of a smaller variant, which answers where a budget allows a worse answer. */
+  readonly smaller?: string;
   readonly backend?: Engine;
   /** Threads of our kernels or of onnxruntime-web; by default as {@link usualThreads}. With ours the answers are the same. */
   readonly threads?: number;
@@ -104,7 +107,7 @@ export async function usualThreads(
  */
 async function openParts(
   directory: string,
-  { backend: engine = "wasm", onNotice, ...parts }: ModelOptions,
+  { backend: engine = "wasm", onNotice, smaller: _, ...parts }: ModelOptions,
 ): Promise<PipelineParts> {
   const files = directoryFiles(directory);
   const threads = parts.threads ?? await usualThreads(files);
@@ -118,15 +121,25 @@ async function openParts(
   return {
     backend,
     files,
-    name: resolve(directory).split("/").at(-1)!,
+    name: nameOf(directory),
     stages: engine === "ort" ? await openOnnx(files, backend, { ...parts, threads }) : undefined,
     ...parts,
   };
 }
 
+/** What clients call the model in a directory. */
+function nameOf(directory: string): string {
+  return resolve(directory).split("/").at(-1)!;
+}
+
 /** Loads the model in a directory. @throws {RequestError} as `createPipeline`, and for a setting that is wrong. */
 export async function loadModel(directory: string, options: ModelOptions = {}): Promise<LocalPipeline> {
-  return await createPipeline(await openParts(directory, options));
+  const { smaller, backend, threads, onNotice } = options;
+  const variant = smaller === undefined ? undefined : {
+    name: nameOf(smaller),
+    engine: await loadEngine(smaller, { backend, threads, onNotice }),
+  };
+  return await createPipeline({ ...await openParts(directory, options), smaller: variant });
 }
 
 /** Loads the half of it that computes. @throws {RequestError} as {@link loadModel}. */

@@ -43,6 +43,8 @@ export interface Settings extends Pick<AppParts, "apiKeys" | "limits" | "origins
   readonly port: number;
   /** A model directory; undefined for the bundled model. */
   readonly model?: string;
+  /** The directory of a smaller variant, which answers where a budget allows a worse answer; not on Cloudflare. */
+  readonly smaller?: string;
   /** What computes. */
   readonly backend: Engine;
   /** Lets models be uploaded, where a platform takes them. */
@@ -124,6 +126,7 @@ export function readSettings(get: (name: string) => string | undefined): Setting
   return {
     port: whole("PORT", 0, 65535) ?? 8000,
     model: get("MODEL") || undefined,
+    smaller: get("MODEL_SMALLER") || undefined,
     backend: oneOf("BACKEND", ENGINES, "wasm"),
     uploadKey: get("UPLOAD_KEY") || undefined,
     threads: whole("THREADS", 1, 64),

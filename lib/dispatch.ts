@@ -33,7 +33,7 @@ import type { Journey } from "./schedule/journey.ts";
 import { createPause, type Line } from "./schedule/line.ts";
 import { type Candidate, Planner } from "./schedule/planner.ts";
 import { Remembered } from "./schedule/remembered.ts";
-import { EDGE, POOL, Routes, type RoutesView } from "./schedule/routes.ts";
+import { EDGE, POOL, Routes, type RoutesView, SMALLER } from "./schedule/routes.ts";
 import type { Records } from "./store/store.ts";
 import type { AnswerEvent, Question, RouteDecision, RouteOutcome } from "./types.ts";
 
@@ -43,8 +43,16 @@ export interface PoolImages {
   readonly dtype: "f16" | "int8";
 }
 
+/** A smaller variant of a model: of fewer pixels or fewer bits, with the same words. */
+export interface Variant {
+  readonly name: string;
+  readonly engine: Engine;
+}
+
 /** What answers are sent on their way with. */
 export interface DispatchParts {
+  /** What may answer here in place of the model where a budget has `quality: "degrade"`; by default nothing does. */
+  readonly smaller?: Variant;
   /** Workers elsewhere that have the same model. */
   readonly pool?: (model: ModelShape, engine: Engine) => Pool;
   /**
@@ -94,7 +102,7 @@ export class Dispatch {
     private readonly parts: DispatchParts,
   ) {
     const { config, shape, stages } = engine;
-    const { poolImages, poolPrice: pricePerSecond, records, onError } = parts;
+    const { poolImages, poolPrice: pricePerSecond, records, onError, smaller } = parts;
     const pool = this.#pool = parts.pool?.(shape, engine);
     const takes = (it: Stage) => pool?.takes?.includes(it) ?? pool !== undefined;
     const features = shape.featureWidth !== undefined;
@@ -109,6 +117,7 @@ export class Dispatch {
     }
     const calibration: Calibration = {
       [EDGE]: assumed(config, THREAD),
+      ...smaller && { [SMALLER]: assumed(smaller.engine.config, THREAD) },
       ...pool && { [POOL]: { ...assumed(config, GPU), link: UNKNOWN_LINK, pricePerSecond } },
     };
     const model = new CostModel(calibration, { [POOL]: () => pool?.present?.() });
@@ -122,10 +131,16 @@ export class Dispatch {
         ...takes(stage) && { features: rows(stage === "features" ? shape.featureWidth! : shape.width) },
         ...takes("projected") && { known: rows(shape.width) },
       },
+      ...smaller && {
+        smaller: {
+          pixels: smaller.engine.shape.imageSize ** 2,
+          shorter: shape.imageTokens - smaller.engine.imageTokens,
+        },
+      },
       // A pool is there to be used; where pixels may not leave, nothing does as long as it can be decoded here.
       usual: poolImages || !decoder ? ["features", "local", "pixels"] : ["pixels", "local", "features"],
     });
-    const name = `${engine.revision}-${engine.backendName}`;
+    const name = [engine.revision, smaller?.engine.revision, engine.backendName].filter(Boolean).join("-");
     this.#remembered = records && new Remembered(records, name, onError);
   }
 
@@ -148,17 +163,9 @@ export class Dispatch {
     const turn = await this.line.spare();
     if (!turn) return;
     try {
-      // The first ones also warm up: of each stage the shortest time counts.
-      const since = performance.now();
-      const { model } = this.#routes;
-      const guessed = model.calibration[EDGE];
-      let best: Trial | undefined;
-      for (let i = 0; i < MAX_TRIALS && (i === 0 || performance.now() - since < TRIALS_MS); i++) {
-        const trial = await this.#trial(turn.signal);
-        if (!trial) return;
-        best = best ? shortest(best, trial) : trial;
-        model.calibrate(EDGE, timed(guessed, best));
-      }
+      await this.#time(EDGE, this.engine, turn.signal);
+      const { smaller } = this.parts;
+      if (smaller) await this.#time(SMALLER, smaller.engine, turn.signal);
     } catch (error) {
       if (!turn.signal.aborted) this.parts.onError?.(error);
     } finally {
@@ -166,13 +173,34 @@ export class Dispatch {
     }
   }
 
+  /** Takes what a place costs from answers that are timed. */
+  async #time(place: string, engine: Engine, signal: AbortSignal): Promise<void> {
+    // The first ones also warm up: of each stage the shortest time counts.
+    const since = performance.now();
+    const { model } = this.#routes;
+    const guessed = model.calibration[place];
+    let best: Trial | undefined;
+    for (let i = 0; i < MAX_TRIALS && (i === 0 || performance.now() - since < TRIALS_MS); i++) {
+      const trial = await trialOf(engine, signal);
+      if (!trial) return;
+      best = best ? shortest(best, trial) : trial;
+      model.calibrate(place, timed(guessed, best));
+    }
+  }
+
   /**
    * Computes an answer where the planner says, and elsewhere where that fails; the decision comes before the first token.
    *
+   * @param smaller the same work for the smaller variant, where it may do it.
    * @throws {RequestError} `budget_hopeless`, `overloaded` when it cannot be had anywhere now, `cancelled`, and what
    * encoding pictures throws.
    */
-  async *run(work: Work, question: Question, signal?: AbortSignal): AsyncGenerator<DispatchEvent, void> {
+  async *run(
+    work: Work,
+    question: Question,
+    signal?: AbortSignal,
+    smaller?: Work,
+  ): AsyncGenerator<DispatchEvent, void> {
     const { metrics } = this.parts;
     let journey: Journey;
     try {
@@ -184,7 +212,8 @@ export class Dispatch {
     const { decision: { chosen: name, reason }, plan, order: [chosen] } = journey;
     metrics?.plans.add(1, name, reason);
     using sending = new Sending(this.engine, this.line, work.images, this.#sentAs, signal);
-    const place = (it: Candidate) => this.#place(it, journey, sending);
+    const variant = chosen.option.degraded === "smaller" ? this.parts.smaller!.name : undefined;
+    const place = (it: Candidate) => this.#place(it, journey, sending, smaller);
     const { hedge, remaining: { firstMs, totalMs } } = plan;
     const relay = new Relay(
       journey.order.map(place),
@@ -208,13 +237,16 @@ export class Dispatch {
       },
     );
     const { degraded, tokens } = chosen.option;
-    const asked = degraded ? { ...work, maxTokens: Math.min(work.maxTokens, tokens) } : work;
+    const asked = degraded === "shorter" ? { ...work, maxTokens: Math.min(work.maxTokens, tokens) } : work;
     const deadlineMs = question.budget?.quality === "degrade" ? undefined : totalMs;
     let told: RouteDecision | undefined;
     try {
       for await (const event of relay.submit(asked, { signal, deadlineMs })) {
         const { handover } = journey;
-        if (!told || told.handover !== handover) yield { type: "route", ...told = journey.decision };
+        if (!told || told.handover !== handover) {
+          told = { ...journey.decision, ...variant !== undefined && { variant } };
+          yield { type: "route", ...told };
+        }
         if (event.type === "usage" && event.route) this.#count(event.route, journey.covered);
         yield event;
       }
@@ -257,11 +289,14 @@ export class Dispatch {
   }
 
   /** A way as a place that the relay may ask; what comes from there is told to the journey. */
-  #place(candidate: Candidate, journey: Journey, sending: Sending): Place {
-    const { option: { name, leaves } } = candidate;
+  #place(candidate: Candidate, journey: Journey, sending: Sending, smaller?: Work): Place {
+    const { option: { name, leaves, degraded } } = candidate;
     const edgeMs = journey.edgeMs(candidate);
     const submit = (work: Work, options: SubmitOptions): AsyncIterable<PoolEvent> => {
-      if (leaves === "nothing") return this.#here(work, options, edgeMs);
+      if (degraded === "smaller") {
+        return this.#here({ ...smaller!, given: work.given }, options, edgeMs, this.parts.smaller!.engine);
+      }
+      if (leaves === "nothing") return this.#here(work, options, edgeMs, this.engine);
       if (leaves === "pixels") return this.#pool!.submit(work, options);
       sending.prepare(name.includes("-known"), edgeMs);
       return sent(this.#pool!, work, options, sending);
@@ -294,7 +329,12 @@ export class Dispatch {
   }
 
   /** Computes on this machine, when it is the work's turn. @param edgeMs how long that will take. */
-  async *#here(work: Work, { signal, deadlineMs = Infinity }: SubmitOptions, edgeMs: number) {
+  async *#here(
+    work: Work,
+    { signal, deadlineMs = Infinity }: SubmitOptions,
+    edgeMs: number,
+    engine: Engine,
+  ) {
     const since = performance.now();
     const release = await this.line.turn(signal, edgeMs);
     try {
@@ -302,7 +342,7 @@ export class Dispatch {
       if (late > 0) {
         throw new PoolError("late", `Cannot answer in time: its turn came ${Math.ceil(late)} ms too late`);
       }
-      yield* this.engine.submit(work, { signal });
+      yield* engine.submit(work, { signal });
     } finally {
       release();
     }
@@ -316,28 +356,29 @@ export class Dispatch {
     this.#heard = true;
     const { model } = this.#routes;
     const { firstMs = 0, tokenMs = 0 } = worker;
-    model.calibrate(POOL, told(model.calibration[POOL], this.#trialSizes, { firstMs, tokenMs }));
+    model.calibrate(POOL, told(model.calibration[POOL], trialSizes(this.engine), { firstMs, tokenMs }));
   }
+}
 
-  get #trialSizes(): Pick<Trial, "pixels" | "prefix"> {
-    const { shape: { imageSize, imageTokens } } = this.engine;
-    return { pixels: imageSize ** 2, prefix: imageTokens + trialWork(this.engine.shape).ids.length };
+/** Sizes of the work that is timed. */
+function trialSizes({ shape }: Engine): Pick<Trial, "pixels" | "prefix"> {
+  return { pixels: shape.imageSize ** 2, prefix: shape.imageTokens + trialWork(shape).ids.length };
+}
+
+/** Times one answer, or one picture where nothing is decoded; undefined when somebody came. */
+async function trialOf(timed: Engine, signal: AbortSignal): Promise<Trial | undefined> {
+  const engine = timed.uncached();
+  const sizes = trialSizes(engine);
+  const work = trialWork(engine.shape);
+  if (!engine.stages.decoder) {
+    const since = performance.now();
+    await engine.embed(work.images, "projected", createPause(signal));
+    return { ...sizes, visionMs: performance.now() - since, prefillMs: 0, stepMs: 0 };
   }
-
-  /** Times one answer, or one picture where nothing is decoded; undefined when somebody came. */
-  async #trial(signal: AbortSignal): Promise<Trial | undefined> {
-    const engine = this.engine.uncached();
-    const work = trialWork(engine.shape);
-    if (!engine.stages.decoder) {
-      const since = performance.now();
-      await engine.embed(work.images, "projected", createPause(signal));
-      return { ...this.#trialSizes, visionMs: performance.now() - since, prefillMs: 0, stepMs: 0 };
-    }
-    for await (const event of engine.submit(work, { signal })) {
-      if (event.type !== "usage" || signal.aborted) continue;
-      const { vision, prefill, perToken } = event.timings;
-      return { ...this.#trialSizes, visionMs: vision, prefillMs: prefill, stepMs: perToken };
-    }
+  for await (const event of engine.submit(work, { signal })) {
+    if (event.type !== "usage" || signal.aborted) continue;
+    const { vision, prefill, perToken } = event.timings;
+    return { ...sizes, visionMs: vision, prefillMs: prefill, stepMs: perToken };
   }
 }
 

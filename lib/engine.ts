@@ -155,15 +155,15 @@ export class Engine implements Pool {
   /**
    * What makes tokens of image tokens and a prefix.
    *
+   * @param task what is wanted of it, and @param missing what that needs where there is none; for messages.
    * @throws {RequestError} `pool_needed` where it has no room here.
    */
-  decoder(): Decoder {
+  decoder(task = "answer", missing = "answers need a pool that decodes, and POOL_URL names none"): Decoder {
     const { decoder } = this.stages;
     if (decoder) return decoder;
     throw new RequestError(
       "pool_needed",
-      "Cannot answer: the model's decoder has no room here, where pictures only become image tokens; " +
-        "answers need a pool that decodes, and POOL_URL names none",
+      `Cannot ${task}: the model's decoder has no room here, where pictures only become image tokens; ${missing}`,
     );
   }
 

@@ -4,7 +4,7 @@
 
 import { checkLabels, normalised } from "./decode/classify.ts";
 import { checkSampling, GREEDY } from "./decode/sampler.ts";
-import { Dispatch, type DispatchParts } from "./dispatch.ts";
+import { Dispatch, type DispatchParts, type Variant } from "./dispatch.ts";
 import { type Engine, type EngineParts, openEngine } from "./engine.ts";
 import { checkThat, checkWhole, RequestError } from "./errors.ts";
 import { type Metrics, observed, observedWhole } from "./metrics.ts";
@@ -30,7 +30,7 @@ import type {
 } from "./types.ts";
 import { loadMasks, type Masks } from "./vision/mask.ts";
 
-export type { PoolImages } from "./dispatch.ts";
+export type { PoolImages, Variant } from "./dispatch.ts";
 export type { Stages } from "./engine.ts";
 
 /** A loaded model that answers questions, one at a time, in the order they came. */
@@ -88,10 +88,31 @@ export interface PipelineParts extends EngineParts, DispatchParts {
  */
 export async function createPipeline(parts: PipelineParts): Promise<LocalPipeline> {
   const engine = await openEngine(parts);
+  if (parts.smaller) checkSameWords(engine, parts.smaller);
   const line = new Line(parts.maxWaiting ?? 64, (by) => parts.metrics?.queueDepth.add(by));
   const dispatch = new Dispatch(engine, line, parts);
   await dispatch.restore();
   return new Loaded(parts, engine, await loadMasks(parts.backend, parts.files), line, dispatch);
+}
+
+/** Refuses a variant whose tokens mean something else. @throws {RequestError} `model_invalid`. */
+function checkSameWords({ tokenizer, config }: Engine, { name, engine }: Variant): void {
+  const [ours, theirs] = [[config.imageTokenId, tokenizer.size], [
+    engine.config.imageTokenId,
+    engine.tokenizer.size,
+  ]];
+  const other = Array.from({ length: tokenizer.size }, (_, id) => id)
+    .find((id) => tokenizer.piece(id) !== engine.tokenizer.piece(id));
+  if (String(ours) === String(theirs) && other === undefined) return;
+  throw new RequestError(
+    "model_invalid",
+    `Cannot answer with ${name} in place of the model: expected the same tokenizer, found ` +
+      (other === undefined
+        ? `${theirs[1]} pieces and the image token ${theirs[0]}, not ${ours[1]} and ${ours[0]}`
+        : `the token ${other} to be ${JSON.stringify(engine.tokenizer.piece(other))}, not ${
+          JSON.stringify(tokenizer.piece(other))
+        }`),
+  );
 }
 
 /** What the model is shown, after all checks. */
@@ -107,6 +128,8 @@ interface Shown {
 interface Checked extends Shown {
   readonly question: Question;
   readonly work: Work;
+  /** The same for the smaller variant, where it may answer. */
+  readonly smaller?: Work;
 }
 
 class Loaded implements LocalPipeline {
@@ -166,7 +189,7 @@ class Loaded implements LocalPipeline {
   #classify(question: ClassifyQuestion, signal?: AbortSignal): Promise<Classification> {
     const { labels } = question;
     const prepare = async () => {
-      this.engine.decoder();
+      this.engine.decoder("classify", "no pool tells how likely labels are");
       checkLabels(labels);
       const answers = labels.map((it) => this.engine.tokenizer.encode(it, { tokens: question.tokens }));
       return { answers, shown: await this.#show(question, Math.max(...answers.map((it) => it.length))) };
@@ -233,7 +256,39 @@ class Loaded implements LocalPipeline {
       ...question.constrained && { grammar: question.prompt },
       given: [],
     };
-    return { ...shown, question, work };
+    return { ...shown, question, work, smaller: this.#smaller(work, question) };
+  }
+
+  /** The same work for the smaller variant, whose pictures are only prepared when it does it. */
+  #smaller(work: Work, question: Question): Work | undefined {
+    const { smaller } = this.parts;
+    if (!smaller || question.budget?.quality !== "degrade") return undefined;
+    const { config: { vision: { imageSize: size }, decoder }, imageTokens, revision } = smaller.engine;
+    const { images, ids, forced } = work;
+    const room = decoder.context - question.images.length * imageTokens - ids.length - forced.length;
+    const prepared = (image: Uint8Array) => this.#prepare(image, size, question);
+    const anew: Images = {
+      ...images,
+      shape: [question.images.length, size, size, 3],
+      async *blocks() {
+        for (const image of question.images) yield (await prepared(image)).samples;
+      },
+    };
+    return {
+      ...work,
+      revision,
+      images: size === this.engine.config.vision.imageSize ? images : anew,
+      maxTokens: Math.max(1, Math.min(work.maxTokens, room)),
+    };
+  }
+
+  #prepare(
+    image: Uint8Array,
+    size: number,
+    { resize, alpha }: Pick<Question, "resize" | "alpha">,
+  ): Promise<Prepared> {
+    const { resize: method = "hf-bicubic", maxPixels = 50_000_000, memory } = this.parts;
+    return prepare(image, { size, method: resize ?? method, maxPixels, memory, alpha });
   }
 
   /** Refuses a constraint that the prompt, or the answer's beginning, does not have. */
@@ -264,7 +319,6 @@ class Loaded implements LocalPipeline {
     >,
     answerTokens: number,
   ): Promise<Shown> {
-    const { parts } = this;
     const { config, tokenizer } = this.engine;
     if (!images.length) {
       throw new RequestError("image_missing", "Cannot answer: expected at least one picture, found none");
@@ -281,17 +335,7 @@ class Loaded implements LocalPipeline {
     const since = performance.now();
     const size = config.vision.imageSize;
     const prepared: Prepared[] = [];
-    for (const image of images) {
-      prepared.push(
-        await prepare(image, {
-          size,
-          method: resize ?? parts.resize ?? "hf-bicubic",
-          maxPixels: parts.maxPixels ?? 50_000_000,
-          memory: parts.memory,
-          alpha,
-        }),
-      );
-    }
+    for (const image of images) prepared.push(await this.#prepare(image, size, { resize, alpha }));
     return {
       images: {
         stage: "pixels",
@@ -306,7 +350,7 @@ class Loaded implements LocalPipeline {
     };
   }
 
-  async *#run({ pictures, preprocessMs, question, work }: Checked, signal?: AbortSignal) {
+  async *#run({ pictures, preprocessMs, question, work, smaller }: Checked, signal?: AbortSignal) {
     const { tokenizer, locations } = this.engine;
     const text = tokenizer.stream();
     const { locScale, nms } = question;
@@ -323,7 +367,7 @@ class Loaded implements LocalPipeline {
     };
     let finishReason: FinishReason = "cancelled";
     let usage: Extract<AnswerEvent, { type: "usage" }> | undefined;
-    for await (const event of this.dispatch.run(work, question, signal)) {
+    for await (const event of this.dispatch.run(work, question, signal, smaller)) {
       if (event.type === "route") yield event;
       else if (event.type === "token") {
         const { nearLogprob, ...token } = event;
@@ -385,6 +429,7 @@ export async function collect(events: AsyncIterable<AnswerEvent>): Promise<Answe
   }
   if (!usage || !done) throw new TypeError("Broken stream: expected usage and done events at its end");
   return {
+    ...route?.variant !== undefined && { model: route.variant },
     text: done.text,
     tokenIds: tokens.map((it) => it.id),
     items,

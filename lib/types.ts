@@ -106,7 +106,8 @@ export interface Cached {
 export interface RoutePrediction {
   /**
    * `local`: all here. `features`: SigLIP here, the decoder in the pool. `pixels`: all in the pool. With `-known` where the
-   * pictures' image tokens were, `-prefilled` where all before the answer was, `-short` for fewer tokens than asked for.
+   * pictures' image tokens were, `-prefilled` where all before the answer was, `-short` for fewer tokens than asked for,
+   * `-smaller` for all here by a smaller variant of the model.
    */
   readonly route: string;
   readonly firstP50Ms: number;
@@ -133,6 +134,8 @@ export interface RouteDecision {
    * is better, but not clearly. `explored`: another would do as well, and this was not tried for long.
    */
   readonly reason: "usual" | "in-time" | "likeliest" | "kept" | "explored";
+  /** Name of the smaller variant of the model, where it was chosen. */
+  readonly variant?: string;
   /** What is begun besides when no first token has come after so long. */
   readonly hedge?: { readonly route: string; readonly afterMs: number };
   /** Where the rest of the answer came from elsewhere, to be in time. A stream has the event `route` once more then. */
@@ -231,6 +234,8 @@ export interface Item {
 
 /** A whole answer: what a stream of events comes to. */
 export interface Answer {
+  /** Name of the smaller variant of the model that gave it; absent where the model itself did. */
+  readonly model?: string;
   readonly text: string;
   readonly tokenIds: readonly number[];
   readonly items: readonly Item[];

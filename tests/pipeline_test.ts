@@ -340,7 +340,10 @@ Deno.test("without a pool it refuses what needs a decoder, before it looks at th
   const question = { images: [new Uint8Array(9)], prompt: "caption en" };
   const refused = (error: unknown) => error instanceof RequestError && error.code === "pool_needed";
   await assert.rejects(collect(alone.answer(question)), refused);
-  await assert.rejects(alone.classify({ ...question, labels: ["a"] }), refused);
+  // What it lacks for labels is not a pool.
+  await assert.rejects(alone.classify({ ...question, labels: ["a"] }), (error: RequestError) => {
+    return refused(error) && /^Cannot classify: .*; no pool tells how likely labels are$/.test(error.message);
+  });
   const { shape } = await alone.embed({ images: [PICTURE] });
   assert.equal(shape[1], alone.model.imageTokensPerImage);
 });

@@ -34,7 +34,7 @@ export interface PlaceCosts {
   readonly pricePerSecond?: number;
 }
 
-/** Costs by the names of places, such as `edge`, `edge-int4`, `pool`. */
+/** Costs by the names of places, such as `edge`, `smaller`, `pool`. */
 export type Calibration = Readonly<Record<string, PlaceCosts>>;
 
 /** One way to answer a question. */
@@ -212,13 +212,13 @@ export class CostModel {
     };
   }
 
-  /** How long a route keeps the edge busy, milliseconds; `vision` and `decode` are names of places. */
-  edgeMs(route: Route, edge: string, now: number): number {
-    const { vision, decode, pixels, prefix, tokens } = route;
-    const visionMs = vision === edge ? this.#stage(edge, "vision", pixels, now) : 0;
-    if (decode !== edge) return visionMs;
-    return visionMs + this.#stage(edge, "prefill", prefix, now) +
-      (tokens - 1) * this.#stage(edge, "step", 1, now);
+  /** How long a route keeps the edge busy, milliseconds: what is computed where no link leads to. */
+  edgeMs({ vision, decode, pixels, prefix, tokens }: Route, now: number): number {
+    const here = (place: string | undefined) => place !== undefined && !this.#pools.has(place);
+    const visionMs = here(vision) ? this.#stage(vision!, "vision", pixels, now) : 0;
+    if (!here(decode)) return visionMs;
+    return visionMs + this.#stage(decode, "prefill", prefix, now) +
+      (tokens - 1) * this.#stage(decode, "step", 1, now);
   }
 
   /** By how much every stage is off its calibration, as a factor, by `place/stage`. */

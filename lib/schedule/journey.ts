@@ -3,7 +3,7 @@
 import type { Budget, Handover, RouteDecision, RouteOutcome, RoutePrediction } from "../types.ts";
 import { Pace } from "./pace.ts";
 import type { Candidate, Plan } from "./planner.ts";
-import { type Asked, EDGE, POOL, type Routes } from "./routes.ts";
+import { type Asked, POOL, type Routes } from "./routes.ts";
 
 /** What was seen of an answer that came, milliseconds; see `Actual` of the cost model. */
 export interface Seen {
@@ -49,7 +49,7 @@ export class Journey {
     const { plan, chosen } = parts;
     this.plan = plan;
     const others = plan.candidates.filter((it) =>
-      it !== chosen && (it.option.degraded ?? false) === (chosen.option.degraded ?? false)
+      it !== chosen && it.option.degraded === chosen.option.degraded
     );
     // Where one place fails, another place comes first; of those in time, the quickest.
     const rank = ({ option, estimate }: Candidate) =>
@@ -79,7 +79,7 @@ export class Journey {
 
   /** How long a route keeps the edge busy, milliseconds. */
   edgeMs({ option }: Candidate): number {
-    return this.routes.model.edgeMs(option, EDGE, Date.now());
+    return this.routes.model.edgeMs(option, Date.now());
   }
 
   /** Whether the second route may be begun now. */
@@ -119,7 +119,9 @@ export class Journey {
     const now = performance.now();
     const { option, estimate, pace, begunAt } = attempt;
     const restMs = pace.restMs(Math.max(1, option.tokens - given), now);
-    if (this.#handover || plan.remaining.totalMs === undefined || restMs === undefined) return undefined;
+    // Another model does not go on with what this one said.
+    if (this.#handover || option.degraded === "smaller") return undefined;
+    if (plan.remaining.totalMs === undefined || restMs === undefined) return undefined;
     const leftMs = plan.remaining.totalMs - (now - this.#begunAt);
     const underWay = { decode: option.decode, tokens: given, restMs, leftMs };
     const found = planner.elsewhere(plan, underWay, edgeWaitMs, Date.now());

@@ -17,8 +17,8 @@ export type Leaving = "nothing" | "features" | "pixels";
 /** A route that a question may take. */
 export interface Option extends Route {
   readonly leaves: Leaving;
-  /** Whether its answer may be worse than that of the others. */
-  readonly degraded?: boolean;
+  /** Why its answer may be worse than that of the others: fewer tokens, or a smaller variant of the model. */
+  readonly degraded?: "shorter" | "smaller";
 }
 
 /** What a decision is made on. */
@@ -256,7 +256,8 @@ export class Planner {
     edgeWaitMs: number,
     now: number,
   ): Plan["hedge"] {
-    if (Math.min(firstMs, totalMs) === Infinity) return undefined;
+    // A variant's answer is told as such from its beginning.
+    if (Math.min(firstMs, totalMs) === Infinity || chosen.option.degraded === "smaller") return undefined;
     let found: Plan["hedge"];
     let most = HEDGE_WORTH;
     for (const { option, estimate: now0 } of candidates) {
@@ -323,7 +324,7 @@ function clearlyMeets({ firstP95Ms, totalP95Ms }: Estimate, remaining: Remaining
 
 /** Quality, privacy, cost, mean. */
 function before(a: Candidate, b: Candidate): boolean {
-  const by = Number(a.option.degraded ?? false) - Number(b.option.degraded ?? false) ||
+  const by = Number(a.option.degraded !== undefined) - Number(b.option.degraded !== undefined) ||
     LEAVES[a.option.leaves] - LEAVES[b.option.leaves] ||
     a.estimate.cost - b.estimate.cost ||
     a.estimate.totalMeanMs - b.estimate.totalMeanMs;

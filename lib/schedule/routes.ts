@@ -25,6 +25,13 @@ export interface Ways {
     /** Where its image tokens are known here. */
     readonly known?: number;
   };
+  /** A smaller variant of the model that answers here, where that is allowed. */
+  readonly smaller?: {
+    /** Pixels of one picture of its square. */
+    readonly pixels: number;
+    /** By how many positions one picture is shorter. */
+    readonly shorter: number;
+  };
   /** Routes in the operator's order, for questions that no time is set for. */
   readonly usual: readonly ("local" | "features" | "pixels")[];
 }
@@ -79,6 +86,8 @@ export interface RoutesView {
 /** Names of places, as the calibration has them. */
 export const EDGE = "edge";
 export const POOL = "pool";
+/** The edge with the smaller variant of the model. */
+export const SMALLER = "smaller";
 
 /** Answers that are remembered to be looked at. */
 const RECENT = 50;
@@ -112,8 +121,9 @@ export class Routes {
     const left = remaining(question, now);
     const timed = left.firstMs !== undefined || left.totalMs !== undefined;
     const options = this.#options(asked);
-    if (budget.quality === "degrade" && left.totalMs !== undefined) {
-      options.push(...options.flatMap((it) => this.#short(it, left.totalMs!, edgeWaitMs, now)));
+    if (budget.quality === "degrade" && timed) {
+      const short = options.flatMap((it) => this.#short(it, left.totalMs, edgeWaitMs, now));
+      options.push(...short, ...this.#smaller(asked));
     }
     const { maxCost, privacy, quality } = budget;
     const usual = this.ways.usual.flatMap((it) => options.filter(({ name }) => name.split("-")[0] === it))
@@ -173,9 +183,10 @@ export class Routes {
     this.#lengths = Object.fromEntries(known.slice(0, MAX_KINDS));
   }
 
-  #options({ pictures, known, prefilled, prefix, maxTokens, kind }: Asked): Option[] {
+  #options(asked: Asked): Option[] {
+    const { pictures, known, prefilled, prefix } = asked;
     const { pixels, decoder, sent } = this.ways;
-    const tokens = Math.min(maxTokens, Math.max(1, Math.round(this.#lengths[kind] ?? USUAL_TOKENS)));
+    const tokens = this.#tokens(asked);
     const all = known === pictures;
     const own = { pixels: (pictures - known) * pixels, prefix, tokens, ...!all && { vision: EDGE } };
     const suffix = all ? "-known" : "";
@@ -209,20 +220,45 @@ export class Routes {
   }
 
   /** The same route with as many tokens as there is time for, where those are fewer; the answer then ends early. */
-  #short(option: Option, totalMs: number, edgeWaitMs: number, now: number): Option[] {
-    if (option.tokens < 2 || !this.model.possible(option, now)) return [];
+  #short(option: Option, totalMs: number | undefined, edgeWaitMs: number, now: number): Option[] {
+    if (totalMs === undefined || option.tokens < 2 || !this.model.possible(option, now)) return [];
     const { firstMeanMs, totalMeanMs } = this.model.estimate(option, {}, edgeWaitMs, now);
     const stepMs = (totalMeanMs - firstMeanMs) / (option.tokens - 1);
     const tokens = 1 + Math.floor((SHORT_SHARE * totalMs - firstMeanMs) / stepMs);
     if (!(tokens >= 1 && tokens < option.tokens)) return [];
-    return [{ ...option, name: `${option.name}-short`, tokens, degraded: true }];
+    return [{ ...option, name: `${option.name}-short`, tokens, degraded: "shorter" }];
+  }
+
+  /** The whole answer by the smaller variant, where there is one. */
+  #smaller(asked: Asked): Option[] {
+    const { smaller } = this.ways;
+    if (!smaller) return [];
+    return [{
+      name: "local-smaller",
+      vision: SMALLER,
+      decode: SMALLER,
+      uploadBytes: 0,
+      leaves: "nothing",
+      pixels: asked.pictures * smaller.pixels,
+      prefix: asked.prefix - asked.pictures * smaller.shorter,
+      tokens: this.#tokens(asked),
+      degraded: "smaller",
+    }];
+  }
+
+  /** How many are expected. */
+  #tokens({ kind, maxTokens }: Asked): number {
+    return Math.min(maxTokens, Math.max(1, Math.round(this.#lengths[kind] ?? USUAL_TOKENS)));
   }
 }
 
 /** Where a worse answer is preferred to a late one, a late one is still preferred to none. */
 function anyway({ candidates, reason }: Plan, quality: Budget["quality"]): Candidate | undefined {
   if (reason !== "hopeless" || quality !== "degrade") return undefined;
-  return candidates.reduce((a, b) => b.estimate.chance > a.estimate.chance ? b : a);
+  return candidates.reduce((a, b) => {
+    const by = b.estimate.chance - a.estimate.chance || a.estimate.totalMeanMs - b.estimate.totalMeanMs;
+    return by > 0 ? b : a;
+  });
 }
 
 function refusal({ candidates, excluded, remaining: { firstMs, totalMs } }: Plan): string {

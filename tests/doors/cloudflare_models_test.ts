@@ -140,7 +140,7 @@ Deno.test({
       for (const [path, fields] of requests) {
         const { status, headers, content } = await ask(path, body(fields));
         assert.deepEqual([status, content.code], [503, "pool_needed"], path);
-        assert.match(content.detail, /POOL_URL/);
+        assert.match(content.detail, path === "/v1/classify" ? /no pool tells/ : /POOL_URL/);
         assert.equal(headers.get("retry-after"), null, "it does not pass by itself");
       }
     });

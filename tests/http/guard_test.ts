@@ -245,6 +245,7 @@ Deno.test("the environment is read with all its mistakes named", () => {
   assert.deepEqual(plain, {
     port: 8000,
     model: undefined,
+    smaller: undefined,
     uploadKey: undefined,
     backend: "wasm",
     threads: undefined,

@@ -35,7 +35,7 @@ const SMALL: Option = {
   name: "local-small",
   pixels: SIZES.pixels / 2,
   prefix: 132,
-  degraded: true,
+  degraded: "smaller",
 };
 const options = [LOCAL, FEATURES, PIXELS];
 

@@ -25,6 +25,7 @@ function envelope(object: "chat.completion" | "chat.completion.chunk", model: Mo
 export function completion(answer: Answer, tokens: readonly Token[], model: ModelInfo, chat: Chat) {
   return {
     ...envelope("chat.completion", model, chat),
+    ...answer.model !== undefined && { model: answer.model },
     choices: [{
       index: 0,
       message: {
@@ -48,7 +49,7 @@ export function chunks(chat: Chat): Wire {
     key: JSON.stringify([chat.stop, chat.logprobs, chat.tokenIds, chat.includeUsage]),
     until: (events, enough) => untilStop(events, chat.stop, enough),
     async *write(answer, { model }): AsyncGenerator<ServerEvent> {
-      const common = envelope("chat.completion.chunk", model, chat);
+      let common = envelope("chat.completion.chunk", model, chat);
       const usage = chat.includeUsage ? { usage: null as unknown } : {};
       const chunk = (delta: unknown, token?: Token, finish: string | null = null): ServerEvent => {
         const logprobs = token && chat.logprobs ? { content: [logprobOf(token, chat)], refusal: null } : null;
@@ -58,6 +59,9 @@ export function chunks(chat: Chat): Wire {
       let used: unknown;
       let begun = false;
       for await (const event of answer) {
+        if (event.type === "route" && event.variant !== undefined) {
+          common = { ...common, model: event.variant };
+        }
         if (!begun) yield chunk({ role: "assistant", content: "", refusal: null });
         begun = true;
         if (event.type === "token") yield chunk({ content: event.text }, event);

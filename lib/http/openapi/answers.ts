@@ -39,7 +39,7 @@ const PREDICTION = z.strictObject({
   route: z.string().check(
     z.describe(
       "local: all here. features: SigLIP here, the decoder in the pool. pixels: all in the pool. With -known where the " +
-        "pictures' image tokens were, -prefilled where all before the answer was, -short for fewer tokens.",
+        "pictures' image tokens were, -prefilled where all before the answer was, -short for fewer tokens, -smaller for all here by a smaller variant.",
     ),
   ),
   firstP50Ms: ms,
@@ -78,6 +78,7 @@ export const ROUTE = z.strictObject({
   ),
   chosen: z.string(),
   reason: REASON,
+  variant: z.optional(z.string()).check(z.describe("Name of the smaller variant, where it was chosen.")),
   hedge: z.optional(z.strictObject({ route: z.string(), afterMs: ms })),
   handover: z.optional(HANDOVER),
   actual: z.optional(OUTCOME),
