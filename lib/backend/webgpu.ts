@@ -31,6 +31,8 @@ export interface WebgpuOptions {
   readonly features?: Partial<Features>;
   /** No buffer is bound that is larger, as if the device could not; by default what it can. */
   readonly maxBindingBytes?: number;
+  /** Dispatches of one submission, at most; by default all that are issued between two reads. */
+  readonly maxDispatches?: number;
 }
 
 /** A backend on a device of its own. */
@@ -83,7 +85,13 @@ export async function createWebgpuBackend(gpu: GPU, options: WebgpuOptions = {})
   });
   const name = info.description || [info.vendor, info.architecture, info.device].filter(Boolean).join(" ");
   const software = info.isFallbackAdapter || /llvmpipe|swiftshader|lavapipe|basic render/i.test(name);
-  return new Webgpu(gpu, new Queue(device, features), name, software, Math.floor(maxBindingBytes / 64) * 64);
+  return new Webgpu(
+    gpu,
+    new Queue(device, features, options.maxDispatches),
+    name,
+    software,
+    Math.floor(maxBindingBytes / 64) * 64,
+  );
 }
 
 /** Angles of RoPE for the positions from 0. */
@@ -108,6 +116,8 @@ class Webgpu implements WebgpuBackend {
   readonly #kernels: Kernels;
   readonly #products: Products;
   readonly #angles = new Map<string, Angles>();
+  /** A rotation that is put off, so that another of the same positions can go with it. */
+  #turned: { readonly key: string; readonly tensors: GpuTensor[] } | undefined;
 
   constructor(
     /** Dawn ends when its entrance is collected as garbage. */
@@ -250,18 +260,43 @@ class Webgpu implements WebgpuBackend {
     const positions = shapes.checkRope(x, headDim, position);
     const to = inside(x);
     const half = headDim / 2;
-    const pairs = to.cols / 2;
     const angles = this.#table(half, theta, Math.max(...positions) + 1);
+    const key = [angles.bound.id, half, position].join();
+    const turned = this.#turned;
+    const joins = turned?.key === key && turned.tensors.length === 1;
+    if (joins && turned.tensors[0].rows === to.rows && turned.tensors[0].piece !== to.piece) {
+      turned.tensors.push(to);
+    } else {
+      const tensors = [to];
+      this.queue.defer(() => {
+        this.#turned = undefined;
+        this.#turn(tensors, half, position, angles);
+      });
+      this.#turned = { key, tensors };
+    }
+    this.#products.wrote(to);
+  }
+
+  #turn(
+    tensors: readonly GpuTensor[],
+    half: number,
+    position: number | readonly number[],
+    angles: Angles,
+  ): void {
     const [first, own] = typeof position === "number"
       ? [position, NONE]
       : [0, this.queue.words(Uint32Array.from(position))];
+    const [x, other = x] = tensors;
+    const pairs = tensors.reduce((sum, it) => sum + it.cols / 2, 0);
     this.queue.dispatch(this.#arena.bound, {
       kernel: this.#kernels.rope,
       weights: angles.bound,
-      parameters: [to.at, to.stride, pairs, half, first, own, angles.positions * half],
-      groups: [Math.ceil(pairs / 64), to.rows],
+      parameters: [
+        ...[x.at, x.stride, x.cols / 2, other.at, other.stride, pairs],
+        ...[half, first, own, angles.positions * half],
+      ],
+      groups: [Math.ceil(pairs / 64), x.rows],
     });
-    this.#products.wrote(to);
   }
 
   attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): void {
@@ -348,15 +383,16 @@ class Webgpu implements WebgpuBackend {
         floats[t * 4 + 2] = topP;
         floats[t * 4 + 3] = random;
       });
-      const at = this.queue.words(words);
-      const parameters = [
-        ...[...never, NONE, NONE, NONE, NONE].slice(0, 4),
-        ...[limit, from.at, from.stride, out.at, at, blocks],
-      ];
-      const [each, choose] = this.#kernels.sample;
-      const shared = { parameters, side, weights: this.queue.table };
-      this.queue.dispatch(this.#arena.bound, { ...shared, kernel: each, groups: [blocks, rows.length] });
-      this.queue.dispatch(this.#arena.bound, { ...shared, kernel: choose, groups: [rows.length] });
+      for (const [i, kernel] of this.#kernels.sample.entries()) {
+        const at = this.queue.words(words);
+        const parameters = [
+          ...[...never, NONE, NONE, NONE, NONE].slice(0, 4),
+          ...[limit, from.at, from.stride, out.at, at, blocks],
+        ];
+        const groups = i ? [rows.length] as const : [blocks, rows.length] as const;
+        const weights = this.queue.table;
+        this.queue.dispatch(this.#arena.bound, { kernel, parameters, side, weights, groups });
+      }
       const found = await this.read(out);
       const ids = new Uint32Array(found.buffer);
       return rows.map((_, t) => ({ id: ids[t * 2], logprob: found[t * 2 + 1] }));

@@ -65,6 +65,8 @@ export class Queue {
   readonly #reads: GPUBuffer[] = [];
   readonly #dropped: GPUBuffer[] = [];
   #wordsUsed = 0;
+  /** Dispatches since the last submission. */
+  #issued = 0;
   #count = 0;
   /** Of buffers that were dropped. */
   readonly #numbers: number[] = [];
@@ -77,7 +79,8 @@ export class Queue {
   submissions = 0;
   dispatches = 0;
 
-  constructor(readonly device: GPUDevice, readonly features: Features) {
+  /** @param most dispatches of a submission, after which the GPU begins while the next are issued. */
+  constructor(readonly device: GPUDevice, readonly features: Features, private readonly most = Infinity) {
     const entry = (binding: number, type: GPUBufferBindingType, hasDynamicOffset = false) => ({
       binding,
       visibility: COMPUTE,
@@ -135,7 +138,7 @@ export class Queue {
     if (!this.#encoder) this.#destroyDropped();
   }
 
-  /** Puts words beside the parameters and tells where; a dispatch that follows reads them there as `side`. */
+  /** Puts words beside the parameters and tells where; the dispatch that follows reads them there as `side`. */
   words(values: Uint32Array): number {
     this.settle();
     const size = Math.ceil(values.length / PARAMETER_WORDS) * PARAMETER_WORDS;
@@ -167,6 +170,7 @@ export class Queue {
     this.#pass.setBindGroup(0, this.#group(kernel, arena, side, weights), [at * 4]);
     this.#pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
     this.dispatches++;
+    if (++this.#issued >= this.most) this.flush();
   }
 
   /** Copies bytes from one buffer to another, in order with what was dispatched. */
@@ -238,7 +242,7 @@ export class Queue {
     this.device.queue.writeBuffer(this.table.buffer, 0, this.#words, 0, this.#wordsUsed);
     this.device.queue.submit([commands]);
     this.submissions++;
-    this.#wordsUsed = 0;
+    this.#wordsUsed = this.#issued = 0;
     this.#destroyDropped();
     this.#look();
     this.#watch();

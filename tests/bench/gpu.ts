@@ -1,7 +1,7 @@
 /**
  * What a model does on this machine's GPU, in one process, without a server around it:
  *
- *     deno task bench:gpu [--model DIR] [--tokens 32] [--software] [--json FILE]
+ *     deno task bench:gpu [--model DIR] [--tokens 32] [--dispatches N] [--software] [--json FILE]
  *
  * First what the adapter is and how fast it reads its memory; then, after a check of the bundled model's tokens against
  * WASM's: the floor of a token (an empty submission read back), what one more dispatch costs, a picture through SigLIP, a
@@ -9,7 +9,8 @@
  * take, the choice of a token, and every operation of a layer by itself. MODEL in the environment is the default of
  * --model, the bundled model that of both.
  *
- * What fails is told, and the rest runs. A program that stands in for a GPU is refused without --software. Ctrl-C ends it
+ * --dispatches N submits after every N dispatches, so that the GPU begins while the rest are issued, instead of once a
+ * token. What fails is told, and the rest runs. A program that stands in for a GPU is refused without --software. Ctrl-C ends it
  * with what has been measured.
  */
 
@@ -84,6 +85,7 @@ async function run(
   directory: string,
   tokens: number,
   software: boolean,
+  maxDispatches: number | undefined,
   findings: Findings,
   signal: AbortSignal,
 ) {
@@ -97,7 +99,7 @@ async function run(
       [it.vendor, it.architecture, it.device, it.description, it.driver ?? ""].filter(Boolean).join(", ") +
       `\n  subgroups of ${it.subgroups}; ${it.features.join(" ")}\n  ${JSON.stringify(it.limits)}`,
   );
-  const backend = await openGpu("dawn");
+  const backend = await openGpu("dawn", { maxDispatches });
   try {
     if (backend.software && !software) {
       throw new UsageError(
@@ -146,11 +148,17 @@ async function run(
         `decode ${together}`,
         async () => {
           const times = await passTimes(loaded, together, tokens, pause);
+          const dispatches = async (count: number) => {
+            const before = backend.dispatches;
+            await passTimes(loaded, together, count, pause);
+            return backend.dispatches - before;
+          };
           const ms = median(times);
           const rate = loaded.bytes * 1000 / ms;
           return {
             ...{ together, ms, leastMs: Math.min(...times), mostMs: Math.max(...times) },
             tokensPerSecond: together * times.length * 1000 / times.reduce((a, b) => a + b),
+            dispatches: await dispatches(2) - await dispatches(1),
             bytesPerSecond: rate,
             shareOfBandwidth: bandwidth && rate / bandwidth.read,
           };
@@ -159,7 +167,7 @@ async function run(
           `${fixed(it.tokensPerSecond, 1)} tokens/s; a pass ${fixed(it.ms)} ms (${fixed(it.leastMs)} to ${
             fixed(it.mostMs)
           }): ` +
-          `${gigabytes(it.bytesPerSecond)} of weights` +
+          `${it.dispatches} dispatches, ${gigabytes(it.bytesPerSecond)} of weights` +
           (it.shareOfBandwidth ? `, ${fixed(it.shareOfBandwidth * 100, 1)} % of the memory's bandwidth` : ""),
       );
     }
@@ -189,10 +197,12 @@ async function main(): Promise<number> {
   const { values: flags } = parseFlags({
     model: { type: "string", default: Deno.env.get("MODEL") || TINY },
     tokens: { type: "string", default: "32" },
+    dispatches: { type: "string" },
     software: { type: "boolean", default: false },
     json: { type: "string" },
   });
   const tokens = whole("tokens", flags.tokens, 1);
+  const dispatches = flags.dispatches === undefined ? undefined : whole("dispatches", flags.dispatches, 1);
   const stop = new AbortController();
   const interrupted = () => {
     if (stop.signal.aborted) Deno.exit(130);
@@ -202,7 +212,7 @@ async function main(): Promise<number> {
   Deno.addSignalListener("SIGINT", interrupted);
   const findings = new Findings(stop.signal);
   try {
-    await run(resolve(flags.model), tokens, flags.software, findings, stop.signal);
+    await run(resolve(flags.model), tokens, flags.software, dispatches, findings, stop.signal);
   } finally {
     Deno.removeSignalListener("SIGINT", interrupted);
     const { found, failed } = findings;

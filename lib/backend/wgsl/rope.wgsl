@@ -4,7 +4,11 @@
 struct Params {
   x: u32,
   stride: u32,
+  /// Of a row of x; those beyond are of another tensor.
   pairs: u32,
+  other: u32,
+  other_stride: u32,
+  all_pairs: u32,
   half: u32,
   /// Of the first row, the others following; or where in `side` each has its own.
   position: u32,
@@ -17,9 +21,15 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if (id.x >= p.pairs) { return; }
-  let i = id.x % p.half;
-  let at = p.x + id.y * p.stride + id.x / p.half * p.half * 2 + i;
+  if (id.x >= p.all_pairs) { return; }
+  var pair = id.x;
+  var row = p.x + id.y * p.stride;
+  if (pair >= p.pairs) {
+    pair -= p.pairs;
+    row = p.other + id.y * p.other_stride;
+  }
+  let i = pair % p.half;
+  let at = row + pair / p.half * p.half * 2 + i;
   var position = p.position + id.y;
   if (p.positions != NONE) { position = side[p.positions + id.y]; }
   let angle = position * p.half + i;
