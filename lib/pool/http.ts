@@ -7,6 +7,7 @@
  *   the message of work.ts, then its signature (signature.ts) in ASCII up to the end of the body
  * 200                      predicted-ms as header, application/x-ndjson: events, or `refused` where one breaks off;
  *                          an empty line every second says that the answer is still computed
+ * all of ours              how busy the worker was with others' answers, as orca.ts writes it
  * other statuses           application/problem+json with `code` and `predictedMs`, and Retry-After for 503
  * ```
  *
@@ -26,6 +27,7 @@ import {
   type SubmitOptions,
   type Work,
 } from "./pool.ts";
+import { HeardLoad } from "./orca.ts";
 import { ending } from "./relay.ts";
 import type { Sign } from "./signature.ts";
 import { encodeWork, type ModelShape } from "./work.ts";
@@ -82,6 +84,7 @@ export interface HttpPoolParts {
 export class HttpPool implements Pool {
   readonly #url: string;
   readonly #breakers: Breakers;
+  readonly #load = new HeardLoad();
   /** Until when it asked to be left alone. */
   #fullUntil = 0;
 
@@ -91,10 +94,11 @@ export class HttpPool implements Pool {
     this.#breakers = parts.breakers ?? new Breakers();
   }
 
-  /** Nobody while it is left alone; otherwise nobody knows. */
+  /** Nobody while it is left alone; otherwise what it last said of its load. */
   present(): Present | undefined {
-    const away = this.#breakers.open(this.#url) || performance.now() < this.#fullUntil;
-    return away ? { workers: [] } : undefined;
+    if (this.#breakers.open(this.#url) || performance.now() < this.#fullUntil) return { workers: [] };
+    const worker = this.#load.worker(this.#url);
+    return worker && { workers: [worker] };
   }
 
   /** One try. */
@@ -151,6 +155,7 @@ export class HttpPool implements Pool {
       // Without it browsers and Node refuse a body that is not yet there.
       ...{ duplex: "half" },
     });
+    this.#load.take(response.headers);
     watch.predicted(Number(response.headers.get("predicted-ms")) || 0);
     if (response.status === 200) return response;
     const error = await refusal(response, watch);

@@ -2,8 +2,9 @@
 
 import type { WorkerMetrics } from "../metrics.ts";
 import { HEARTBEAT_MS, type Line, STATUS } from "./http.ts";
+import { LOAD_HEADER, writeLoad } from "./orca.ts";
 import { PoolError, type PoolEvent } from "./pool.ts";
-import type { Seat, Serving } from "./serving.ts";
+import type { Load, Seat, Serving } from "./serving.ts";
 import type { Verify } from "./signature.ts";
 import { decodeWork, HEADER_BYTES, messageBytes, type ModelShape } from "./work.ts";
 
@@ -14,7 +15,8 @@ const PART_MS = 10_000;
 
 /** What the serving end is made of. */
 export interface HttpWorkerParts {
-  readonly serving: Pick<Serving, "enter" | "predictMs" | "run">;
+  /** One that tells no load has it told to nobody. */
+  readonly serving: Pick<Serving, "enter" | "predictMs" | "run"> & Partial<Pick<Serving, "load">>;
   readonly model: ModelShape;
   readonly verify: Verify;
   readonly metrics: WorkerMetrics;
@@ -35,6 +37,8 @@ export async function takeWork(request: Request, parts: HttpWorkerParts): Promis
     metrics.answers.add(1, known.code);
     return known;
   };
+  const now = serving.load?.(); // before this answer is part of it
+  const load: Record<string, string> = now ? { [LOAD_HEADER]: loadOf(now) } : {};
   let seat: Seat | undefined;
   try {
     if (request.method !== "POST") throw new PoolError("malformed", "Cannot take work: expected POST");
@@ -71,12 +75,22 @@ export async function takeWork(request: Request, parts: HttpWorkerParts): Promis
           leave();
         },
       }, { highWaterMark: 0 }),
-      { headers: { "content-type": "application/x-ndjson", "predicted-ms": `${Math.round(predictedMs)}` } },
+      {
+        headers: {
+          "content-type": "application/x-ndjson",
+          "predicted-ms": `${Math.round(predictedMs)}`,
+          ...load,
+        },
+      },
     );
   } catch (error) {
     seat?.leave();
-    return problem(refused(error));
+    return problem(refused(error), load);
   }
+}
+
+function loadOf({ maxActive: slots, active: running, waiting, firstMs, tokens, tokenMs }: Load): string {
+  return writeLoad({ slots, running, waiting, serviceMs: firstMs + tokens * tokenMs });
 }
 
 /** A body that fills up. */
@@ -175,13 +189,14 @@ async function* written(
 }
 
 /** RFC 9457. */
-function problem({ code, message, predictedMs }: PoolError): Response {
+function problem({ code, message, predictedMs }: PoolError, load: Record<string, string>): Response {
   const status = STATUS[code] ?? 500;
   const seconds = Math.min(60, Math.max(1, Math.ceil((predictedMs ?? 0) / 1000)));
   return Response.json({ type: "about:blank", title: code, status, detail: message, code, predictedMs }, {
     status,
     headers: {
       "content-type": "application/problem+json",
+      ...load,
       ...status === 503 && { "retry-after": `${seconds}` },
     },
   });

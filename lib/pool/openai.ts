@@ -29,7 +29,7 @@
 
 import { Breakers } from "./breaker.ts";
 import { Checker } from "./checker.ts";
-import { chunks, MAX_TEXT, npy, type Reading, readLoad, TokenReader, unsupported } from "./openai_wire.ts";
+import { chunks, MAX_TEXT, npy, type Reading, TokenReader, unsupported } from "./openai_wire.ts";
 import {
   type Images,
   type Pool,
@@ -42,6 +42,7 @@ import {
   type SubmitOptions,
   type Work,
 } from "./pool.ts";
+import { HeardLoad } from "./orca.ts";
 import { ending } from "./relay.ts";
 
 /** What a server is asked with. */
@@ -59,8 +60,6 @@ const MOST_CANDIDATES = 20;
 /** What the first token may take, and each further one. */
 const FIRST_MS = 60_000;
 const NEXT_MS = 15_000;
-/** For how long what a server said of its load is believed. */
-const LOAD_MS = 5000;
 
 /** One server. */
 export class OpenAiPool implements Pool {
@@ -71,8 +70,8 @@ export class OpenAiPool implements Pool {
   #name: Promise<string> | undefined;
   #running = 0;
   #serviceMs: number | undefined;
-  /** What the header `endpoint-load-metrics` said. vLLM sends it with whole answers, gateways with streams, too. */
-  #load: { readonly running: number; readonly waiting: number; readonly at: number } | undefined;
+  /** vLLM tells its load with whole answers, gateways with streams, too. */
+  readonly #load = new HeardLoad();
 
   /** @param url up to and with `/v1`. */
   constructor(url: string, private readonly parts: OpenAiParts) {
@@ -84,13 +83,11 @@ export class OpenAiPool implements Pool {
     return this.parts.dialect === "vllm" ? ["pixels", "projected"] : ["pixels"];
   }
 
-  /** Nobody while it is left alone; as it seems, as many slots as run, and one more unless some wait. */
+  /** Nobody while it is left alone; otherwise what it last said of its load. */
   present(): Present | undefined {
     if (this.#breakers.open(this.#url) || performance.now() < this.#fullUntil) return { workers: [] };
-    if (!this.#load || performance.now() - this.#load.at > LOAD_MS) return undefined;
-    const { running, waiting } = this.#load;
-    const slots = Math.max(1, waiting ? running : running + 1);
-    return { workers: [{ worker: this.#url, slots, running, waiting, serviceMs: this.#serviceMs }] };
+    const worker = this.#load.worker(this.#url);
+    return worker && { workers: [{ ...worker, serviceMs: worker.serviceMs ?? this.#serviceMs }] };
   }
 
   /** One try. */
@@ -203,7 +200,7 @@ export class OpenAiPool implements Pool {
       body,
       headers: { "content-type": "application/json", "endpoint-load-metrics-format": "JSON" },
     });
-    this.#readLoad(response.headers);
+    this.#load.take(response.headers, { running: this.#running });
     return response;
   }
 
@@ -241,11 +238,6 @@ export class OpenAiPool implements Pool {
     if (data?.length === 1 && typeof data[0].id === "string") return data[0].id;
     const found = data?.map((it) => it.id).join(", ") || "none";
     throw new PoolError("revision", `Cannot choose the server's model: expected one, found ${found}`);
-  }
-
-  #readLoad(headers: Headers): void {
-    const load = readLoad(headers.get("endpoint-load-metrics") ?? "");
-    if (load) this.#load = { running: this.#running, ...load, at: performance.now() };
   }
 }
 

@@ -179,32 +179,6 @@ export function unsupported(why: string): PoolError {
 }
 
 /**
- * What of ORCA's header counts: requests that wait, and those that run where it says so. undefined where it does not tell.
- *
- * @param header `JSON {"named_metrics": {"num_requests_waiting": 2}}` or `TEXT named_metrics.num_requests_waiting=2, …`.
- */
-export function readLoad(header: string): { waiting: number; running?: number } | undefined {
-  const [, format, report] = /^\s*(JSON|TEXT)\s+(.*)$/s.exec(header) ?? [];
-  if (!format) return undefined;
-  let metrics: Record<string, unknown>;
-  try {
-    metrics = format === "JSON" ? JSON.parse(report).named_metrics : Object.fromEntries(
-      report.split(",").map((it) => it.trim().split("=")).map(([name, value]) =>
-        [name.replace(/^named_metrics\./, ""), Number(value)] as const
-      ),
-    );
-  } catch {
-    return undefined;
-  }
-  const count = (name: string) => {
-    const value = metrics?.[`num_requests_${name}`];
-    return typeof value === "number" && value >= 0 && value < Infinity ? value : undefined;
-  };
-  const [waiting, running] = [count("waiting"), count("running")];
-  return waiting === undefined ? undefined : { waiting, ...running !== undefined && { running } };
-}
-
-/**
  * Half floats, row-major, as NumPy's file format 1.0 has them (numpy.lib.format).
  *
  * @param data little-endian, two bytes for each number of the shape.

@@ -10,9 +10,11 @@ import { type Pool, type PoolEvent, type TokenEvent, type Work } from "../../lib
 import { Relay } from "../../lib/pool/relay.ts";
 import { encodeRows } from "../../lib/pool/rows.ts";
 import { Serving, trialWork } from "../../lib/pool/serving.ts";
+import { CostModel } from "../../lib/schedule/cost_model.ts";
 import { createSign, createVerify } from "../../lib/pool/signature.ts";
 import { encodeWork } from "../../lib/pool/work.ts";
 import { until } from "../jobs/harness.ts";
+import { CALIBRATION } from "../schedule/calibration.ts";
 import { refused } from "./refused.ts";
 
 const engine = await loadEngine(TINY);
@@ -228,6 +230,36 @@ Deno.test("an answer that breaks off goes on here, without a token twice or miss
   assert.deepEqual(ids(events), whole);
   assert.deepEqual(left, ["one failed after 4", "two gone after 5"]);
   assert.equal(worker.errors.length, 1);
+});
+
+Deno.test("a worker tells how busy others keep it, with answers and refusals, and the planner reckons with it", async () => {
+  const stuck = slow(3);
+  await using worker = await serve({ pool: stuck, capacity: { maxActive: 1, maxWaiting: 1 } });
+  const other = new HttpPool(worker.url, { model: engine.shape, sign });
+  const model = new CostModel({ ...CALIBRATION }, { pool: () => worker.pool.present() });
+  const waitMs = () => model.pool("pool").waitMs(0);
+  assert.equal(worker.pool.present(), undefined);
+  /** Asks, and waits for what the answer's header says. */
+  const busy = async (pool: HttpPool) => {
+    const answer = Array.fromAsync(pool.submit(work()));
+    await until(() => pool.present() !== undefined);
+    const [{ slots, running, waiting }] = pool.present()!.workers;
+    return { answer, told: [slots, running, waiting] };
+  };
+  const first = await busy(other);
+  assert.deepEqual(first.told, [1, 0, 0]);
+  await until(() => worker.serving.load().active === 1);
+  const second = await busy(worker.pool);
+  assert.deepEqual(second.told, [1, 1, 0]);
+  const third = new HttpPool(worker.url, { model: engine.shape, sign });
+  await refused(third.submit(work()), "busy");
+  stuck.let();
+  for (const { answer } of [first, second]) assert.equal((await answer).length, 14);
+  // Now it knows how long an answer takes.
+  await Promise.all([other, worker.pool].map((it) => Array.fromAsync(it.submit(work()))));
+  const [{ serviceMs, running, waiting }] = worker.pool.present()!.workers;
+  assert.ok(serviceMs! > 0);
+  assert.equal(waitMs(), running || waiting ? (waiting + 1) * serviceMs! : 0);
 });
 
 Deno.test("nobody there, nonsense and silence end with a code", async () => {

@@ -5,7 +5,7 @@ import { join } from "@std/path";
 import { loadEngine, TINY } from "../../functions/model.ts";
 import { openPool } from "../../functions/pool.ts";
 import { readSettings } from "../../functions/settings.ts";
-import { npy, readLoad } from "../../lib/pool/openai_wire.ts";
+import { npy } from "../../lib/pool/openai_wire.ts";
 import { OpenAiPool } from "../../lib/pool/openai.ts";
 import { type Pool, type PoolEvent, type TokenEvent, type Work } from "../../lib/pool/pool.ts";
 import { Relay } from "../../lib/pool/relay.ts";
@@ -426,32 +426,4 @@ Deno.test("texts that are several tokens, or one of several, are told by our voc
   assert.deepEqual(await read("\ufffd", "", "a").catch((it) => it.code), "unsupported");
   assert.deepEqual(await read("", "€").catch((it) => it.code), "unsupported");
   assert.deepEqual(await read("a", "").catch((it) => it.code), "unsupported");
-});
-
-Deno.test("ORCA's header is read in both forms, and nonsense is none", () => {
-  assert.deepEqual(
-    readLoad("TEXT named_metrics.kv_cache_usage_perc=0.4, named_metrics.num_requests_waiting=3.0"),
-    {
-      waiting: 3,
-    },
-  );
-  assert.deepEqual(
-    readLoad('JSON {"named_metrics": {"num_requests_waiting": 0, "num_requests_running": 2}}'),
-    {
-      waiting: 0,
-      running: 2,
-    },
-  );
-  for (
-    const it of [
-      "",
-      "JSON {",
-      "JSON null",
-      "TEXT",
-      "TEXT a",
-      'JSON {"named_metrics": {"num_requests_waiting": -1}}',
-    ]
-  ) {
-    assert.equal(readLoad(it), undefined, it);
-  }
 });
