@@ -6,6 +6,10 @@ import { hitRates, overTime } from "./planner/plots.ts";
 import { POLICIES } from "./planner/policies.ts";
 import { SimulatedPool } from "./planner/pool.ts";
 import { CLASSES, createWorld, HORIZON_MS } from "./planner/world.ts";
+import { Link } from "./planner/link.ts";
+import type { RealRow } from "./planner/real.ts";
+import { bootstrapped, realScores } from "./planner/real_scores.ts";
+import { budgetOf, drawTrace, type RealAsked } from "./planner/trace.ts";
 import { runSimulation } from "./planner_sim.ts";
 
 const classOf = (name: string) => CLASSES.filter((it) => it.name === name);
@@ -115,4 +119,74 @@ Deno.test("figures show every class and policy", () => {
   const lines = overTime(classes[0]);
   assert.equal(lines.match(/<polyline/g)?.length, 6);
   assert.doesNotMatch(bars + lines, /NaN|undefined|Infinity/);
+});
+
+Deno.test("what the real system is asked is drawn before, the same for the same seed, and its budgets lie where they are said to", () => {
+  const trace = drawTrace(60, 1);
+  assert.deepEqual(drawTrace(60, 1), trace);
+  assert.notDeepEqual(drawTrace(60, 2), trace);
+  assert.equal(trace.length, 7);
+  const failing = trace.find((it) => it.name === "pool-failure")!.asked.map((it) => it.worker);
+  assert.deepEqual(failing.filter((it, i) => it !== failing[i - 1]), [
+    "well",
+    "killed",
+    "well",
+    "stopped",
+    "well",
+  ]);
+  const all = trace.flatMap((it) => it.asked);
+  const share = (of: (it: RealAsked) => boolean) => all.filter(of).length / all.length;
+  assert.ok(Math.abs(share((it) => it.of === "local") - 0.5) < 0.1);
+  assert.ok(all.every((it) => it.slowness >= 1 && it.link.mbps > 0 && it.stallMs <= 4000));
+  const quantiles = { firstP50Ms: 100, firstP95Ms: 150, totalP50Ms: 200, totalP95Ms: 300 };
+  const budgets = [0, 0.5, 1].map((at) => budgetOf({ wants: "both", at }, quantiles));
+  assert.deepEqual(budgets.map((it) => it.ttftMs), [100, 173, 300]);
+  assert.deepEqual(budgets.map((it) => it.totalMs), [200, 346, 600]);
+  assert.deepEqual(Object.keys(budgetOf({ wants: "first", at: 0 }, quantiles)), ["ttftMs"]);
+});
+
+Deno.test("intervals hold what they are of, and are those of blocks", () => {
+  const chance = new Chance(3);
+  const coins = Float64Array.from({ length: 800 }, () => Number(chance.uniform() < 0.3));
+  const { value, low, high } = bootstrapped(coins);
+  assert.ok(low < 0.3 && 0.3 < high && low < value && value < high);
+  // Of 800 coins: 1.96 standard errors of 1.6 % to either side.
+  assert.ok(high - low > 0.045 && high - low < 0.08, `${high - low}`);
+  // Of 100 coins, each told eight times, nearly three times as wide.
+  const told = Float64Array.from({ length: 800 }, (_, i) => coins[i >> 3]);
+  const wide = bootstrapped(told);
+  assert.ok(wide.high - wide.low > 0.13, `${wide.high - wide.low}`);
+  const rows = Array.from(coins, (it): RealRow => ({
+    class: "lan",
+    tokens: 1,
+    budget: {},
+    answers: { planner: { met: true, route: "local" }, other: { met: it === 1, route: "pixels" } },
+  }));
+  const [other, planner] = realScores(rows, ["other", "planner"]);
+  assert.deepEqual([planner.hitRate.low, planner.behind.high, planner.routes], [1, 0, { local: 800 }]);
+  assert.ok(Math.abs(other.behind.value - (1 - value)) < 1e-9 && other.behind.low > 0.6);
+});
+
+Deno.test("a link takes its time, and leads nowhere where nobody listens", async () => {
+  const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, async (request) => {
+    return new Response(`${(await request.bytes()).length}`);
+  });
+  const link = new Link(server.addr.port);
+  const send = async (bytes: number) => {
+    const since = performance.now();
+    const said = await (await fetch(link.url, { method: "POST", body: new Uint8Array(bytes) })).text();
+    assert.equal(said, `${bytes}`);
+    return performance.now() - since;
+  };
+  link.shape = { rttMs: 40, mbps: 8 };
+  assert.ok(await send(100) >= 39);
+  assert.ok(await send(100_000) >= 139);
+  link.stallMs = 200;
+  assert.ok(await send(100) >= 239);
+  assert.equal(link.stallMs, 0);
+  link.shape = { rttMs: 0, mbps: 1000, downMbps: 0.008 };
+  assert.ok(await send(100) >= 100, "a head of a hundred bytes");
+  await server.shutdown();
+  await assert.rejects(fetch(link.url), TypeError);
+  link.close();
 });
