@@ -4,6 +4,7 @@
  */
 
 import type { Features, Kernel } from "./webgpu_kernels.ts";
+import { type KernelTime, Trace } from "./webgpu_trace.ts";
 
 /** Flags of the WebGPU specification, which not every runtime has as globals. */
 export const USAGE = {
@@ -52,8 +53,25 @@ export interface Dispatch {
   readonly groups: readonly [number, number?, number?];
 }
 
+/** How work goes to the GPU, and what that has taken so far. */
+export interface Submitting {
+  /** As in `WebgpuOptions`; may be set between operations. */
+  maxDispatches: number;
+  /** Submissions, and dispatches in them. */
+  readonly submissions: number;
+  readonly dispatches: number;
+  /** Milliseconds of submitting, and from there until what was read came. */
+  readonly submitMs: number;
+  readonly waitMs: number;
+  /**
+   * GPU time by kernel of what `work` issues and reads, the longest first. Every dispatch gets a pass of its own, so that
+   * all takes longer. Undefined where the device has no timestamps.
+   */
+  trace(work: () => Promise<unknown>): Promise<KernelTime[] | undefined>;
+}
+
 /** The queue of one device. */
-export class Queue {
+export class Queue implements Submitting {
   readonly #layouts: Readonly<Record<"reads" | "writes", GPUBindGroupLayout>>;
   readonly #pipelines = new Map<string, GPUComputePipeline>();
   readonly #groups = new Map<number, { readonly group: GPUBindGroup; readonly ids: readonly number[] }>();
@@ -72,15 +90,19 @@ export class Queue {
   readonly #numbers: number[] = [];
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
+  /** In this pass. */
+  #set: GPUComputePipeline | undefined;
   #flushing: Promise<void> | undefined;
   #failure: Error | undefined;
   #deferred: (() => void) | undefined;
-  /** Submissions, and dispatches in them, so far. */
+  #trace: Trace | undefined;
   submissions = 0;
   dispatches = 0;
+  submitMs = 0;
+  waitMs = 0;
 
-  /** @param most dispatches of a submission, after which the GPU begins while the next are issued. */
-  constructor(readonly device: GPUDevice, readonly features: Features, private readonly most = Infinity) {
+  /** @param maxDispatches of a submission, after which the GPU begins while the next are issued. */
+  constructor(readonly device: GPUDevice, readonly features: Features, public maxDispatches: number) {
     const entry = (binding: number, type: GPUBufferBindingType, hasDynamicOffset = false) => ({
       binding,
       visibility: COMPUTE,
@@ -152,10 +174,8 @@ export class Queue {
   /** Words that {@link words} takes at once. */
   readonly maxWords = TABLE_WORDS / 4;
 
-  dispatch(
-    arena: Bound,
-    { kernel, parameters, side = this.table, weights = this.#none, groups }: Dispatch,
-  ): void {
+  dispatch(arena: Bound, dispatch: Dispatch): void {
+    const { kernel, parameters, side = this.table, weights = this.#none, groups } = dispatch;
     this.settle();
     this.#need(PARAMETER_WORDS);
     const at = this.#wordsUsed;
@@ -165,12 +185,27 @@ export class Queue {
       else this.#floats[at + i] = it.value;
     }
     this.#wordsUsed += PARAMETER_WORDS;
-    this.#pass ??= this.#encode().beginComputePass();
-    this.#pass.setPipeline(this.#pipeline(kernel));
-    this.#pass.setBindGroup(0, this.#group(kernel, arena, side, weights), [at * 4]);
-    this.#pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
+    const encoder = this.#trace ? this.#leavePass() : this.#encode();
+    const pass = this.#pass ??= encoder.beginComputePass(this.#trace?.describe(dispatch));
+    const pipeline = this.#pipeline(kernel);
+    if (pipeline !== this.#set) pass.setPipeline(this.#set = pipeline);
+    pass.setBindGroup(0, this.#group(kernel, arena, side, weights), [at * 4]);
+    pass.dispatchWorkgroups(groups[0], groups[1], groups[2]);
     this.dispatches++;
-    if (++this.#issued >= this.most) this.flush();
+    if (++this.#issued >= this.maxDispatches) this.flush();
+  }
+
+  async trace(work: () => Promise<unknown>): Promise<KernelTime[] | undefined> {
+    if (!this.device.features.has("timestamp-query")) return undefined;
+    this.flush();
+    const trace = this.#trace = new Trace(this.device);
+    try {
+      await work();
+    } finally {
+      this.flush();
+      this.#trace = undefined;
+    }
+    return await trace.end();
   }
 
   /** Copies bytes from one buffer to another, in order with what was dispatched. */
@@ -210,10 +245,16 @@ export class Queue {
     for (let r = 0; r < rows; r += together) {
       encoder.copyBufferToBuffer(buffer, start + r * stride, back, r * bytes, together * bytes);
     }
-    await (this.#flushing ??= Promise.resolve().then(() => this.flush()));
+    await (this.#flushing ??= Promise.resolve().then(() => {
+      this.flush();
+      this.#look();
+      this.#watch();
+    }));
+    const since = performance.now();
     try {
       await back.mapAsync(MAP_READ, 0, Math.max(size, 4));
       this.check();
+      this.waitMs += performance.now() - since;
     } catch (cause) {
       back.destroy();
       throw this.#failure ?? new Error("Cannot read from the GPU", { cause });
@@ -235,17 +276,15 @@ export class Queue {
     this.#flushing = undefined;
     this.settle();
     if (!this.#encoder) return;
-    this.#pass?.end();
-    this.#pass = undefined;
-    const commands = this.#encoder.finish();
+    const since = performance.now();
+    const commands = this.#leavePass().finish();
     this.#encoder = undefined;
     this.device.queue.writeBuffer(this.table.buffer, 0, this.#words, 0, this.#wordsUsed);
     this.device.queue.submit([commands]);
     this.submissions++;
     this.#wordsUsed = this.#issued = 0;
     this.#destroyDropped();
-    this.#look();
-    this.#watch();
+    this.submitMs += performance.now() - since;
   }
 
   /** Ends the device. */
@@ -274,7 +313,7 @@ export class Queue {
 
   #leavePass(): GPUCommandEncoder {
     this.#pass?.end();
-    this.#pass = undefined;
+    this.#pass = this.#set = undefined;
     return this.#encode();
   }
 

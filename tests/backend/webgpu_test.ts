@@ -59,7 +59,10 @@ async function sameAlone(b: Backend): Promise<void> {
   }
 }
 
-const backend = await openSoftware({ driver: "lavapipe", options: { maxBindingBytes: 1 << 20 } });
+const backend = await openSoftware({
+  driver: "lavapipe",
+  options: { maxBindingBytes: 1 << 20, maxDispatches: Infinity },
+});
 const test = (name: string, fn: (b: NonNullable<typeof backend>) => Promise<void>) =>
   Deno.test({
     name: `webgpu: ${name}` + (backend ? "" : " (skipped: no driver)"),
@@ -95,14 +98,41 @@ test("what is issued between two reads is one submission, and reads of one go ar
   const w = b.matrix(pack("int8-p8-s4", random(64 * 64, 1), 64, 64));
   const [x, y] = [tensor(b, 1, 64, random(64, 2)), b.tensor(1, 64)];
   await b.read(x);
-  const before = b.submissions;
+  const before = b.queue.submissions;
   for (let i = 0; i < 100; i++) {
     b.embed(x, Uint32Array.of(i % 64), w, 1);
     b.linear(y, x, w, { residual: y });
     b.rmsNorm(y, y, x, 1e-6);
   }
   await Promise.all([b.read(x), b.read(y), b.read(y)]);
-  assert.equal(b.submissions, before + 1);
+  assert.equal(b.queue.submissions, before + 1);
+  b.free(w, x, y);
+});
+
+test("a submission has at most maxDispatches, and comes to the same", async (b) => {
+  const x = tensor(b, 1, 64, random(64, 2));
+  b.queue.maxDispatches = 4;
+  const before = b.queue.submissions;
+  for (let i = 0; i < 10; i++) b.add(x, x);
+  assert.deepEqual(await b.read(x), random(64, 2).map((it) => it * 1024));
+  assert.equal(b.queue.submissions, before + 3);
+  b.queue.maxDispatches = Infinity;
+  b.free(x);
+});
+
+test("a trace tells what each kernel took, with what was computed as it is", async (b) => {
+  const x = tensor(b, 1, 64, random(64, 2));
+  const [work, weight] = [b.tensor(1, 64), b.tensor(1, 64)];
+  let found: Float32Array | undefined;
+  const times = await b.queue.trace(async () => {
+    for (let i = 0; i < 3; i++) b.add(x, x);
+    b.rmsNorm(work, x, weight, 1e-6);
+    found = await b.read(x);
+  });
+  assert.deepEqual(found, random(64, 2).map((it) => it * 8));
+  assert.deepEqual(times!.map((it) => [it.kernel.split(" ")[0], it.count]).sort(), [["add", 3], ["norm", 1]]);
+  for (const { usEach } of times!) assert.ok(usEach > 0 && usEach < 1e6, `${usEach}`);
+  b.free(x, work, weight);
 });
 
 test("activations outlive the growth of the memory they lie in, whatever was issued before", async (b) => {

@@ -75,9 +75,9 @@ export async function check(loaded: Loaded, wasm: Loaded): Promise<void> {
 }
 
 /** Milliseconds of prefills, the first left out. */
-export async function prefillTimes(loaded: Loaded, pause = atOnce): Promise<number[]> {
+export async function prefillTimes(loaded: Loaded, pause = atOnce, rounds = ROUNDS): Promise<number[]> {
   const times: number[] = [];
-  for (const begun = performance.now(); times.length <= ROUNDS;) {
+  for (const begun = performance.now(); times.length <= rounds;) {
     if (times.length > 1 && performance.now() - begun > PATIENCE_MS) break;
     await withPrefix(loaded, async (prefix) => {
       const cache = loaded.decoder.cache(loaded.rows);
@@ -91,12 +91,17 @@ export async function prefillTimes(loaded: Loaded, pause = atOnce): Promise<numb
   return times.slice(1);
 }
 
-/** Milliseconds of passes, the first two left out, that bring each of so many answers a token and choose the next. */
+/**
+ * Milliseconds of passes, the first two left out, that bring each of so many answers a token and choose the next.
+ *
+ * @param around runs each of those that count.
+ */
 export async function passTimes(
   loaded: Loaded,
   together: number,
   tokens: number,
   pause = atOnce,
+  around = (pass: () => Promise<void>) => pass(),
 ): Promise<number[]> {
   const { decoder, model } = loaded;
   const room = () => decoder.cache(loaded.rows + tokens + 2);
@@ -109,12 +114,15 @@ export async function passTimes(
     const choice = { ...GREEDY, random: 0 };
     const limit = Math.min(model.imageTokenId, model.decoder.vocab);
     let last = caches.map((_, i) => 10 + i);
-    for (let token = 0; token < tokens + 2; token++) {
-      const since = performance.now();
+    const pass = async () => {
       const found = await decoder.steps!(caches.map((cache, i) => ({ cache, id: last[i], choice })), pause);
       last = found.map((it) =>
         it instanceof Float32Array ? choose(it, limit, neverSampled(model), GREEDY, Math.random).id : it.id
       );
+    };
+    for (let token = 0; token < tokens + 2; token++) {
+      const since = performance.now();
+      await (token < 2 ? pass() : around(pass));
       times.push(performance.now() - since);
     }
   } finally {

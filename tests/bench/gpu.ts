@@ -6,12 +6,12 @@
  * First what the adapter is and how fast it reads its memory; then, after a check of the bundled model's tokens against
  * WASM's: the floor of a token (an empty submission read back), what one more dispatch costs, a picture through SigLIP, a
  * prefill, tokens a second of 1, 4 and 16 answers at once with the share of the memory's bandwidth that their weights
- * take, the choice of a token, and every operation of a layer by itself. MODEL in the environment is the default of
- * --model, the bundled model that of both.
+ * take, where such a pass goes (the host's parts, and the GPU's by kernel, as its own timestamps have it), the choice of a
+ * token, and every operation of a layer by itself. MODEL in the environment is the default of --model, the bundled model
+ * that of both.
  *
- * --dispatches N submits after every N dispatches, so that the GPU begins while the rest are issued, instead of once a
- * token. What fails is told, and the rest runs. A program that stands in for a GPU is refused without --software. Ctrl-C ends it
- * with what has been measured.
+ * --dispatches N submits after every N dispatches, instead of as the backend does by itself. What fails is told, and the
+ * rest runs. A program that stands in for a GPU is refused without --software. Ctrl-C ends it with what has been measured.
  */
 
 import { resolve } from "@std/path";
@@ -28,6 +28,7 @@ import { parseFlags, runCommand, UsageError, whole } from "./command_line.ts";
 import { check, load, type Loaded, passTimes, prefillTimes } from "./decoding.ts";
 import { measureBandwidth, wordsOf } from "./gpu_limits.ts";
 import { dispatchCost, floorMs, measureOperations, sampleTimes } from "./gpu_operations.ts";
+import { partTimes, passParts, type Traced, tracePass, tracePrefill } from "./gpu_trace.ts";
 import { numbers } from "./random.ts";
 import { median } from "./statistics.ts";
 
@@ -79,6 +80,44 @@ async function encodeTimes(backend: WebgpuBackend, { model }: Loaded, directory:
   }
   backend.free(out);
   return times.slice(1);
+}
+
+/** Kernels that are told of a trace. */
+const MOST_KERNELS = 16;
+
+function byKernel({ gpuMs, kernels }: Traced): string {
+  if (gpuMs === undefined || !kernels) return "no timestamps here";
+  const lines = kernels.slice(0, MOST_KERNELS).map(({ kernel, count, usEach }) =>
+    `${fixed(count * usEach / 1000, 3).padStart(9)} ms  ${`${count} ×`.padStart(6)} ${
+      fixed(usEach, 1).padStart(8)
+    } µs  ${kernel}`
+  );
+  return [`GPU ${fixed(gpuMs)} ms`, ...lines].join("\n  ");
+}
+
+/** Where a pass goes. */
+async function trace(
+  backend: WebgpuBackend,
+  loaded: Loaded,
+  together: number,
+  findings: Findings,
+  pause: Pause,
+) {
+  await findings.phase(
+    `parts of a pass ${together}`,
+    () => passParts(backend, loaded, together, pause),
+    (it) =>
+      `${fixed(it.ms)} ms: ${fixed(it.issueMs)} to issue, ${
+        fixed(it.submitMs)
+      } to submit in ${it.submissions}, ` +
+      `${fixed(it.waitMs)} until it was read`,
+  );
+  await findings.phase(
+    `dispatches of a submission ${together}`,
+    () => partTimes(backend, loaded, together, pause),
+    (it) => it.map((one) => `${one.maxDispatches ?? "all"}: ${fixed(one.ms)} ms`).join("; "),
+  );
+  await findings.phase(`trace ${together}`, () => tracePass(backend, loaded, together, pause), byKernel);
 }
 
 async function run(
@@ -149,9 +188,9 @@ async function run(
         async () => {
           const times = await passTimes(loaded, together, tokens, pause);
           const dispatches = async (count: number) => {
-            const before = backend.dispatches;
+            const before = backend.queue.dispatches;
             await passTimes(loaded, together, count, pause);
-            return backend.dispatches - before;
+            return backend.queue.dispatches - before;
           };
           const ms = median(times);
           const rate = loaded.bytes * 1000 / ms;
@@ -171,7 +210,9 @@ async function run(
           (it.shareOfBandwidth ? `, ${fixed(it.shareOfBandwidth * 100, 1)} % of the memory's bandwidth` : ""),
       );
     }
+    for (const together of [1, 16]) await trace(backend, loaded, together, findings, pause);
     await findings.phase(`prefill ${loaded.rows}`, () => prefillTimes(loaded, pause), ms);
+    await findings.phase("trace two prefills", () => tracePrefill(backend, loaded, pause), byKernel);
     await findings.phase("picture", () => encodeTimes(backend, loaded, directory, pause), ms);
     await findings.phase(
       "sample",
