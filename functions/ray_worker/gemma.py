@@ -114,20 +114,30 @@ class PaliGemma:
         self._window = config.window if sliding_window == "hf" else None
         self._weights = load_weights(directory, device, dtype)
         self._dtype = dtype
-        self._layers = []
-        for i in range(config.layers):
-            start = f"language_model.model.layers.{i}."
-            self._layers.append({k[len(start) :]: v for k, v in self._weights.items() if k.startswith(start)})
+        self._layers = [self._take_layer(i) for i in range(config.layers)]
+        self._last_norm = 1 + self._weights["language_model.model.norm.weight"]
         shape = (config.layers, slots, config.kv_heads, positions, config.head_dim)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
         half = config.head_dim // 2
         rates = config.theta ** (-torch.arange(half, dtype=torch.float64) / half)
         angles = torch.outer(torch.arange(positions, dtype=torch.float64), rates)
-        self._cos, self._sin = angles.cos().float().to(device), angles.sin().float().to(device)
+        cos, sin = angles.cos().float().to(device), angles.sin().float().to(device)
+        # For both halves of a head; the first takes from the second what the second takes from it.
+        self._cos, self._sin = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)
         self._at = torch.zeros(slots, dtype=torch.long, device=device)
         self._graphs: dict[tuple[int, int], tuple] = {}
+
+    def _take_layer(self, i: int) -> dict[str, torch.Tensor]:
+        """A decoder layer's weights: those that read the same rows as one, and norms with the 1 that Gemma adds."""
+        start = f"language_model.model.layers.{i}."
+        names = [it for it in self._weights if it.startswith(start)]
+        layer = {it[len(start) :]: self._weights.pop(it) for it in names}
+        stack = lambda names: torch.cat([layer.pop(f"{it}_proj.weight") for it in names])
+        layer["qkv.weight"] = stack(f"self_attn.{it}" for it in "qkv")
+        layer["gate_up.weight"] = stack(["mlp.gate", "mlp.up"])
+        return {name: it if it.ndim > 1 else 1 + it for name, it in layer.items()}
 
     def _linear(self, x: torch.Tensor, name: str, weights=None, bias: str | None = None) -> torch.Tensor:
         weights = self._weights if weights is None else weights
@@ -175,13 +185,13 @@ class PaliGemma:
         return F.embedding(ids, self._weights["language_model.model.embed_tokens.weight"]).float() * self.config.width**0.5
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.eps) * (1 + weight)
+        """x / RMS · weight, which holds Gemma's 1 + w."""
+        return F.rms_norm(x, weight.shape, weight, self.config.eps)
 
     def _rope(self, x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """x [.., T, heads, C], at [.., T]."""
-        cos, sin = self._cos[at].unsqueeze(-2), self._sin[at].unsqueeze(-2)
         a, b = x.chunk(2, -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return torch.addcmul(x * self._cos[at].unsqueeze(-2), torch.cat([b, a], -1), self._sin[at].unsqueeze(-2))
 
     def _block(self, i: int, x: torch.Tensor, at: torch.Tensor, attend) -> torch.Tensor:
         """One layer over x [B, T, D] at positions at [B, T]; attend(q, k, v) stores keys and mixes values."""
@@ -190,13 +200,15 @@ class PaliGemma:
         norm = lambda y, name: self._norm(y, layer[name])
         linear = lambda y, name: self._linear(y, f"{name}.weight", layer)
         y = norm(x, "input_layernorm.weight")
-        split = lambda name: linear(y, f"self_attn.{name}_proj").unflatten(-1, (-1, config.head_dim))
-        mixed = attend(self._rope(split("q"), at), self._rope(split("k"), at), split("v"))
+        heads = linear(y, "qkv").unflatten(-1, (-1, config.head_dim))
+        turned = self._rope(heads[..., : config.heads + config.kv_heads, :], at)
+        mixed = attend(*turned.split([config.heads, config.kv_heads], -2), heads[..., -config.kv_heads :, :])
         y = linear(mixed, "self_attn.o_proj")
         x = x + (norm(y, post) if config.second else y)
         # Gemma 1 calls its pre-MLP norm "post_attention_layernorm"; in Gemma 2 that name is what it says.
         y = norm(x, pre_mlp if config.second else post)
-        y = F.gelu(linear(y, "mlp.gate_proj"), approximate="tanh") * linear(y, "mlp.up_proj")
+        gate, up = linear(y, "gate_up").chunk(2, -1)
+        y = F.gelu(gate, approximate="tanh") * up
         y = linear(y, "mlp.down_proj")
         return x + (norm(y, "post_feedforward_layernorm.weight") if config.second else y)
 
@@ -213,7 +225,7 @@ class PaliGemma:
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] of the last rows; ids that are never given are at -inf, those from the image token on cut off."""
         config = self.config
-        x = self._norm(x[:, -1], self._weights["language_model.model.norm.weight"])
+        x = self._norm(x[:, -1], self._last_norm)
         logits = self._linear(x, "language_model.model.embed_tokens.weight")[:, : config.image_token_id]
         for id in (config.pad_id, config.bos_id):
             logits[:, id] = -torch.inf
