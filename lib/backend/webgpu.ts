@@ -21,10 +21,10 @@ import type {
 } from "./backend.ts";
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
-import { type Features, type Kernel, Kernels } from "./webgpu_kernels.ts";
+import { type Features, type Kernel, Kernels, MOST_PARTS } from "./webgpu_kernels.ts";
 import { GpuArena, GpuMatrix, GpuTensor, GpuWeights } from "./webgpu_memory.ts";
 import { Products } from "./webgpu_products.ts";
-import { type Bound, Float, NONE, Queue, type Submitting, USAGE } from "./webgpu_queue.ts";
+import { type Bound, type Dispatch, Float, NONE, Queue, type Submitting, USAGE } from "./webgpu_queue.ts";
 
 export interface WebgpuOptions {
   /** What kernels may use where the device has it; all by default. The results are the same. */
@@ -36,6 +36,8 @@ export interface WebgpuOptions {
    * stands in for one all that are issued between two reads.
    */
   readonly maxDispatches?: number;
+  /** Whether lanes are many, as a GPU wants them, or few; by default as the adapter is. */
+  readonly manyLanes?: boolean;
 }
 
 /** A backend on a device of its own. */
@@ -94,6 +96,7 @@ export async function createWebgpuBackend(gpu: GPU, options: WebgpuOptions = {})
     new Queue(device, features, options.maxDispatches ?? (software ? Infinity : MAX_DISPATCHES)),
     name,
     software,
+    new Kernels(features, software, options.manyLanes ?? !software),
     Math.floor(maxBindingBytes / 64) * 64,
   );
 }
@@ -107,8 +110,8 @@ interface Angles {
   readonly positions: number;
 }
 
-/** Ids of one workgroup in `sample`, as in the kernel. */
-const SAMPLE_BLOCK = 4096;
+/** Ids of one workgroup in `sample`, and words that it keeps of them, as in the kernel. */
+const [SAMPLE_BLOCK, SAMPLE_WORDS] = [4096, 6 + 16];
 /** Rows of the attention kernels' workgroups, where there are enough of them. */
 const ATTENTION_ROWS = 8;
 /** Fewer rows than this get a workgroup each. */
@@ -120,7 +123,6 @@ class Webgpu implements WebgpuBackend {
   readonly features: Features;
   readonly #arena: GpuArena;
   readonly #weights: GpuWeights;
-  readonly #kernels: Kernels;
   readonly #products: Products;
   readonly #angles = new Map<string, Angles>();
   /** A rotation that is put off, so that another of the same positions can go with it. */
@@ -132,14 +134,14 @@ class Webgpu implements WebgpuBackend {
     readonly queue: Queue,
     readonly adapter: string,
     readonly software: boolean,
+    private readonly kernels: Kernels,
     maxBindingBytes: number,
   ) {
     this.features = queue.features;
     this.lost = queue.device.lost.then(({ message }) => message);
     this.#arena = new GpuArena(queue, maxBindingBytes);
     this.#weights = new GpuWeights(queue, maxBindingBytes);
-    this.#kernels = new Kernels(queue.features, software);
-    this.#products = new Products(queue, this.#arena, this.#kernels);
+    this.#products = new Products(queue, this.#arena, kernels);
   }
 
   get name(): string {
@@ -234,14 +236,15 @@ class Webgpu implements WebgpuBackend {
   #norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | undefined, eps: number): void {
     if (!out.rows || !out.cols) return;
     const [o, i, w] = [inside(out), inside(x), inside(weight)];
-    this.#products.norm({ out: o, x: i, weight: w, bias: bias && inside(bias), eps });
+    const by = { norm: bias !== undefined };
+    this.#products.make({ out: o, x: i, by, weight: w, bias: bias && inside(bias), eps });
   }
 
   add(out: Tensor, x: Tensor): void {
     shapes.checkAdd(out, x);
     const [o, i] = [inside(out), inside(x)];
     const parameters = [i.at, i.stride, i.cols, o.at, o.stride];
-    this.#run(o, this.#kernels.add, parameters, [Math.ceil(i.cols / 64), i.rows]);
+    this.#run(o, this.kernels.add, parameters, [Math.ceil(i.cols / 64), i.rows]);
   }
 
   place(outs: readonly Tensor[], x: Tensor): void {
@@ -251,7 +254,7 @@ class Webgpu implements WebgpuBackend {
     const at = this.queue.words(Uint32Array.from(targets, (it) => it.at));
     const parameters = [from.at, from.stride, from.cols, at];
     const groups = [Math.ceil(from.cols / 64), from.rows] as const;
-    this.queue.dispatch(this.#arena.bound, { kernel: this.#kernels.place, parameters, groups });
+    this.queue.dispatch(this.#arena.bound, { kernel: this.kernels.place, parameters, groups });
     targets.forEach((it) => this.#products.wrote(it));
   }
 
@@ -288,7 +291,7 @@ class Webgpu implements WebgpuBackend {
     const [x, other = x] = tensors;
     const pairs = tensors.reduce((sum, it) => sum + it.cols / 2, 0);
     this.queue.dispatch(this.#arena.bound, {
-      kernel: this.#kernels.rope,
+      kernel: this.kernels.rope,
       weights: angles.bound,
       parameters: [
         ...[x.at, x.stride, x.cols / 2, other.at, other.stride, pairs],
@@ -310,7 +313,7 @@ class Webgpu implements WebgpuBackend {
       ...[qs.rows, ks.rows, heads / kvHeads, headDim, new Float(scale), new Float(softcap)],
       ...[start, Math.max(prefix, 0), window],
     ];
-    const kernel = this.#kernels.attention(headDim, together);
+    const kernel = this.kernels.attention(headDim, together);
     this.#run(o, kernel, parameters, [Math.ceil(rows / together), kvHeads]);
   }
 
@@ -330,11 +333,18 @@ class Webgpu implements WebgpuBackend {
     for (const it of ks) shapes.same("attention stride of keys", it.stride, kStride);
     for (const it of vs) shapes.same("attention stride of values", it.stride, vStride);
     const at = this.queue.words(Uint32Array.from(ks.flatMap((it, t) => [it.at, vs[t].at, it.rows])));
+    if (!o.rows) return;
+    const { keysTogether } = this.kernels;
+    const most = Math.min(window, Math.max(...ks.map((it) => it.rows)));
+    const parts = Math.min(MOST_PARTS, Math.ceil(most / keysTogether));
+    const mixed = this.tensor(qs.rows, heads * parts * (headDim + 2)) as GpuTensor;
     const parameters = [
-      ...[qs.at, qs.stride, kStride, vStride, o.at, o.stride, heads / kvHeads, headDim],
+      ...[qs.at, qs.stride, kStride, vStride, mixed.at, parts, heads / kvHeads, headDim],
       ...[new Float(scale), new Float(softcap), window, at],
     ];
-    this.#run(o, this.#kernels.attentionEach(headDim), parameters, [heads, qs.rows]);
+    this.#run(mixed, this.kernels.attentionEach(headDim), parameters, [heads, qs.rows, parts]);
+    this.#products.make({ out: o, x: mixed, by: { heads }, parts, headDim });
+    this.free(mixed); // what comes after this is computed after it
   }
 
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void {
@@ -350,7 +360,7 @@ class Webgpu implements WebgpuBackend {
       ...[qs.at, qs.stride, ks.at, ks.stride, vs.at, vs.stride, o.at, o.stride],
       ...[rows, heads, headDim, new Float(scale)],
     ];
-    const [means, each, values, mix] = this.#kernels.attentionInt8(headDim, 4);
+    const [means, each, values, mix] = this.kernels.attentionInt8(headDim, 4);
     this.#run(o, means, parameters, [Math.ceil(width / 64)], side);
     this.#run(o, each, parameters, [Math.ceil(rows * heads / 64)], side);
     this.#run(o, values, parameters, [Math.ceil(width / 64)], side);
@@ -371,7 +381,9 @@ class Webgpu implements WebgpuBackend {
     shapes.checkSample(logits, rows, limit, never);
     const from = inside(logits);
     const blocks = Math.ceil(limit / SAMPLE_BLOCK);
-    const side = this.#products.scratch(rows.length * blocks * 3);
+    const cut = rows.some((it) => it.temperature > 0 && (it.topK > 0 || it.topP < 1));
+    const size = blocks * (SAMPLE_WORDS + (cut ? SAMPLE_BLOCK : 0));
+    const side = this.#products.scratch(rows.length * size);
     const out = this.tensor(rows.length, 2) as GpuTensor;
     try {
       const words = new Uint32Array(rows.length * 4);
@@ -382,13 +394,14 @@ class Webgpu implements WebgpuBackend {
         floats[t * 4 + 2] = topP;
         floats[t * 4 + 3] = random;
       });
-      for (const [i, kernel] of this.#kernels.sample.entries()) {
+      for (const kernel of this.kernels.sample) {
+        if (!cut && (kernel.entry === "count" || kernel.entry === "gather")) continue;
         const at = this.queue.words(words);
         const parameters = [
           ...[...never, NONE, NONE, NONE, NONE].slice(0, 4),
-          ...[limit, from.at, from.stride, out.at, at, blocks],
+          ...[limit, from.at, from.stride, out.at, at, blocks, size],
         ];
-        const groups = i ? [rows.length] as const : [blocks, rows.length] as const;
+        const groups = kernel.entry === "choose" ? [rows.length] as const : [blocks, rows.length] as const;
         const weights = this.queue.table;
         this.queue.dispatch(this.#arena.bound, { kernel, parameters, side, weights, groups });
       }
@@ -404,14 +417,14 @@ class Webgpu implements WebgpuBackend {
     shapes.checkPatches(out, pixels, size, patch);
     const [o, p] = [inside(out), inside(pixels)];
     const parameters = [p.at, size, patch, o.cols, o.at, o.stride];
-    this.#run(o, this.#kernels.patches, parameters, [Math.ceil(o.cols / 64), o.rows]);
+    this.#run(o, this.kernels.patches, parameters, [Math.ceil(o.cols / 64), o.rows]);
   }
 
   #run(
     out: GpuTensor,
     kernel: Kernel,
     parameters: readonly (number | Float)[],
-    groups: readonly [number, number?],
+    groups: Dispatch["groups"],
     side?: Bound,
   ): void {
     if (!out.rows || !out.cols) return;

@@ -10,6 +10,7 @@ import arena from "./wgsl/arena.wgsl" with { type: "text" };
 import attention from "./wgsl/attention.wgsl" with { type: "text" };
 import attentionEach from "./wgsl/attention_each.wgsl" with { type: "text" };
 import attentionInt8 from "./wgsl/attention_int8.wgsl" with { type: "text" };
+import combine from "./wgsl/combine.wgsl" with { type: "text" };
 import dot4Builtin from "./wgsl/dot4_builtin.wgsl" with { type: "text" };
 import dot4Plain from "./wgsl/dot4_plain.wgsl" with { type: "text" };
 import embed from "./wgsl/embed.wgsl" with { type: "text" };
@@ -53,6 +54,21 @@ export interface Kernel {
 
 const SCHEMES: Readonly<Record<Scheme, number>> = { f32: 0, "int8-p8-s4": 1, "int4-g32-p8": 2 };
 
+/** What makes a row before it is rounded: a norm, centred or not, or the parts of so many heads of attention. */
+export interface RowMaker {
+  readonly norm?: boolean;
+  readonly heads?: number;
+}
+
+/** Activations for integer weights, in tiles of 1 or 4 rows. */
+export interface Rounding {
+  readonly scheme: Scheme;
+  readonly tile: number;
+}
+
+/** Parts that the keys of a row are cut into, at most. */
+export const MOST_PARTS = 32;
+
 /** Rows that are multiplied with weights read once. */
 export const FEW_ROWS = 16;
 
@@ -61,8 +77,29 @@ const [MANY_PANELS, MANY_TURNS] = [1024, 256];
 
 /** Makes the texts. */
 export class Kernels {
-  /** @param software a program that stands in for a GPU takes seconds to compile loops that are written out. */
-  constructor(private readonly features: Features, private readonly software: boolean) {}
+  /** Keys that a workgroup of a token's attention takes at a time. */
+  readonly keysTogether: number;
+  readonly #rowSize: Readonly<Record<"LANES" | "UNROLLED", string>>;
+  readonly #made = new Map<string, Kernel>();
+
+  /**
+   * @param software a program that stands in for a GPU takes seconds to compile loops that are written out.
+   * @param manyLanes of a workgroup: for such a program, those that wait for one another cost more than they bring.
+   */
+  constructor(
+    private readonly features: Features,
+    private readonly software: boolean,
+    manyLanes: boolean,
+  ) {
+    this.keysTogether = manyLanes ? 32 : 64;
+    this.#rowSize = manyLanes ? { LANES: "256u", UNROLLED: "8u" } : { LANES: "64u", UNROLLED: "1u" };
+  }
+
+  #once(key: string, make: () => Kernel): Kernel {
+    const found = this.#made.get(key) ?? make();
+    this.#made.set(key, found);
+    return found;
+  }
 
   readonly add = this.#kernel("add", [add]);
   readonly rope = this.#kernel("rope", [rope]);
@@ -84,33 +121,35 @@ export class Kernels {
     return { name: [name, entry, ...Object.values(constants)].join(" "), text, entry, writesSide };
   }
 
-  /** The stages in the order they run. */
-  readonly sample = ["blocks", "choose"].map((entry) =>
+  /** The stages in the order they run; `count` and `gather` where a row is cut to its likeliest ids. */
+  readonly sample = (["blocks", "count", "gather", "choose"] as const).map((entry) =>
     this.#kernel("sample", [sample], {}, { entry, writesSide: true })
   );
 
-  norm(centred: boolean): Kernel {
-    const body = "_ = norm(group.x, lane);";
-    return this.#kernel("norm", [row, norm, perRow(body)], { CENTRED: `${centred}` });
-  }
-
-  /** Activations for integer weights, in tiles of 1 or 4 rows. */
-  quantise(scheme: Scheme, tile: number): Kernel {
-    const body = "quantise(group.x, lane, range_of(group.x, lane));";
-    const constants = { SEVEN_BITS: `${scheme === "int8-p8-s4"}`, TILE: `${tile}u` };
-    return this.#kernel("quantise", [row, quantise, perRow(body)], constants, { writesSide: true });
-  }
-
-  /** Both, the norm being written too. */
-  normQuantise(centred: boolean, scheme: Scheme, tile: number): Kernel {
-    const body = "let range = norm(group.x, lane);\n  storageBarrier();\n  quantise(group.x, lane, range);";
-    const constants = { CENTRED: `${centred}`, SEVEN_BITS: `${scheme === "int8-p8-s4"}`, TILE: `${tile}u` };
-    const parts = [row, norm, quantise, perRow(body)];
-    return this.#kernel("norm_quantise", parts, constants, { writesSide: true });
+  /** One workgroup a row: what makes it, if anything, and how it is rounded for integer weights, if at all. */
+  row(make: RowMaker | undefined, rounding?: Rounding): Kernel {
+    const { norm: centred, heads } = make ?? {};
+    return this.#once(["row", centred, heads, rounding?.scheme, rounding?.tile].join(), () => {
+      const first = heads ? "combine" : make ? "norm" : "range_of";
+      const parts = [row];
+      if (heads) parts.push(combine);
+      else if (make) parts.push(norm);
+      if (rounding) parts.push(quantise);
+      const last = rounding ? "storageBarrier();\n  quantise(group.x, lane, range);" : "_ = range;";
+      const name = [make && first, rounding && "quantise"].filter(Boolean).join("_");
+      return this.#kernel(name, [...parts, perRow(`let range = ${first}(group.x, lane);\n  ${last}`)], {
+        ...this.#rowSize,
+        CENTRED: `${!!centred}`,
+        HEADS: `${heads ?? 1}u`,
+        MOST_PARTS: `${MOST_PARTS}u`,
+        SEVEN_BITS: `${rounding?.scheme === "int8-p8-s4"}`,
+        TILE: `${rounding?.tile ?? 1}u`,
+      }, { writesSide: !!rounding });
+    });
   }
 
   embed(scheme: Scheme): Kernel {
-    return this.#kernel("embed", [embed], schemes(scheme));
+    return this.#once(`embed ${scheme}`, () => this.#kernel("embed", [embed], schemes(scheme)));
   }
 
   /**
@@ -120,10 +159,16 @@ export class Kernels {
    */
   matvec(scheme: Scheme, rows: number, steps: number, panels: number, gated = false): Kernel {
     const tiles = rows > 8 ? 4 : rows > 4 ? 2 : 1;
+    const lanes = this.#lanes(scheme === "int4-g32-p8" ? steps / 4 : steps, panels, tiles);
+    const key = ["matvec", scheme, lanes, rows > 1, tiles, gated].join();
+    return this.#once(key, () => this.#matvec(scheme, rows > 1, lanes, tiles, gated));
+  }
+
+  #matvec(scheme: Scheme, several: boolean, lanes: number, tiles: number, gated: boolean): Kernel {
     const { subgroups } = this.features;
     const texts = () => [
       product,
-      rows > 1 ? rows4 : rows1,
+      several ? rows4 : rows1,
       `alias Sum = ${scheme === "f32" ? "Real" : "Whole"};`,
       subgroups ? sumSubgroups : sumShared,
       scheme === "f32" ? matvecF32 : matvecInt.replace("FOUR", this.software ? "min(4, p.steps)" : "4"),
@@ -132,8 +177,8 @@ export class Kernels {
     ];
     return this.#kernel("matvec", texts, {
       ...schemes(scheme),
-      LANES: `${this.#lanes(scheme === "int4-g32-p8" ? steps / 4 : steps, panels, tiles)}u`,
-      ROWS: rows > 1 ? "4u" : "1u",
+      LANES: `${lanes}u`,
+      ROWS: several ? "4u" : "1u",
       TILES: `${tiles}u`,
       GATED: `${gated}`,
     }, { enable: subgroups ? "enable subgroups;\n" : "" });
@@ -157,8 +202,16 @@ export class Kernels {
     return this.#kernel("attention", [attention], heads(headDim, rows));
   }
 
+  /** To be combined by {@link row}. */
   attentionEach(headDim: number): Kernel {
-    return this.#kernel("attention_each", [attentionEach], { HEAD: heads(headDim, 1).HEAD });
+    const { HEAD } = heads(headDim, 1);
+    return this.#once(`attention_each ${HEAD}`, () =>
+      this.#kernel("attention_each", [attentionEach], {
+        HEAD,
+        LANES: this.#rowSize.LANES,
+        BLOCK: `${this.keysTogether}u`,
+        MOST_PARTS: `${MOST_PARTS}u`,
+      }));
   }
 
   /** The stages in the order they run. */

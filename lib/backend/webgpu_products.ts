@@ -2,7 +2,7 @@
 
 import type { Chunk, GpuArena, GpuMatrix, GpuTensor } from "./webgpu_memory.ts";
 import { type Bound, Float, NONE, type Queue, USAGE } from "./webgpu_queue.ts";
-import { FEW_ROWS, type Kernels } from "./webgpu_kernels.ts";
+import { FEW_ROWS, type Kernels, type RowMaker } from "./webgpu_kernels.ts";
 import { PANEL, roundUp } from "./layout.ts";
 
 /** What a product does with its result. */
@@ -32,14 +32,18 @@ interface Rounded {
   readonly scales: number;
 }
 
-/** A norm of rows. */
-interface Norm {
+/** Rows that are made of others: by a norm, or of the parts of attention. */
+interface Made {
   readonly out: GpuTensor;
   readonly x: GpuTensor;
-  readonly weight: GpuTensor;
-  /** Of a norm that is centred. */
+  readonly by: RowMaker;
+  /** Of a norm, and the bias of one that is centred. */
+  readonly weight?: GpuTensor;
   readonly bias?: GpuTensor;
-  readonly eps: number;
+  readonly eps?: number;
+  /** Of each head, and its columns. */
+  readonly parts?: number;
+  readonly headDim?: number;
 }
 
 /** Products of one backend. */
@@ -50,8 +54,8 @@ export class Products {
 
   /** A product that is put off, so that others of the same rows can go with it. */
   #open: { readonly key: string; readonly results: Result[] } | undefined;
-  /** A norm that is put off, so that what it writes can be rounded with it. */
-  #norm: Norm | undefined;
+  /** Rows that are put off, so that they can be rounded when they are made. */
+  #made: Made | undefined;
 
   constructor(
     private readonly queue: Queue,
@@ -149,18 +153,18 @@ export class Products {
     });
   }
 
-  /** A norm; the shapes are checked. */
-  norm(norm: Norm): void {
-    const { out, bias } = norm;
+  /** Makes rows; the shapes are checked. */
+  make(made: Made): void {
+    const { out, by } = made;
     this.queue.defer(() => {
-      this.#norm = undefined;
+      this.#made = undefined;
       this.queue.dispatch(this.arena.bound, {
-        kernel: this.kernels.norm(bias !== undefined),
-        parameters: parametersOf(norm, 0, 0),
+        kernel: this.kernels.row(by),
+        parameters: parametersOf(made, 0, 0),
         groups: [out.rows],
       });
     });
-    this.#norm = norm;
+    this.#made = made;
     this.wrote(out);
   }
 
@@ -199,20 +203,18 @@ export class Products {
     const scales = roundUp(x.rows, tile) * steps;
     const key = [scheme, x.at, x.stride, x.rows, x.cols].join();
     if (this.#rounded?.key !== key) {
-      const norm = this.#norm;
-      const both = norm && norm.out.at === x.at && norm.out.stride === x.stride && norm.out.rows === x.rows &&
-        norm.out.cols === x.cols;
+      const made = this.#made;
+      const both = made && made.out.at === x.at && made.out.stride === x.stride && made.out.rows === x.rows &&
+        made.out.cols === x.cols;
       if (both) {
-        this.#norm = undefined;
+        this.#made = undefined;
         this.queue.takeBack();
       }
       const side = this.scratch(scales + x.rows);
       this.queue.dispatch(this.arena.bound, {
-        kernel: both
-          ? this.kernels.normQuantise(norm.bias !== undefined, scheme, tile)
-          : this.kernels.quantise(scheme, tile),
+        kernel: this.kernels.row(both ? made.by : undefined, { scheme, tile }),
         side,
-        parameters: parametersOf(both ? norm : { out: x, x }, steps, scales),
+        parameters: parametersOf(both ? made : { out: x, x }, steps, scales),
         groups: [x.rows],
       });
       this.#rounded = { key, ...extent(x) };
@@ -221,15 +223,15 @@ export class Products {
   }
 }
 
-/** Parameters of a row's kernel; without a norm, `out` is what is rounded. */
+/** Parameters of a row's kernel; where nothing makes it, `out` is what is rounded. */
 function parametersOf(
-  { out, x, weight, bias, eps = 0 }: Pick<Norm, "out" | "x"> & Partial<Norm>,
+  { out, x, weight, bias, eps = 0, parts = 0, headDim = 0 }: Omit<Made, "by">,
   steps: number,
   scales: number,
 ): (number | Float)[] {
   const { cols } = out;
-  const last = [weight?.at ?? NONE, bias?.at ?? NONE, new Float(eps), steps, scales];
-  return [x.at, x.stride, cols, out.at, out.stride, ...last];
+  const of = [weight?.at ?? NONE, bias?.at ?? NONE, new Float(eps), steps, scales, parts, headDim];
+  return [x.at, x.stride, cols, out.at, out.stride, ...of];
 }
 
 /** Whether a product does not touch what others give. */

@@ -1,14 +1,16 @@
-// Attention of rows that are each the last of keys of their own, with an online softmax. A workgroup has one row of one
-// head and goes through its keys BLOCK at a time: first TEAM lanes to a key, so that neighbours read neighbouring
-// columns; then TURN lanes to every fourth value, likewise.
+// Attention of rows that are each the last of keys of their own, with an online softmax. A workgroup has some keys of one
+// row of one head and goes through them BLOCK at a time: first TEAM lanes to a key, so that neighbours read neighbouring
+// columns; then TURN lanes to a value, likewise. combine.wgsl makes one of the parts, as in Flash-Decoding.
 
 struct Params {
   q: u32,
   q_stride: u32,
   k_stride: u32,
   v_stride: u32,
+  /// [T, H, parts, C + 2]: a part's sum of weighted values, then the largest score, then the sum of weights, both as they
+  /// are where the weight of that score is 1.
   out: u32,
-  out_stride: u32,
+  parts: u32,
   /// Heads that share a key-value head.
   sharing: u32,
   head_dim: u32,
@@ -22,8 +24,6 @@ struct Params {
 
 @group(0) @binding(2) var<storage, read> side: array<u32>;
 
-const LANES = 256u;
-const BLOCK = 64u;
 const TEAM = 32u;
 const TEAMS = LANES / TEAM;
 const TURN = 64u;
@@ -38,7 +38,11 @@ var<workgroup> scores: array<vec4<f32>, BLOCK / 4>;
 var<workgroup> sums: array<f32, TURNS>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_id) id: vec3<u32>,
+) {
   let lane = id.x;
   let head = group.x;
   let row = group.y;
@@ -46,6 +50,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
   let keys = side[p.each + row * 3] + shared_head;
   let values = side[p.each + row * 3 + 1] + shared_head;
   let count = side[p.each + row * 3 + 2];
+  // Of this row alone, so that it is what it is without the others.
+  let first = select(0u, count - p.window, count > p.window);
+  let span = (count - first + BLOCK * MOST_PARTS - 1) / (BLOCK * MOST_PARTS) * BLOCK;
+  let begin = first + group.z * span;
+  let end = min(count, begin + span);
   for (var c = lane; c < p.head_dim; c += LANES) {
     query[c] = load(p.q + row * p.q_stride + head * p.head_dim + c) * p.scale;
   }
@@ -55,11 +64,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
   var mixed = array<f32, COLUMNS>();
   var top = LEAST;
   var sum = 0.0;
-  for (var s0 = select(0u, count - p.window, count > p.window); s0 < count; s0 += BLOCK) {
+  for (var s0 = begin; s0 < end; s0 += BLOCK) {
     workgroupBarrier();
     for (var i = team; i < BLOCK; i += TEAMS) {
       var dot = 0.0;
-      if (s0 + i < count) {
+      if (s0 + i < end) {
         let key = keys + (s0 + i) * p.k_stride;
         for (var c = mate; c < p.head_dim; c += TEAM) { dot += query[c] * load(key + c); }
       }
@@ -70,7 +79,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
       var score = 0.0;
       for (var i = 0u; i < TEAM; i++) { score += parts[lane * (TEAM + 1) + i]; }
       if (p.softcap > 0) { score = p.softcap * tanh_near(score / p.softcap); }
-      scores[lane / 4][lane % 4] = select(LEAST, score, s0 + lane < count);
+      scores[lane / 4][lane % 4] = select(LEAST, score, s0 + lane < end);
     }
     workgroupBarrier();
     var four = scores[0];
@@ -80,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     top = highest;
     sum *= shrink;
     for (var j = 0u; j < COLUMNS; j++) { mixed[j] *= shrink; }
-    for (var i = turn; i < min(BLOCK, count - s0); i += TURNS) {
+    for (var i = turn; i < min(BLOCK, end - s0); i += TURNS) {
       let weight = exp(scores[i / 4][i % 4] - top);
       sum += weight;
       let value = values + (s0 + i) * p.v_stride;
@@ -94,13 +103,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
   for (var j = 0u; j < COLUMNS; j++) { parts[turn * HEAD + lane % TURN + j * TURN] = mixed[j]; }
   if (lane % TURN == 0) { sums[turn] = sum; }
   workgroupBarrier();
+  let out = p.out + ((row * groups.x + head) * p.parts + group.z) * (p.head_dim + 2);
   for (var c = lane; c < p.head_dim; c += LANES) {
     var value = 0.0;
+    for (var i = 0u; i < TURNS; i++) { value += parts[i * HEAD + c]; }
+    store(out + c, value);
+  }
+  if (lane == 0) {
     var all = 0.0;
-    for (var i = 0u; i < TURNS; i++) {
-      value += parts[i * HEAD + c];
-      all += sums[i];
-    }
-    store(p.out + row * p.out_stride + head * p.head_dim + c, value / all);
+    for (var i = 0u; i < TURNS; i++) { all += sums[i]; }
+    store(out + p.head_dim, top);
+    store(out + p.head_dim + 1, all);
   }
 }

@@ -1,10 +1,10 @@
-// What norms and quantisation of a row share. One workgroup a row, UNROLLED loads of a lane on their way at once.
+// What norms, attention's parts and quantisation of a row share. One workgroup a row, UNROLLED loads of a lane on their way at once.
 
 struct Params {
   x: u32,
   x_stride: u32,
   cols: u32,
-  /// What the norm writes and the quantisation reads.
+  /// What the norm or the parts make, and the quantisation reads.
   out: u32,
   out_stride: u32,
   weight: u32,
@@ -13,10 +13,10 @@ struct Params {
   /// K/4 with its padding.
   steps: u32,
   scales: u32,
+  /// Of each head, and its columns.
+  parts: u32,
+  head_dim: u32,
 }
-
-const LANES = 256u;
-const UNROLLED = 8u;
 
 var<workgroup> lows: array<f32, LANES>;
 var<workgroup> highs: array<f32, LANES>;
