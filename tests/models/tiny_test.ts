@@ -43,8 +43,8 @@ Deno.test("its masks are the shapes in the picture, with a mean intersection ove
       either += it | wanted[i];
     });
     unions.push(both / either);
-    // A pixel more or less around it is a fifth of a ring.
-    assert.ok(unions.at(-1)! >= 0.75, `${label}: ${unions.at(-1)}`);
+    // A ring of 34 pixels in a box that is two larger, one step of its edges, keeps 0.7; other shapes keep more.
+    assert.ok(unions.at(-1)! >= (label === "ring" ? 0.65 : 0.8), `${label}: ${unions.at(-1)}`);
   }
   assert.ok(unions.reduce((a, b) => a + b) / unions.length >= 0.85, `${unions}`);
 });
