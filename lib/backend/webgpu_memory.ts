@@ -12,6 +12,8 @@ import { type Bound, type Queue, USAGE } from "./webgpu_queue.ts";
 const [FIRST_SLAB_BYTES, MOST_SLAB_BYTES] = [4 << 20, 256 << 20];
 /** Bytes of the first buffer of activations, doubled as needed. */
 const FIRST_BYTES = 1 << 20;
+/** K of a matrix in int4, at most: sums of longer rows are no two terms that are exact in f32, as the kernels have them. */
+const MOST_INT4_K = 65_536;
 /** Bytes written in one go: some runtimes hold a copy of all until the next submission. */
 const WRITE_BYTES = 16 << 20;
 
@@ -142,6 +144,11 @@ export class GpuWeights {
   take(stored: StoredMatrix): GpuMatrix {
     const { scheme, n, k, data, scale } = stored;
     const { queue } = this;
+    if (scheme === "int4-g32-p8" && k > MOST_INT4_K) {
+      throw new RangeError(
+        `Cannot hold a matrix [${n}, ${k}]: expected K of at most ${MOST_INT4_K} in int4, found ${k}`,
+      );
+    }
     const panelBytes = packedBytes(scheme, PANEL, k);
     const perPanel = panelBytes + (scale ? PANEL * 4 : 0);
     const most = Math.floor(this.maxBytes / perPanel) * PANEL;

@@ -13,6 +13,7 @@ import type {
   StoredMatrix,
   Tensor,
 } from "../../lib/backend/backend.ts";
+import { groupAt, nibbleAt, packedBytes, paddedK } from "../../lib/backend/layout.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { pack } from "../../lib/weights/load.ts";
 
@@ -204,6 +205,32 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
         const w: StoredMatrix = { scheme: "int4-g32-p8", n: 8, k, data, scale: new Float32Array(8).fill(1) };
         await extremes(w, k);
       }
+    }
+  });
+
+  test("products of many rows with int4 weights at the ends of their range are the reference's, bit for bit", async () => {
+    const [t, n] = [21, 12];
+    for (const k of [31, 2048, 2080, 16_384]) {
+      // Of every four columns, one is all greatest, one all least, two are mixtures; scales likewise.
+      const most = (column: number, v: number) => column % 4 === 0 || column % 4 > 1 && v > 0;
+      const mixture = random(n * k, 36);
+      const data = new Uint8Array(packedBytes("int4-g32-p8", n, k));
+      for (let column = 0, j = 0; column < n; column++) {
+        for (let i = 0; i < k; i++, j++) {
+          const at = groupAt(column, i, paddedK("int4-g32-p8", k));
+          const scale = most(column, mixture[n * k - 1 - j]) ? 1023 : -1023;
+          if (i % 32 === 0) new DataView(data.buffer).setInt16(at + column % 8 * 2, scale, true);
+          if (most(column, mixture[j])) data[at + nibbleAt(column, i)] |= column & 4 ? 0xf0 : 0x0f;
+        }
+      }
+      const w: StoredMatrix = { scheme: "int4-g32-p8", n, k, data, scale: new Float32Array(n).fill(1) };
+      const x = random(t * k, 37).map((it, i) => it > 0 || i < k ? 127 : -127);
+      const [found, expected] = await Promise.all([make(), createReferenceBackend()].map((b) => {
+        const out = b.tensor(t, n);
+        b.linear(out, tensor(b, t, k, x), b.matrix(w));
+        return b.read(out);
+      }));
+      assert.deepEqual(found, expected, `K = ${k}`);
     }
   });
 

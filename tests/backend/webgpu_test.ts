@@ -4,7 +4,8 @@
  */
 
 import assert from "node:assert/strict";
-import type { Backend } from "../../lib/backend/backend.ts";
+import type { Backend, StoredMatrix } from "../../lib/backend/backend.ts";
+import { GROUP_BYTES, packedBytes } from "../../lib/backend/layout.ts";
 import { choose } from "../../lib/decode/sampler.ts";
 import { pack } from "../../lib/weights/load.ts";
 import { hardware, nameOf, openSoftware, type Software } from "./gpus.ts";
@@ -28,6 +29,8 @@ for (const [name, machine] of machines) {
     testBackend(name, () => backend, hardware ? HARDWARE_TOLERANCE : undefined);
     Deno.test(`${name}: a row of a product with integer weights is what it is alone, up to 16 rows`, () =>
       sameAlone(backend));
+    Deno.test(`${name}: rows of int4 weights may be 65,536 long, up to which their sums are exact`, () =>
+      longest(backend));
   } else Deno.test({ name: `${name}: the suite (skipped: no such driver)`, ignore: true, fn() {} });
 }
 
@@ -57,6 +60,29 @@ async function sameAlone(b: Backend): Promise<void> {
     if (k > 2048) assert.ok(Math.abs(alone[0][0] - k) < 0.01 * k && Math.abs(alone[0][1] + k) < 0.01 * k);
     b.free(w, x, out);
   }
+}
+
+/** Every product the largest there is: 65,536 · 127 · 8 · 1023, which has 17 bits and then zeros. */
+async function longest(b: Backend): Promise<void> {
+  const [n, k] = [8, 65_536];
+  const data = new Uint8Array(packedBytes("int4-g32-p8", n, k));
+  for (let at = 0; at < data.length; at += GROUP_BYTES) {
+    for (let c = 0; c < 16; c += 2) [data[at + c], data[at + c + 1]] = [1023 & 255, 1023 >> 8];
+  }
+  const w: StoredMatrix = { scheme: "int4-g32-p8", n, k, data, scale: new Float32Array(n).fill(1) };
+  const taken = b.matrix(w);
+  for (const rows of [1, 17]) {
+    const [x, out] = [tensor(b, rows, k, new Float32Array(rows * k).fill(127)), b.tensor(rows, n)];
+    b.linear(out, x, taken);
+    assert.deepEqual(await b.read(out), new Float32Array(rows * n).fill(-k * 127 * 8 * 1023), `${rows} rows`);
+    b.free(x, out);
+  }
+  b.free(taken);
+  const longer = { ...w, k: k + 32, data: new Uint8Array(packedBytes("int4-g32-p8", n, k + 32)) };
+  assert.throws(() => b.matrix(longer), {
+    name: "RangeError",
+    message: /at most 65536 in int4, found 65568/,
+  });
 }
 
 const backend = await openSoftware({
