@@ -206,24 +206,24 @@ class Gemma implements Decoder {
     const { heads, kvHeads, headDim, ropeTheta, width, softcap, attentionScale: scale } = config;
     for (const { cache, position } of rows) this.#checkRoom(cache, position + 1);
     const [{ cache: first, position: start }] = rows;
-    // Rows of one sequence lie beside one another where they are kept; others are brought there.
+    // Rows of one sequence lie beside one another where they are kept; others are brought there, keys and values at once.
     const alone = rows.every(({ cache }) => cache === first);
     const positions = alone ? start : rows.map((it) => it.position);
     const x = backend.tensor(rows.length, width);
+    let placed: Tensor | undefined; // [2T, K·C]
     const place: Place = (work) => {
-      const cols = kvHeads * headDim;
-      const [k, v] = alone ? [] : [work(rows.length, cols), work(rows.length, cols)];
-      return (i) => ({
-        k: k ?? backend.slice(first.keys[i], start, rows.length),
-        v: v ?? backend.slice(first.values[i], start, rows.length),
-      });
+      const of = (kept: Tensor, from: number) => backend.slice(kept, from, rows.length);
+      if (alone) return (i) => ({ k: of(first.keys[i], start), v: of(first.values[i], start) });
+      const both = placed = work(2 * rows.length, kvHeads * headDim);
+      return () => ({ k: of(both, 0), v: of(both, rows.length) });
     };
-    const attend = (i: number, { q, k, v, mixed }: Heads) => {
+    const attend = (i: number, { q, k, mixed }: Heads) => {
       backend.rope(q, headDim, positions, ropeTheta);
       backend.rope(k, headDim, positions, ropeTheta);
-      if (!alone) {
-        backend.place(rows.map((it) => backend.slice(it.cache.keys[i], it.position, 1)), k);
-        backend.place(rows.map((it) => backend.slice(it.cache.values[i], it.position, 1)), v);
+      if (placed) {
+        const own = (kept: "keys" | "values") =>
+          rows.map((it) => backend.slice(it.cache[kept][i], it.position, 1));
+        backend.place([...own("keys"), ...own("values")], placed);
       }
       const keys = rows.map((it) => backend.slice(it.cache.keys[i], 0, it.position + 1));
       const values = rows.map((it) => backend.slice(it.cache.values[i], 0, it.position + 1));

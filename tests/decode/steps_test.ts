@@ -16,10 +16,11 @@ import { directoryBytes, memoryFiles } from "../memory_files.ts";
 const CHECKPOINTS = new URL("../golden/checkpoints/", import.meta.url).pathname;
 const pause = () => Promise.resolve();
 
+const gpu = await openSoftware({ driver: "lavapipe" });
 const backends: [string, Backend | undefined][] = [
   ["reference", createReferenceBackend()],
   ["wasm", createWasmBackend({ simd, relaxed })],
-  [`webgpu on ${nameOf("lavapipe")}`, await openSoftware({ driver: "lavapipe" })],
+  [`webgpu on ${nameOf("lavapipe")}`, gpu],
 ];
 
 for (const [name, backend] of backends) {
@@ -125,3 +126,21 @@ async function compare(backend: Backend, family: string, weights: "f32" | "int4"
   });
   for (const it of again) it.free();
 }
+
+Deno.test({
+  name: "webgpu: keys and values of several sequences go to their caches in one dispatch a layer",
+  ignore: !gpu,
+  async fn() {
+    const files = memoryFiles(directoryBytes(`${CHECKPOINTS}pg2`), "pg2");
+    const config = parseConfig(JSON.parse(new TextDecoder().decode(await files.read("config.json"))));
+    const decoder = await loadDecoder(gpu!, await openWeights(files, config, "int4"));
+    const dispatches = async (count: number) => {
+      const turns = Array.from({ length: count }, (_, i) => ({ cache: decoder.cache(1), id: 400 + i }));
+      const before = gpu!.queue.dispatches;
+      await decoder.steps!(turns, pause);
+      for (const { cache } of turns) cache.free();
+      return gpu!.queue.dispatches - before;
+    };
+    assert.equal(await dispatches(3), await dispatches(1) + config.decoder.layers);
+  },
+});
