@@ -16,6 +16,7 @@
 
 import { createInbox, headers, type Msg, type NatsConnection } from "@nats-io/nats-core";
 import { Checker } from "./checker.ts";
+import { tokenPatienceMs } from "./patience.ts";
 import { PoolError, type PoolErrorCode, type PoolEvent, type Work } from "./pool.ts";
 import type { Sign } from "./signature.ts";
 import { encodeWork, type ModelShape } from "./work.ts";
@@ -31,10 +32,6 @@ const NAME = /^[\w-]{1,64}$/;
 
 /** A worker says at once whether it takes work; one that was killed meanwhile does not. */
 const ACCEPT_MS = 1500;
-/** How many times longer than announced a token may take, and what it may take in any case. */
-const PATIENCE = 10;
-const PATIENCE_MS = 5000;
-const MOST_PATIENCE_MS = 120_000;
 
 /** What a worker answers, numbered from 0. */
 export type Reply =
@@ -82,7 +79,7 @@ export class Exchange {
   /** When the first ping was sent that is not answered, and the last. */
   #pinged: number | undefined;
   #lastPing = 0;
-  #patienceMs = PATIENCE_MS;
+  #patienceMs = tokenPatienceMs(0);
   #over = false;
   #watching: ReturnType<typeof setInterval> | undefined;
 
@@ -198,10 +195,7 @@ export class Exchange {
       }
       this.worker = reply.worker;
       this.#job = reply.job;
-      this.#patienceMs = Math.min(
-        MOST_PATIENCE_MS,
-        PATIENCE_MS + PATIENCE * (Number(reply.predictedMs) || 0),
-      );
+      this.#patienceMs = tokenPatienceMs(Number(reply.predictedMs) || 0);
       this.#accepted.resolve();
       if (this.cancelled) this.#tell("cancel");
     } else if (reply.type === "refused") {

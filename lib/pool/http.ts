@@ -15,7 +15,8 @@
  * header, so that the first block leaves while the last is still computed. Whoever goes away cancels.
  */
 
-import { Breakers } from "./breaker.ts";
+import { Address } from "./address.ts";
+import type { Breakers } from "./breaker.ts";
 import { Checker } from "./checker.ts";
 import {
   type Pool,
@@ -27,7 +28,7 @@ import {
   type SubmitOptions,
   type Work,
 } from "./pool.ts";
-import { HeardLoad } from "./orca.ts";
+import { lines, parsedObject, Patience, refusalText, tokenPatienceMs } from "./patience.ts";
 import { ending } from "./relay.ts";
 import type { Sign } from "./signature.ts";
 import { encodeWork, type ModelShape } from "./work.ts";
@@ -36,12 +37,6 @@ import { encodeWork, type ModelShape } from "./work.ts";
 export const HEARTBEAT_MS = 1000;
 /** A worker that says nothing for so long is given up. */
 const SILENCE_MS = 5000;
-/** How many times longer than predicted a token may take, and what it may take in any case. */
-const PATIENCE = 10;
-const PATIENCE_MS = 5000;
-const MOST_PATIENCE_MS = 120_000;
-/** Of a line or of a refusal, characters: 100 candidates take 10,000. */
-const MAX_LINE = 1 << 17;
 
 /** What a worker says of work, and the status it says it with. */
 export const STATUS: Partial<Readonly<Record<PoolErrorCode, number>>> = {
@@ -82,23 +77,15 @@ export interface HttpPoolParts {
 
 /** The workers of one model behind one address. */
 export class HttpPool implements Pool {
-  readonly #url: string;
-  readonly #breakers: Breakers;
-  readonly #load = new HeardLoad();
-  /** Until when it asked to be left alone. */
-  #fullUntil = 0;
+  readonly #address: Address;
 
   /** @param url up to `/work`. */
   constructor(url: string, private readonly parts: HttpPoolParts) {
-    this.#url = url.replace(/\/*$/, "/work");
-    this.#breakers = parts.breakers ?? new Breakers();
+    this.#address = new Address(url.replace(/\/*$/, "/work"), parts.breakers);
   }
 
-  /** Nobody while it is left alone; otherwise what it last said of its load. */
   present(): Present | undefined {
-    if (this.#breakers.open(this.#url) || performance.now() < this.#fullUntil) return { workers: [] };
-    const worker = this.#load.worker(this.#url);
-    return worker && { workers: [worker] };
+    return this.#address.present();
   }
 
   /** One try. */
@@ -106,43 +93,35 @@ export class HttpPool implements Pool {
     const imageTokens = work.images.shape[0] * this.parts.model.imageTokens;
     let count = work.given.length;
     if (signal?.aborted) return yield* ending(work, count, "cancelled", imageTokens);
-    if (this.#breakers.open(this.#url)) {
-      throw new PoolError("nobody", "Cannot reach the pool: it failed a moment ago");
-    }
-    if (performance.now() < this.#fullUntil) {
-      throw new PoolError("busy", "Cannot take work: the pool is full");
-    }
+    this.#address.check();
     const check = new Checker(work, this.parts.model);
-    const watch = new Watch();
-    const abort = () => watch.stop.abort();
-    signal?.addEventListener("abort", abort, { once: true });
+    const watch = new Watch(signal);
     try {
       const response = await this.#post(work, watch, deadlineMs);
-      for await (const line of lines(response, watch)) {
-        const event = parsed(line);
+      for await (const line of lines(response, watch.word)) {
+        const event = parsedObject<Line>(line);
         if (event.type === "refused") throw new PoolError(event.code, event.message, event.predictedMs);
         check.take(event);
         watch.event();
         if (event.type === "token") count++;
         yield event;
         if (event.type !== "done") continue;
-        this.#breakers.succeeded(this.#url);
+        this.#address.succeeded();
         return;
       }
       throw new PoolError("gone", "The worker's answer broke off");
     } catch (cause) {
       if (signal?.aborted) return yield* ending(work, count, "cancelled", imageTokens);
-      const error = watch.silent ?? poolError(cause);
-      this.#breakers.lost(this.#url, error);
+      const error = watch.lost ?? poolError(cause);
+      this.#address.lost(error);
       throw error;
     } finally {
-      signal?.removeEventListener("abort", abort);
       watch.end();
     }
   }
 
   async #post(work: Work, watch: Watch, deadlineMs?: number): Promise<Response> {
-    const response = await (this.parts.fetch ?? fetch)(this.#url, {
+    const response = await (this.parts.fetch ?? fetch)(this.#address.url, {
       method: "POST",
       headers: {
         "content-type": "application/octet-stream",
@@ -151,18 +130,15 @@ export class HttpPool implements Pool {
       },
       body: ReadableStream.from(this.#body(work, watch)),
       redirect: "manual", // which is no answer; Workers know no "error"
-      signal: watch.stop.signal,
+      signal: watch.signal,
       // Without it browsers and Node refuse a body that is not yet there.
       ...{ duplex: "half" },
     });
-    this.#load.take(response.headers);
+    this.#address.heard(response.headers);
     watch.predicted(Number(response.headers.get("predicted-ms")) || 0);
     if (response.status === 200) return response;
     const error = await refusal(response, watch);
-    if (error.code === "busy") {
-      const seconds = Number(response.headers.get("retry-after")) || 0;
-      this.#fullUntil = performance.now() + 1000 * Math.min(60, seconds);
-    }
+    this.#address.refused(error, response.headers);
     throw error;
   }
 
@@ -174,103 +150,44 @@ export class HttpPool implements Pool {
 }
 
 /** Sees that a worker goes on speaking. */
-class Watch {
-  /** Ends the exchange. */
-  readonly stop = new AbortController();
-  /** Why it was ended. */
-  silent: PoolError | undefined;
-  #lastWord = performance.now();
-  #lastEvent = performance.now();
-  #patienceMs = PATIENCE_MS;
-  #own = false;
-  readonly #timer = setInterval(() => this.#look(), HEARTBEAT_MS / 4);
+class Watch extends Patience {
+  #tokenMs = tokenPatienceMs(0);
+  readonly word = () => this.within("word", SILENCE_MS);
 
-  word(): void {
-    this.#lastWord = performance.now();
-  }
-
-  event(): void {
-    this.#lastEvent = performance.now();
-  }
-
-  predicted(ms: number): void {
-    this.#patienceMs = Math.min(MOST_PATIENCE_MS, PATIENCE_MS + PATIENCE * ms);
-    this.word();
+  constructor(signal?: AbortSignal) {
+    super(signal);
     this.event();
   }
 
-  /** Gives what this side computes; that it takes its time is not the worker's silence. */
+  event(): void {
+    this.word();
+    this.within("token", this.#tokenMs);
+  }
+
+  predicted(ms: number): void {
+    this.#tokenMs = tokenPatienceMs(ms);
+    this.event();
+  }
+
+  /** Gives what this side computes. */
   async *meanwhile(blocks: AsyncGenerator<Uint8Array>): AsyncGenerator<Uint8Array> {
     try {
       while (true) {
-        this.#own = true;
-        const { done, value } = await blocks.next();
-        this.#own = false;
-        this.word();
+        const { done, value } = await this.pausing(blocks.next());
         this.event();
         if (done) return;
         yield value;
       }
     } finally {
-      this.#own = false;
       await blocks.return(undefined);
     }
   }
-
-  end(): void {
-    clearInterval(this.#timer);
-    this.stop.abort();
-  }
-
-  #look(): void {
-    if (this.#own) return;
-    const now = performance.now();
-    if (now - this.#lastWord > SILENCE_MS) {
-      this.silent = new PoolError("silent", `The worker said nothing for ${SILENCE_MS} ms`);
-    } else if (now - this.#lastEvent > this.#patienceMs) {
-      this.silent = new PoolError(
-        "silent",
-        `The worker gave no token for ${Math.round(this.#patienceMs)} ms`,
-      );
-    }
-    if (this.silent) this.stop.abort();
-  }
-}
-
-/** What a worker says, piece by piece. */
-async function* said({ body }: Response, watch: Watch): AsyncGenerator<string> {
-  for await (const text of body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    watch.word();
-    yield text;
-  }
-}
-
-/** The lines of an answer but the empty ones; what has no end is none. */
-async function* lines(response: Response, watch: Watch): AsyncGenerator<string> {
-  let rest = "";
-  for await (const text of said(response, watch)) {
-    const all = (rest + text).split("\n");
-    rest = all.pop()!;
-    if (rest.length > MAX_LINE) throw new PoolError("broken", "The worker sent a line without an end");
-    yield* all.filter(Boolean);
-  }
-}
-
-function parsed(line: string): Line {
-  try {
-    const value = JSON.parse(line);
-    if (typeof value === "object" && value !== null) return value;
-  } catch {
-    // said below
-  }
-  throw new PoolError("broken", "The worker sent what is no JSON object");
 }
 
 /** What a worker, or whatever stands before it, says instead of an answer. */
 async function refusal(response: Response, watch: Watch): Promise<PoolError> {
   const { status } = response;
-  let text = "";
-  for await (const it of said(response, watch)) if (text.length < MAX_LINE) text += it;
+  const text = await refusalText(response, watch.word);
   let problem: { code?: PoolErrorCode; detail?: string; predictedMs?: number } = {};
   try {
     problem = JSON.parse(text);

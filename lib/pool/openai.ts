@@ -27,9 +27,9 @@
  * vllm/model_executor/models/paligemma.py.
  */
 
-import { Breakers } from "./breaker.ts";
+import { Address } from "./address.ts";
 import { Checker } from "./checker.ts";
-import { chunks, MAX_TEXT, npy, type Reading, TokenReader, unsupported } from "./openai_wire.ts";
+import { chunks, npy, type Reading, TokenReader, unsupported } from "./openai_wire.ts";
 import {
   type Images,
   type Pool,
@@ -42,7 +42,7 @@ import {
   type SubmitOptions,
   type Work,
 } from "./pool.ts";
-import { HeardLoad } from "./orca.ts";
+import { Patience, refusalText } from "./patience.ts";
 import { ending } from "./relay.ts";
 
 /** What a server is asked with. */
@@ -63,19 +63,14 @@ const NEXT_MS = 15_000;
 
 /** One server. */
 export class OpenAiPool implements Pool {
-  readonly #url: string;
-  readonly #breakers = new Breakers();
-  /** Until when it asked to be left alone. */
-  #fullUntil = 0;
+  readonly #address: Address;
   #name: Promise<string> | undefined;
   #running = 0;
   #serviceMs: number | undefined;
-  /** vLLM tells its load with whole answers, gateways with streams, too. */
-  readonly #load = new HeardLoad();
 
   /** @param url up to and with `/v1`. */
   constructor(url: string, private readonly parts: OpenAiParts) {
-    this.#url = url.replace(/\/*$/, "");
+    this.#address = new Address(url.replace(/\/*$/, ""));
     if (parts.name !== undefined) this.#name = Promise.resolve(parts.name);
   }
 
@@ -83,11 +78,10 @@ export class OpenAiPool implements Pool {
     return this.parts.dialect === "vllm" ? ["pixels", "projected"] : ["pixels"];
   }
 
-  /** Nobody while it is left alone; otherwise what it last said of its load. */
   present(): Present | undefined {
-    if (this.#breakers.open(this.#url) || performance.now() < this.#fullUntil) return { workers: [] };
-    const worker = this.#load.worker(this.#url);
-    return worker && { workers: [{ ...worker, serviceMs: worker.serviceMs ?? this.#serviceMs }] };
+    const found = this.#address.present();
+    const workers = found?.workers.map((it) => ({ ...it, serviceMs: it.serviceMs ?? this.#serviceMs }));
+    return workers && { workers };
   }
 
   /** One try. */
@@ -96,22 +90,17 @@ export class OpenAiPool implements Pool {
     let count = 0;
     if (signal?.aborted) return yield* ending(work, work.given.length, "cancelled", imageTokens);
     const prompt = this.#promptOf(work);
-    if (this.#breakers.open(this.#url)) {
-      throw new PoolError("nobody", "Cannot reach the pool: it failed a moment ago");
-    }
-    if (performance.now() < this.#fullUntil) {
-      throw new PoolError("busy", "Cannot take work: the pool is full");
-    }
+    this.#address.check();
     const check = new Checker(work, this.parts.model);
-    const patience = new Patience(signal, deadlineMs);
+    const patience = new Patience(signal);
+    if (deadlineMs !== undefined) patience.within("answer", deadlineMs);
     const since = performance.now();
     let first = since;
     this.#running++;
     try {
       const reader = new TokenReader(work, this.parts);
-      for await (
-        const chunk of chunks(await this.#post(work, prompt, patience), () => patience.within(NEXT_MS))
-      ) {
+      const response = await this.#post(work, prompt, patience);
+      for await (const chunk of chunks(response, () => patience.within("word", NEXT_MS))) {
         for (const event of reader.take(chunk)) {
           if (signal?.aborted) break;
           check.take(event);
@@ -128,13 +117,13 @@ export class OpenAiPool implements Pool {
         const timings = { preprocess: 0, vision: 0, prefill, perToken };
         yield event.type === "usage" ? { ...event, timings } : event;
       }
-      this.#breakers.succeeded(this.#url);
+      this.#address.succeeded();
       const took = performance.now() - since;
       this.#serviceMs = this.#serviceMs === undefined ? took : this.#serviceMs + (took - this.#serviceMs) / 8;
     } catch (cause) {
       if (signal?.aborted) return yield* ending(work, count, "cancelled", imageTokens);
       const error = patience.lost ?? poolError(cause);
-      this.#breakers.lost(this.#url, error);
+      this.#address.lost(error);
       throw error;
     } finally {
       this.#running--;
@@ -200,14 +189,15 @@ export class OpenAiPool implements Pool {
       body,
       headers: { "content-type": "application/json", "endpoint-load-metrics-format": "JSON" },
     });
-    this.#load.take(response.headers, { running: this.#running });
+    // vLLM tells its load with whole answers, gateways with streams, too.
+    this.#address.heard(response.headers, { running: this.#running });
     return response;
   }
 
   async #fetch(path: string, patience: Patience, init: RequestInit = {}): Promise<Response> {
     const { apiKey } = this.parts;
-    patience.within(FIRST_MS);
-    const response = await (this.parts.fetch ?? fetch)(this.#url + path, {
+    patience.within("word", FIRST_MS);
+    const response = await (this.parts.fetch ?? fetch)(this.#address.url + path, {
       ...init,
       headers: { ...init.headers, ...apiKey && { authorization: `Bearer ${apiKey}` } },
       redirect: "manual", // which is no answer; Workers know no "error"
@@ -215,10 +205,7 @@ export class OpenAiPool implements Pool {
     });
     if (response.status === 200) return response;
     const error = await refusal(response);
-    if (error.code === "busy") {
-      const seconds = Number(response.headers.get("retry-after")) || 0;
-      this.#fullUntil = performance.now() + 1000 * Math.min(60, seconds);
-    }
+    this.#address.refused(error, response.headers);
     throw error;
   }
 
@@ -241,41 +228,6 @@ export class OpenAiPool implements Pool {
   }
 }
 
-/** Sees that an answer comes, and in time. */
-class Patience {
-  /** Why it was ended, where the caller did not end it. */
-  lost: PoolError | undefined;
-  readonly #stop = new AbortController();
-  readonly signal: AbortSignal;
-  #silence: ReturnType<typeof setTimeout> | undefined;
-  readonly #deadline: ReturnType<typeof setTimeout> | undefined;
-
-  constructor(signal?: AbortSignal, deadlineMs?: number) {
-    this.signal = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
-    if (deadlineMs !== undefined) {
-      const late = () => this.#lose("late", `The answer was not there within ${Math.round(deadlineMs)} ms`);
-      this.#deadline = setTimeout(late, Math.max(0, deadlineMs));
-    }
-  }
-
-  /** Something was asked, or came; what comes next takes so long at most. */
-  within(ms: number): void {
-    clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => this.#lose("silent", `The server said nothing for ${ms} ms`), ms);
-  }
-
-  end(): void {
-    clearTimeout(this.#silence);
-    clearTimeout(this.#deadline);
-    this.#stop.abort();
-  }
-
-  #lose(code: PoolErrorCode, message: string): void {
-    this.lost ??= new PoolError(code, message);
-    this.#stop.abort();
-  }
-}
-
 /** What OpenAI's statuses mean to a pool. */
 const CODES: Readonly<Record<number, PoolErrorCode>> = {
   400: "unsupported",
@@ -290,10 +242,7 @@ const CODES: Readonly<Record<number, PoolErrorCode>> = {
 
 async function refusal(response: Response): Promise<PoolError> {
   const { status } = response;
-  let said = "";
-  for await (const text of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    if ((said += text).length > MAX_TEXT) break;
-  }
+  let said = await refusalText(response);
   try {
     const { error, message } = JSON.parse(said);
     said = error?.message ?? message ?? said;

@@ -1,10 +1,8 @@
 /** What a server with OpenAI's API says, read: events of a stream, tokens, load; and image tokens as it takes them. */
 
+import { lines, parsedObject } from "./patience.ts";
 import { PoolError, type TokenEvent, type Work } from "./pool.ts";
 import type { ModelShape } from "./work.ts";
-
-/** Of an event or a refusal, characters. */
-export const MAX_TEXT = 1 << 20;
 
 /** Whose fields beyond OpenAI's a server understands. */
 export type Dialect = "openai" | "vllm";
@@ -148,29 +146,12 @@ export class TokenReader {
 }
 
 /** The data of server-sent events up to `[DONE]`. */
-export async function* chunks({ body }: Response, onWord: () => void): AsyncGenerator<Chunk> {
-  let rest = "";
-  for await (const text of body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    onWord();
-    const lines = (rest + text).split(/\r?\n/);
-    rest = lines.pop()!;
-    if (rest.length > MAX_TEXT) throw new PoolError("broken", "The server sent a line without an end");
-    for (const line of lines) {
-      const data = /^data: ?(.*)$/.exec(line)?.[1];
-      if (data === "[DONE]") return;
-      if (data !== undefined) yield parsed(data);
-    }
+export async function* chunks(response: Response, onWord: () => void): AsyncGenerator<Chunk> {
+  for await (const line of lines(response, onWord)) {
+    const data = /^data: ?(.*)$/.exec(line)?.[1];
+    if (data === "[DONE]") return;
+    if (data !== undefined) yield parsedObject(data);
   }
-}
-
-function parsed(data: string): Chunk {
-  try {
-    const value = JSON.parse(data);
-    if (typeof value === "object" && value !== null) return value;
-  } catch {
-    // said below
-  }
-  throw new PoolError("broken", "The server sent what is no JSON object");
 }
 
 /** Refuses work of which such a server cannot do all. */
