@@ -1,9 +1,11 @@
 /** Pages of this server's own: nothing from elsewhere, no script but the one in them. */
 
 import type { Context } from "hono";
+import head from "./head.html" with { type: "text" };
 
 /**
- * Serves a page in which `{nonce}` stands where its script and style say who they are.
+ * Serves a page in which `{head}` stands where what all pages begin with goes, and `{nonce}` where its script and style
+ * say who they are.
  *
  * @param more what it may beyond {@link policy}, as a directive of a content security policy.
  */
@@ -11,7 +13,7 @@ export function servePage(c: Context, page: string, more?: string): Response | P
   const nonce = crypto.randomUUID();
   c.header("content-security-policy", [policy(nonce), ...more ? [more] : []].join("; "));
   c.header("cache-control", "no-cache");
-  return c.html(page.replaceAll("{nonce}", nonce));
+  return c.html(page.replace("{head}", head).replaceAll("{nonce}", nonce));
 }
 
 /** Only what a page itself needs: its own script and style, pictures it made or was given, its own server. */
