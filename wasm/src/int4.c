@@ -2,7 +2,8 @@
 //
 // Activations are rounded row by row to -127…127. A group of 32 is summed in 16 bits: 16 products a lane, at most
 // 15 · 127 · 16 = 30,480. Nibbles stand 8 too high; the sums start at -8 times the activations of the lane (`presets`)
-// instead, and 16-bit addition wraps, so only the end must fit. Times the group's scale the sums go to 32 bits.
+// instead, and 16-bit addition wraps, so only the end must fit. Times the group's scale the sums go to 32 bits. In the
+// plain build, whose products are of words, the scales go into the weights.
 #include "dots.h"
 
 #ifdef __wasm_relaxed_simd__
@@ -31,10 +32,10 @@ INLINE void steps_int4(const int8_t *a, const int8_t *b, uint32_t kernel, v128_t
 }
 #endif
 
-// One group of a tile: c += sums · scales, both as `straighten` takes them; in the plain build, as it leaves them.
+#ifdef __wasm_relaxed_simd__
+// One group of a tile: c += sums · scales, both as `straighten` takes them.
 INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, const int8_t *w, uint32_t kernel,
                        v128_t c[10]) {
-#ifdef __wasm_relaxed_simd__
   v128_t p = wasm_v128_load(presets), fifth = wasm_v128_load32_splat(presets + 8);
   if (kernel == VNNI) {
     p = wasm_i32x4_extadd_pairwise_i16x8(p);
@@ -46,32 +47,15 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
   else steps_int4(a, b, 8, s);
   KEEP(w);  // loaded before the loop, the scales would cost it a register
   v128_t scales = wasm_v128_load(w);
-  if (kernel == VNNI) {
-    // The sums fit 16 bits, so the low halves times the scales, the high ones times 0, are the whole product; faster
-    // than i32x4.mul, which is two slow operations on many processors.
-    v128_t low = wasm_u32x4_extend_low_u16x8(scales), high = wasm_u32x4_extend_high_u16x8(scales);
-    for (uint32_t i = 0; i < 10; i++) {
-      c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 || i == 8 ? low : high));
-    }
-  } else {
-    v128_t low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
-    for (uint32_t i = 0; i < 10; i++) {
-      c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 || i == 8 ? low : high));
-    }
+  // With dot-add the sums fit 16 bits, so the low halves times the scales, the high ones times 0, are the whole product;
+  // faster than i32x4.mul, which is two slow operations on many processors.
+  v128_t low = kernel == VNNI ? wasm_u32x4_extend_low_u16x8(scales) : TWICE_LOW(scales);
+  v128_t high = kernel == VNNI ? wasm_u32x4_extend_high_u16x8(scales) : TWICE_HIGH(scales);
+  for (uint32_t i = 0; i < 10; i++) {
+    c[i] = wasm_i32x4_add(c[i], wasm_i32x4_dot_i16x8(s[i], i < 4 || i == 8 ? low : high));
   }
-#else
-  (void)kernel;
-  v128_t s[10] = {0};
-  tile_words(a, b, 16, s);
-  v128_t scales = wasm_v128_load(w);
-  v128_t low = wasm_i32x4_extend_low_i16x8(scales), high = wasm_i32x4_extend_high_i16x8(scales);
-  for (uint32_t r = 0; r < ROWS; r++) {
-    v128_t preset = wasm_i32x4_splat(presets[2 * r] + presets[2 * r + 1]);
-    c[2 * r] = wasm_i32x4_add(c[2 * r], wasm_i32x4_mul(wasm_i32x4_add(s[2 * r], preset), low));
-    c[2 * r + 1] = wasm_i32x4_add(c[2 * r + 1], wasm_i32x4_mul(wasm_i32x4_add(s[2 * r + 1], preset), high));
-  }
-#endif
 }
+#endif
 
 INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *panel, const int8_t *w, uint32_t groups,
                       uint32_t kernel, v128_t y[10]) {
@@ -80,11 +64,15 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
   while (groups) {
     uint32_t now = groups < GROUPS ? groups : GROUPS;
     groups -= now;
-    for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES) {
+#ifdef __wasm_relaxed_simd__
+    for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES, a += 8 * STEP_ROWS, panel += 8 * STEP) {
       group_int4(a, presets, panel, w, kernel, c);
-      a += 8 * STEP_ROWS << WORDS;
-      panel += 8 * STEP << WORDS;
     }
+#else
+    (void)presets, (void)w, (void)kernel;
+    tile_words(a, panel, 16 * now, c);
+    a += 16 * STEP_ROWS * now, panel += 16 * STEP * now;
+#endif
     gather(sums, c, 10);
   }
   for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
@@ -95,13 +83,21 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
 #endif
 }
 
-// Groups of panels to where tiles are multiplied with them.
+// Groups of panels to where tiles are multiplied with them: nibbles, or where tiles are of words, weights times their
+// scales, ±8 · 1023.
 INLINE void unpack(int8_t *to, const int8_t *w, uint32_t groups) {
-  v128_t low = wasm_i8x16_const_splat(15);
+  v128_t fifteen = wasm_i8x16_const_splat(15), eight = wasm_i8x16_const_splat(WORDS ? 8 : 0);
   for (; groups; groups--, w += 16) {
+    v128_t scales = wasm_v128_load(w), low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
     for (uint32_t i = 0; i < 8; i++, w += 16) {
       v128_t v = wasm_v128_load(w + 16);
-      to = place_step(to, wasm_v128_and(v, low), wasm_v128_and(wasm_u16x8_shr(v, 4), low));
+      v128_t b0 = wasm_i8x16_sub(wasm_v128_and(v, fifteen), eight);
+      v128_t b1 = wasm_i8x16_sub(wasm_v128_and(wasm_u16x8_shr(v, 4), fifteen), eight);
+      to = place_step(to, b0, b1);
+      for (int8_t *at = to - 2 * STEP; WORDS && at < to; at += STEP) {
+        wasm_v128_store(at, wasm_i16x8_mul(wasm_v128_load(at), low));
+        wasm_v128_store(at + 16, wasm_i16x8_mul(wasm_v128_load(at + 16), high));
+      }
     }
   }
 }
