@@ -194,7 +194,10 @@ class PaliGemma:
         return torch.addcmul(x * self._cos[at].unsqueeze(-2), torch.cat([b, a], -1), self._sin[at].unsqueeze(-2))
 
     def _block(self, i: int, x: torch.Tensor, at: torch.Tensor, attend) -> torch.Tensor:
-        """One layer over x [B, T, D] at positions at [B, T]; attend(q, k, v) stores keys and mixes values."""
+        """
+        One layer over x [B, T, D] at positions at [B, T]; attend(q, k, v) stores keys and mixes values, of all rows or of the
+        last, which alone go on.
+        """
         config, layer = self.config, self._layers[i]
         post, pre_mlp = "post_attention_layernorm.weight", "pre_feedforward_layernorm.weight"
         norm = lambda y, name: self._norm(y, layer[name])
@@ -204,7 +207,7 @@ class PaliGemma:
         turned = self._rope(heads[..., : config.heads + config.kv_heads, :], at)
         mixed = attend(*turned.split([config.heads, config.kv_heads], -2), heads[..., -config.kv_heads :, :])
         y = linear(mixed, "self_attn.o_proj")
-        x = x + (norm(y, post) if config.second else y)
+        x = x[:, -mixed.shape[1] :] + (norm(y, post) if config.second else y)
         # Gemma 1 calls its pre-MLP norm "post_attention_layernorm"; in Gemma 2 that name is what it says.
         y = norm(x, pre_mlp if config.second else post)
         gate, up = linear(y, "gate_up").chunk(2, -1)
@@ -252,7 +255,8 @@ class PaliGemma:
                 self._keys[i, slot, :, :rows] = key[0].transpose(0, 1).to(self._dtype)
                 self._values[i, slot, :, :rows] = value[0].transpose(0, 1).to(self._dtype)
                 own = self._keys[i, slot : slot + 1, :, :rows], self._values[i, slot : slot + 1, :, :rows]
-                return self._mix(query, *own, hidden[None, None, None])
+                first = rows - 1 if i == self.config.layers - 1 else 0  # of the last layer, nobody asks for more
+                return self._mix(query[:, first:], *own, hidden[None, None, None, first:])
 
             x = self._block(i, x, at[None], attend)
         return self._logits(x)[0]

@@ -50,8 +50,9 @@ interface Layer {
   readonly postMlpNorm?: Tensor;
 }
 
-/** The heads of one layer: q and mixed [T, H·C], k and v [T, K·C]. */
+/** The heads of one layer: k and v [T, K·C], q and mixed [T − from, H·C] of the rows from `from` on. */
 interface Heads {
+  readonly from: number;
   readonly q: Tensor;
   readonly k: Tensor;
   readonly v: Tensor;
@@ -150,16 +151,17 @@ class Gemma implements Decoder {
     const { backend, config: { headDim, ropeTheta } } = this;
     this.#embed(backend.slice(x, x.rows - ids.length, ids.length), ids);
     cache.prefix = x.rows;
-    const attend = (i: number, { q, k, mixed }: Heads) => {
-      backend.rope(q, headDim, 0, ropeTheta);
+    const attend = (i: number, { from, q, k, mixed }: Heads) => {
+      backend.rope(q, headDim, from, ropeTheta);
       backend.rope(k, headDim, 0, ropeTheta);
-      this.#attend(i, cache, mixed, q, 0);
+      this.#attend(i, cache, mixed, q, from);
     };
-    await this.#layers(x, attend, pause, () => (i) => ({
+    const place: Place = () => (i) => ({
       k: backend.slice(cache.keys[i], 0, x.rows),
       v: backend.slice(cache.values[i], 0, x.rows),
-    }));
-    const logits = await this.#ends(backend.slice(x, x.rows - 1, 1), (it) => backend.read(it));
+    });
+    const end = await this.#layers(x, x.rows - 1, attend, pause, place);
+    const logits = await this.#ends(end, (it) => backend.read(it));
     cache.length = x.rows;
     return logits;
   }
@@ -193,22 +195,28 @@ class Gemma implements Decoder {
     if (!ids.length) return;
     const cache = given as KvCache;
     const rows = ids.map((id, i) => ({ cache, id, position: cache.length + i }));
-    await this.#pass(rows, pause, () => Promise.resolve());
+    await this.#pass(rows, rows.length - 1, pause, () => Promise.resolve());
   }
 
   async steps(turns: readonly Turn[], pause: Pause): Promise<Found[]> {
     const rows = turns.map(({ cache, id }) => ({ cache: cache as KvCache, id, position: cache.length }));
-    return await this.#pass(rows, pause, (x) => this.#ends(x, (logits) => this.#found(turns, logits)));
+    return await this.#pass(rows, 0, pause, (x) => this.#ends(x, (logits) => this.#found(turns, logits)));
   }
-  /** Brings one token a row into the rows' caches and gives what `finish` makes of their ends, x [T, D]. */
-  async #pass<T>(rows: readonly Row[], pause: Pause, finish: (x: Tensor) => Promise<T>): Promise<T> {
+
+  /** Brings one token a row into the rows' caches and gives what `finish` makes of the ends of those from `wanted` on. */
+  async #pass<T>(
+    rows: readonly Row[],
+    wanted: number,
+    pause: Pause,
+    finish: (x: Tensor) => Promise<T>,
+  ): Promise<T> {
     const { backend, config } = this;
     const { heads, kvHeads, headDim, ropeTheta, width, softcap, attentionScale: scale } = config;
     for (const { cache, position } of rows) this.#checkRoom(cache, position + 1);
     const [{ cache: first, position: start }] = rows;
     // Rows of one sequence lie beside one another where they are kept; others are brought there, keys and values at once.
     const alone = rows.every(({ cache }) => cache === first);
-    const positions = alone ? start : rows.map((it) => it.position);
+    const positions = (from: number) => alone ? start + from : rows.slice(from).map((it) => it.position);
     const x = backend.tensor(rows.length, width);
     let placed: Tensor | undefined; // [2T, K·C]
     const place: Place = (work) => {
@@ -217,23 +225,23 @@ class Gemma implements Decoder {
       const both = placed = work(2 * rows.length, kvHeads * headDim);
       return () => ({ k: of(both, 0), v: of(both, rows.length) });
     };
-    const attend = (i: number, { q, k, mixed }: Heads) => {
-      backend.rope(q, headDim, positions, ropeTheta);
-      backend.rope(k, headDim, positions, ropeTheta);
+    const attend = (i: number, { from, q, k, mixed }: Heads) => {
+      backend.rope(q, headDim, positions(from), ropeTheta);
+      backend.rope(k, headDim, positions(0), ropeTheta);
       if (placed) {
         const own = (kept: "keys" | "values") =>
           rows.map((it) => backend.slice(it.cache[kept][i], it.position, 1));
         backend.place([...own("keys"), ...own("values")], placed);
       }
-      const keys = rows.map((it) => backend.slice(it.cache.keys[i], 0, it.position + 1));
-      const values = rows.map((it) => backend.slice(it.cache.values[i], 0, it.position + 1));
+      const asking = rows.slice(from);
+      const keys = asking.map((it) => backend.slice(it.cache.keys[i], 0, it.position + 1));
+      const values = asking.map((it) => backend.slice(it.cache.values[i], 0, it.position + 1));
       const window = this.#window(i);
       backend.attentionEach(mixed, q, keys, values, { heads, kvHeads, headDim, scale, softcap, window });
     };
     try {
       this.#embed(x, rows.map((it) => it.id));
-      await this.#layers(x, attend, pause, place);
-      const found = await finish(x);
+      const found = await finish(await this.#layers(x, wanted, attend, pause, place));
       for (const { cache, position } of rows) cache.length = position + 1;
       return found;
     } finally {
@@ -326,7 +334,7 @@ class Gemma implements Decoder {
     const x = backend.tensor(branches.length, width);
     try {
       this.#embed(x, branches.map((it) => it.id));
-      await this.#layers(x, attend, pause, (work) => {
+      await this.#layers(x, 0, attend, pause, (work) => {
         const cols = config.kvHeads * headDim;
         const [k, v] = [work(branches.length, cols), work(branches.length, cols)];
         return () => ({ k, v });
@@ -342,17 +350,18 @@ class Gemma implements Decoder {
   }
 
   /**
-   * Runs rows x [T, D] through all layers. `place` tells where the keys and values of a layer go, `attend` turns heads by
-   * their positions and mixes them.
+   * Runs rows x [T, D] through all layers and gives those from `wanted` on: of the others, nobody asks for more than the
+   * last layer's keys and values, and they go no further. `place` tells where the keys and values of a layer go, `attend`
+   * turns heads by their positions and mixes them.
    */
   async #layers(
     x: Tensor,
+    wanted: number,
     attend: (layer: number, heads: Heads) => void | Promise<void>,
     pause: Pause,
     place: Place,
-  ): Promise<void> {
-    const { backend } = this;
-    const { width, heads, headDim, mlp, eps } = this.config;
+  ): Promise<Tensor> {
+    const { backend, config: { width, heads, headDim, mlp, eps } } = this;
     const rows = x.rows;
     const held: Tensor[] = [];
     const work = (r: number, c: number) => {
@@ -368,17 +377,20 @@ class Gemma implements Decoder {
       const placed = place(work);
       for (const [i, layer] of this.layers.entries()) {
         await pause();
+        const from = i === this.layers.length - 1 ? wanted : 0;
+        const on = (t: Tensor) => from ? backend.slice(t, from, rows - from) : t;
         const { k, v } = placed(i);
         backend.rmsNorm(y, x, layer.inputNorm, eps);
-        backend.linear(q, y, layer.q);
+        backend.linear(on(q), on(y), layer.q);
         backend.linear(k, y, layer.k);
         backend.linear(v, y, layer.v);
-        await attend(i, { q, k, v, mixed });
-        this.#residual(x, y, mixed, layer.o, layer.postAttentionNorm);
-        backend.rmsNorm(y, x, layer.preMlpNorm, eps);
-        backend.gated(hidden, y, layer.gate, layer.up);
-        this.#residual(x, y, hidden, layer.down, layer.postMlpNorm);
+        await attend(i, { from, q: on(q), k, v, mixed: on(mixed) });
+        this.#residual(on(x), on(y), on(mixed), layer.o, layer.postAttentionNorm);
+        backend.rmsNorm(on(y), on(x), layer.preMlpNorm, eps);
+        backend.gated(on(hidden), on(y), layer.gate, layer.up);
+        this.#residual(on(x), on(y), on(hidden), layer.down, layer.postMlpNorm);
       }
+      return backend.slice(x, wanted, rows - wanted);
     } finally {
       backend.free(...held);
     }

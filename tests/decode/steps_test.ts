@@ -144,3 +144,21 @@ Deno.test({
     assert.equal(await dispatches(3), await dispatches(1) + config.decoder.layers);
   },
 });
+
+Deno.test("of the last layer, rows that nobody asks for come to their keys and values and no further", async () => {
+  const backend = createReferenceBackend();
+  const rows: number[] = [];
+  const counted: Backend = Object.assign(Object.create(backend), {
+    gated: (...all: Parameters<Backend["gated"]>) => (rows.push(all[1].rows), backend.gated(...all)),
+  });
+  const files = memoryFiles(directoryBytes(`${CHECKPOINTS}pg1`), "pg1");
+  const config = parseConfig(JSON.parse(new TextDecoder().decode(await files.read("config.json"))));
+  const decoder = await loadDecoder(counted, await openWeights(files, config, "f32"));
+  const cache = decoder.cache(9);
+  await decoder.prefill(cache, backend.tensor(5, config.decoder.width), [300, 301, 302, 303, 304], pause);
+  await decoder.extend(cache, [305, 306, 307], pause);
+  await decoder.steps!([{ cache, id: 308 }], pause);
+  const { layers } = config.decoder;
+  const expected = [5, 3, 1].flatMap((count) => [...Array(layers - 1).fill(count), 1]);
+  assert.deepEqual(rows, expected);
+});
