@@ -9,6 +9,7 @@ import { Batch } from "./decode/batch.ts";
 import type { Decoder } from "./decode/decoder.ts";
 import { loadDecoder, type SlidingWindow } from "./decode/gemma.ts";
 import { PrefixCache, type PrefixEntry } from "./decode/prefix_cache.ts";
+import { sha256 } from "./digest.ts";
 import { RequestError } from "./errors.ts";
 import type { Images, Pool, PoolEvent, SubmitOptions, Work } from "./pool/pool.ts";
 import { decodeRows, encodeRows, rowBytes } from "./pool/rows.ts";
@@ -379,7 +380,7 @@ export class Engine implements Pool {
     const { backend } = this.parts;
     const [pictures, tokens, width] = shape;
     const bytes = await gathered(images);
-    const known = this.#prefixes.entry([stage, dtype, await sha256(bytes)], ids);
+    const known = this.#prefixes.entry([stage, dtype, (await sha256(bytes)).toHex()], ids);
     if (known.get()) return known;
     const out = backend.slice(prefix, 0, pictures * tokens);
     const values = decodeRows(dtype as "f16" | "int8", bytes, width);
@@ -402,8 +403,4 @@ export class Engine implements Pool {
 async function gathered(images: Pick<Images, "blocks">): Promise<Uint8Array<ArrayBuffer>> {
   const blocks = await Array.fromAsync(images.blocks());
   return new Uint8Array(await new Blob(blocks as BlobPart[]).arrayBuffer());
-}
-
-async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }

@@ -39,7 +39,9 @@ function place(path: string): { floor: number; room: string } | undefined {
   if (STAGES.includes(room)) return { floor: 4, room };
   if (room === "weights" || room === "store") return { floor: 5, room };
   if (room === "backend") return { floor: 6, room };
-  if (["types.ts", "errors.ts", "metrics.ts"].includes(room)) return { floor: 7, room: "ground" };
+  if (["types.ts", "errors.ts", "metrics.ts", "digest.ts"].includes(room)) {
+    return { floor: 7, room: "ground" };
+  }
   return undefined;
 }
 

@@ -1,6 +1,7 @@
 /** Runs a question for a route: as one object or as a stream, until it is answered or nobody waits for it any more. */
 
 import type { Context } from "hono";
+import { sha256 } from "../digest.ts";
 import { RequestError } from "../errors.ts";
 import { collect, type LocalPipeline } from "../pipeline.ts";
 import type { Answer, AnswerEvent, ModelInfo, Question } from "../types.ts";
@@ -171,11 +172,9 @@ async function keyOf(
   { images, budget: _, arrivedAt: __, ...question }: Question,
   wire: Wire,
 ): Promise<string> {
-  const digest = async (bytes: Uint8Array) =>
-    new Uint8Array(await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>)).toHex();
-  const pictures = await Promise.all(images.map(digest));
+  const pictures = await Promise.all(images.map(async (it) => (await sha256(it)).toHex()));
   const asked = JSON.stringify([c.get("exchange").caller, c.req.path, wire.key, question, pictures]);
-  return await digest(new TextEncoder().encode(asked));
+  return (await sha256(asked)).toHex();
 }
 
 function unavailable(why: string): HttpError {

@@ -1,6 +1,7 @@
 /** Jobs over HTTP: `/v1/jobs`, their events, and the webhooks that tell of their end (`/v1/letters`). */
 
 import { type Context, Hono } from "hono";
+import { sha256 } from "../digest.ts";
 import { RequestError } from "../errors.ts";
 import type { Job } from "../jobs/job.ts";
 import type { JobChange, Jobs } from "../jobs/jobs.ts";
@@ -106,7 +107,7 @@ export function jobRoutes(parts: JobRouteParts): Hono<Env> {
       items,
       webhook,
       traceparent,
-      ...key !== undefined && { idempotency: { key, digest: await digestOf(body) } },
+      ...key !== undefined && { idempotency: { key, digest: (await sha256(JSON.stringify(body))).toHex() } },
     });
     return c.json(job, 202, { location: `/v1/jobs/${job.id}`, ...UNCACHED });
   });
@@ -197,11 +198,6 @@ function idempotencyKey(c: Context): string | undefined {
     "parameter_invalid",
     "Cannot read Idempotency-Key: expected 1 to 255 visible ASCII characters",
   );
-}
-
-async function digestOf(value: unknown): Promise<string> {
-  const bytes = new TextEncoder().encode(JSON.stringify(value));
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }
 
 /** A change as an SSE event; its id is the job's revision. Undefined after the last. */

@@ -2,6 +2,7 @@
  * Incoming webhooks: what a chat tool, a bucket or a form sends becomes a job of one item, by a mapping that is data.
  */
 
+import { sha256 } from "../digest.ts";
 import { RequestError } from "../errors.ts";
 import { type Records, type Versioned } from "../store/store.ts";
 import { isFor, type Owned, type WebhookTarget } from "./job.ts";
@@ -119,14 +120,13 @@ export class Hooks {
     const id = await verify(signature, own || this.secrets, headers, body);
     const item = mapped(hook.item, parse(headers, body));
     check(item);
-    const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(body));
     return await this.jobs.create({
       owner,
       items: [item],
       webhook: hook.webhook,
       traceparent,
       ...id !== undefined && {
-        idempotency: { key: `hook ${name} ${id}`, digest: new Uint8Array(digest).toHex() },
+        idempotency: { key: `hook ${name} ${id}`, digest: (await sha256(body)).toHex() },
       },
     });
   }

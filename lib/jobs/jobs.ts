@@ -3,6 +3,7 @@
  * before it is answered for.
  */
 
+import { sha256 } from "../digest.ts";
 import { RequestError } from "../errors.ts";
 import type { Versioned } from "../store/store.ts";
 import { cancel, isFinal, isFor, type Job, newJob, type Owned, type WebhookTarget } from "./job.ts";
@@ -134,8 +135,7 @@ export class Jobs {
     owner = "anonymous",
   ): Promise<{ id: string; key: string }> {
     const { records } = this.store.store;
-    const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(`${owner} ${key}`));
-    const record = `idempotency/${new Uint8Array(hash).toHex()}`;
+    const record = `idempotency/${(await sha256(`${owner} ${key}`)).toHex()}`;
     while (true) {
       const found = await records.get(record) as
         | Versioned<{ id: string; digest: string; at: number }>

@@ -3,6 +3,7 @@
  * and then kept as a dead letter until somebody sends it once more.
  */
 
+import { sha256 } from "../digest.ts";
 import { RequestError } from "../errors.ts";
 import { inTrace } from "../metrics.ts";
 import { type Queue, type Records, update, type Versioned } from "../store/store.ts";
@@ -233,8 +234,7 @@ function broken(id: string, error: unknown): StoredLetter {
 
 /** The record that is there while a receiver wants nothing more. */
 async function endpointKey(url: string): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(url));
-  return `gone/${new Uint8Array(digest, 0, 16).toHex()}`;
+  return `gone/${(await sha256(url)).toHex().slice(0, 32)}`;
 }
 
 /** Up to a fifth longer, so that what failed together does not come back together; and never before it was asked for. */

@@ -19,6 +19,7 @@
  * Who receives it believes nothing: everything is checked before anything is computed, and each refusal has a code.
  */
 
+import { sha256 } from "../digest.ts";
 import { type Dtype, type Images, PoolError, type PoolErrorCode, type Stage, type Work } from "./pool.ts";
 import { decodeRows, rowBytes } from "./rows.ts";
 
@@ -97,7 +98,7 @@ export async function* encodeWork(work: Work): AsyncGenerator<Uint8Array> {
       `Cannot write work: pictures of shape ${shape} as ${dtype} have ${-left} bytes too many`,
     );
   }
-  yield await sha256(sent);
+  yield await sha256(await new Blob(sent as BlobPart[]).arrayBuffer());
 }
 
 /**
@@ -119,7 +120,7 @@ export async function decodeWork(bytes: Uint8Array, model: ModelShape): Promise<
   const size = messageBytes(bytes, model);
   if (bytes.length !== size) refuse("length", `expected ${size} bytes, found ${bytes.length}`);
   const end = size - SUM_BYTES;
-  const sum = await sha256([bytes.subarray(0, end)]);
+  const sum = await sha256(bytes.subarray(0, end));
   if (!bytes.subarray(end).every((it, i) => it === sum[i])) refuse("sum", "its sha256 is another");
   const { images, questionBytes } = readHeader(bytes, model);
   const data = bytes.subarray(HEADER_BYTES + questionBytes, end);
@@ -127,12 +128,6 @@ export async function decodeWork(bytes: Uint8Array, model: ModelShape): Promise<
   const question = decodeQuestion(bytes.subarray(HEADER_BYTES, HEADER_BYTES + questionBytes));
   checkQuestion(question, images.shape[0] * model.imageTokens, model);
   return { revision: model.revision, images: { ...images, blocks: () => [data] }, ...question };
-}
-
-/** What workers in browsers have as well. */
-async function sha256(blocks: readonly Uint8Array[]): Promise<Uint8Array> {
-  const bytes = await new Blob([...blocks] as BlobPart[]).arrayBuffer();
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 }
 
 function imageBytes({ dtype, shape }: Pick<Images, "dtype" | "shape">): number {

@@ -8,6 +8,7 @@
  * Keys are words of lower-case letters, digits, `.`, `_` and `-`, separated by `/`, 200 characters at most.
  */
 
+import { sha256 } from "../digest.ts";
 import { RequestError } from "../errors.ts";
 
 /** A record as it was found. */
@@ -148,8 +149,7 @@ export async function unseal(key: string, stored: unknown): Promise<unknown> {
 }
 
 async function digest(text: string): Promise<string> {
-  const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
-  return new Uint8Array(hash, 0, 8).toHex();
+  return (await sha256(text)).toHex().slice(0, 16);
 }
 
 /**

@@ -4,6 +4,7 @@
  */
 
 import type { Backend, Tensor } from "../backend/backend.ts";
+import { sha256 } from "../digest.ts";
 import { Recent } from "../store/recent.ts";
 import type { BlobInfo, Blobs } from "../store/store.ts";
 import type { Pause, Pixels } from "../types.ts";
@@ -128,15 +129,8 @@ export async function visionRevision(weights: Weights, backend: Backend): Promis
     const { scheme, data, scale } = lowest === "f32"
       ? { scheme: "f32", data: await weights.vector(name), scale: undefined }
       : await weights.matrix(name);
-    const digests = [data, ...scale ? [scale] : []].map(async (it) => {
-      const { buffer, byteOffset, byteLength } = it;
-      return (await sha256(new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength))).toHex();
-    });
+    const digests = [data, ...scale ? [scale] : []].map(async (it) => (await sha256(it)).toHex());
     sums.push([name, scheme, ...await Promise.all(digests)].join(" "));
   }
-  return (await sha256(new TextEncoder().encode(sums.join("\n")))).toHex().slice(0, 32);
-}
-
-async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return (await sha256(sums.join("\n"))).toHex().slice(0, 32);
 }

@@ -1,5 +1,6 @@
 /** What tells one model's weights from another's, without reading all of them. */
 
+import { sha256 } from "../digest.ts";
 import type { ModelFiles } from "../types.ts";
 
 /** Bytes of one sample, and how many are taken of each file. Fine-tuning changes nearly every number. */
@@ -20,6 +21,6 @@ export async function revisionOf(files: ModelFiles, weights?: readonly string[])
     const sample = (start: number) => files.read(name, start, Math.min(size, start + SAMPLE_BYTES));
     parts.push(...await Promise.all(starts.map(sample)));
   }
-  const digest = await crypto.subtle.digest("SHA-256", await new Blob(parts as BlobPart[]).arrayBuffer());
-  return new Uint8Array(digest).toHex().slice(0, 16);
+  const digest = await sha256(await new Blob(parts as BlobPart[]).arrayBuffer());
+  return digest.toHex().slice(0, 16);
 }

@@ -1,5 +1,6 @@
 /** Accuracy of a model on a data set: questions are asked, answers kept as they come, and scored by their task's metric. */
 
+import { sha256 } from "../../lib/digest.ts";
 import { collect, type Pipeline, RequestError } from "../../lib/mod.ts";
 import { openAnswerLog } from "./answer_log.ts";
 import type { Published } from "./benchmarks.ts";
@@ -94,9 +95,8 @@ async function answer(
   { task, constrained = false, log: path, signal, progress }: EvaluateOptions,
 ): Promise<Answered[]> {
   const { name, revision, imageSize } = pipeline.model;
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text)));
   const log = path === undefined ? undefined : await openAnswerLog(path, {
-    ...{ model: name, revision, data: digest.toHex(), task, constrained },
+    ...{ model: name, revision, data: (await sha256(text)).toHex(), task, constrained },
   });
   const answers: Answered[] = [];
   try {

@@ -1,6 +1,7 @@
 /** API keys: only their digests are kept, and compared in a time that does not tell where they differ. */
 
 import type { MiddlewareHandler } from "hono";
+import { sha256 } from "../../digest.ts";
 import { HttpError } from "../problem.ts";
 import type { Env } from "./exchange.ts";
 
@@ -23,12 +24,12 @@ export function apiKeys(keys: readonly string[]): MiddlewareHandler<Env> {
     );
   }
   const known = Promise.all(keys.map((it) => {
-    return it.startsWith("sha256:") ? Uint8Array.fromHex(it.slice("sha256:".length)) : digestOf(it);
+    return it.startsWith("sha256:") ? Uint8Array.fromHex(it.slice("sha256:".length)) : sha256(it);
   }));
   return async (c, next) => {
     const bearer = /^Bearer +(\S+) *$/i.exec(c.req.header("authorization") ?? "")?.[1];
     const given = bearer ?? c.req.header("x-api-key");
-    const digest = await digestOf(given ?? "");
+    const digest = await sha256(given ?? "");
     // Every key is compared, also after one was found.
     const found = (await known).filter((it) => equal(it, digest)).length > 0;
     if (given === undefined || !found) {
@@ -43,10 +44,6 @@ export function apiKeys(keys: readonly string[]): MiddlewareHandler<Env> {
     exchange.owner = digest.subarray(0, 16).toHex();
     await next();
   };
-}
-
-async function digestOf(text: string): Promise<Digest> {
-  return new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text)));
 }
 
 /** Whether two digests are the same. */
