@@ -3,7 +3,7 @@
     python3 findings.py run --dir RUN --minutes 9           draws, trains, evaluates; called again, goes on where it was
     python3 findings.py run --dir RUN --steps 2 2 2 --pictures 320 --count 4 --batch 4 --seeds 2       does it run?
     python3 findings.py table --dir RUN                     the tables, of what is there
-    python3 findings.py table --dir RUN --into findings.md  the same, between the marks of that file
+    python3 findings.py table --dir RUN --into findings.md  the same, each between its marks in that file
 
 Per seed there is one stage 0, shared; trainings of stage 1 that begin from it; and trainings of stage 2 that begin from
 stage 1's baseline. Seeds come one after another, so that whatever is finished makes whole tables. A finished training
@@ -30,7 +30,7 @@ import masks
 import pools
 import train
 from evaluate import ITEM, boxes, detection, iou
-from tables import SETTINGS, collect, markdown
+from tables import SETTINGS, collect, markdown, put
 from tokenizer import EOS
 
 
@@ -366,7 +366,7 @@ def main():
     parser.add_argument("--mask-minutes", type=float, default=0.4)
     parser.add_argument("--log", type=int, default=100)
     parser.add_argument("--device", choices=["cpu", "cuda"])
-    parser.add_argument("--into", help="for `table`: a file with the marks <!-- tables --> and <!-- end -->")
+    parser.add_argument("--into", help="for `table`: a file with the marks of tables.put")
     args = parser.parse_args()
     if args.action == "run":
         # Asked without touching CUDA, which a process that is forked later could not use.
@@ -376,13 +376,11 @@ def main():
         except KeyboardInterrupt:
             print("interrupted; called again, it goes on where it was", flush=True)
             os._exit(130)  # whatever still runs ends with this process
-    text = markdown(collect(args.dir))
-    if not args.into:
-        return print(text)
-    with open(args.into) as f:
-        before, rest = f.read().split("<!-- tables -->")
-    with open(args.into, "w") as f:
-        f.write(before + "<!-- tables -->\n\n" + text + "\n\n<!-- end -->" + rest.split("<!-- end -->")[1])
+    found = collect(args.dir)
+    if args.into:
+        put(found, args.into)
+    else:
+        print(markdown(found))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 from dataclasses import dataclass
 
@@ -117,8 +118,8 @@ def _table(number, finding, scores):
     return "\n".join([*lines, "", many])
 
 
-def markdown(found):
-    """All tables."""
+def _parts(found):
+    """{name: text} of what is made anew: what was trained, and the tables."""
     scores, done = {}, found["results"]
     for result in done:
         scores.setdefault(result["arm"], {})[result["seed"]] = result["scores"]
@@ -128,4 +129,23 @@ def markdown(found):
     head = (f"{len(done)} trainings on {devices}: {steps[0]}, {steps[1]} and {steps[2]} steps of stages 0, 1 and 2, {batch} pictures "
             f"with questions a step, {pictures:,} of them drawn for stage 1, {count:,} held-out questions for each row; "
             f"{seconds / max(1, len(done)):.0f} s a training, many at a time.")
-    return "\n\n".join([head, *(_table(i + 1, f, scores) for i, f in enumerate(FINDINGS))])
+    return {"trainings": head, **{f"table {i}": _table(i, f, scores) for i, f in enumerate(FINDINGS, 1)}}
+
+
+def markdown(found):
+    """All of it."""
+    return "\n\n".join(_parts(found).values())
+
+
+def put(found, path):
+    """Puts every part into a file between its marks, `<!-- table 1 -->` and `<!-- end -->`; all else stays as it is."""
+    with open(path) as f:
+        text = f.read()
+    for name, part in _parts(found).items():
+        marks = re.compile(rf"(<!-- {name} -->\n)(?:(?!<!--).)*(<!-- end -->)", re.S)
+        text, count = marks.subn(lambda m: f"{m[1]}\n{part}\n\n{m[2]}", text)
+        if count != 1:
+            raise SystemExit(f"Cannot put tables into {path}: expected <!-- {name} --> and <!-- end --> once, found {count}")
+    with open(path + ".part", "w") as f:
+        f.write(text)
+    os.replace(path + ".part", path)
