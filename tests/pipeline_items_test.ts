@@ -11,6 +11,7 @@ import { encodePng } from "../lib/vision/mask_forms.ts";
 import { MASK_DECODER } from "../lib/vision/mask_decoder.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "./memory_files.ts";
+import { until } from "./until.ts";
 
 const ROOT = new URL("./", import.meta.url).pathname;
 const PICTURE = Deno.readFileSync(`${ROOT}fixtures/scene.png`);
@@ -208,9 +209,7 @@ Deno.test("another process with the same weights finds the image tokens where th
     );
   };
   const first = await ask();
-  while (!(await Array.fromAsync(blobs.list("features/"))).length) {
-    await new Promise((wake) => setTimeout(wake, 5));
-  }
+  await until(async () => (await Array.fromAsync(blobs.list("features/"))).length > 0);
   const second = await ask();
   assert.deepEqual([first.cached, second.cached], [undefined, { images: 1, prefix: false }]);
   assert.deepEqual(second.tokenIds, first.tokenIds);

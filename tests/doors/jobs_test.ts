@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { verify } from "../../lib/jobs/signature.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { CHECKPOINT, startDoor } from "./door.ts";
 
 const PICTURE = Deno.readFileSync(new URL("../fixtures/pictures/rgb.jpg", import.meta.url)).toBase64();

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { meterLines } from "../../functions/meter.ts";
 import { directoryBytes } from "../memory_files.ts";
 import { type HubSettings, REPO, startHub, type TestHub, TOKEN } from "../models/hub.ts";
+import { until } from "../until.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 const { "golden.json": _, ...CHECKPOINT } = directoryBytes(`${ROOT}tests/golden/checkpoints/pg1`);
@@ -87,7 +88,7 @@ for (
         const part = [...Deno.readDirSync(out)].find((it) => it.name.startsWith(SHARD));
         return part ? Deno.statSync(`${out}/${part.name}`).size : 0;
       };
-      while (partBytes() < half) await new Promise((done) => setTimeout(done, 20));
+      await until(() => partBytes() >= half, 30_000);
       child.kill(signal);
       const { code, stderr } = await child.output();
       if (signal === "SIGINT") {

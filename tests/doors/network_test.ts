@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { join } from "@std/path";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { startDoor } from "./door.ts";
 
 const ROOT = join(import.meta.dirname!, "../..");

@@ -6,6 +6,7 @@ import { haveNats, startBroker } from "../pool/broker.ts";
 import { writePoolKeys } from "../../functions/pool_keys.ts";
 import { startDoor } from "./door.ts";
 import { startWorker } from "./pool_worker.ts";
+import { until } from "../until.ts";
 
 const PICTURE = await Deno.readFile(join(import.meta.dirname!, "../../models/tiny/pictures/five_shapes.png"));
 
@@ -65,7 +66,7 @@ Deno.test({
       const expected = await ask(alone.url, asked);
       let over = false;
       const answer = ask(door.url, asked).finally(() => over = true);
-      while (!over && (await (await fetch(`${worker.url}/health`)).json()).active === 0);
+      await until(async () => over || (await (await fetch(`${worker.url}/health`)).json()).active > 0);
       worker.kill("SIGSTOP");
       assert.deepEqual(await answer, expected);
       worker.kill("SIGCONT");

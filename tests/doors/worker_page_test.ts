@@ -6,7 +6,7 @@ import { join } from "@std/path";
 // deno-lint-ignore no-import-prefix
 import { chromium, type Page } from "npm:playwright-core@1.64.1";
 import { haveNats, startBroker } from "../pool/broker.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { startDoor } from "./door.ts";
 
 const CHROMIUM = "/usr/bin/chromium";

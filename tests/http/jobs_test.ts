@@ -11,7 +11,8 @@ import { createOutbound } from "../../lib/http/outbound.ts";
 import { Hooks } from "../../lib/jobs/hooks.ts";
 import { sign } from "../../lib/jobs/signature.ts";
 import { createMemoryStore } from "../../lib/store/memory.ts";
-import { harness, SECRET, until } from "../jobs/harness.ts";
+import { harness, SECRET } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { parseEvents, PICTURE, twoTokens } from "./doubles.ts";
 
 const ITEM = { image: PICTURE.toBase64(), prompt: "caption en" };

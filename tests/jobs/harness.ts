@@ -57,12 +57,3 @@ export function harness(
     },
   };
 }
-
-/** Ends when `holds` does. */
-export async function until(holds: () => boolean | Promise<boolean>, ms = 10_000): Promise<void> {
-  const end = performance.now() + ms;
-  while (!await holds()) {
-    if (performance.now() > end) throw new Error(`expected within ${ms} ms: ${holds}`);
-    await new Promise((wake) => setTimeout(wake, 5));
-  }
-}

@@ -6,7 +6,8 @@ import { createFileBlobs } from "../../lib/store/files.ts";
 import { createMemoryStore } from "../../lib/store/memory.ts";
 import type { PullQueue, Store } from "../../lib/store/store.ts";
 import { Clock } from "../store/suite.ts";
-import { harness, SECRET, until } from "./harness.ts";
+import { harness, SECRET } from "./harness.ts";
+import { until } from "../until.ts";
 
 const TARGET = { url: "https://receiver.example/" };
 

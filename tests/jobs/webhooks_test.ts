@@ -7,6 +7,7 @@ import { verify } from "../../lib/jobs/signature.ts";
 import { type Letter, SCHEDULE, Webhooks } from "../../lib/jobs/webhooks.ts";
 import { createMemoryStore } from "../../lib/store/memory.ts";
 import { Clock } from "../store/suite.ts";
+import { until } from "../until.ts";
 
 const SECRET = `whsec_${btoa("0123456789abcdef0123456789abcdef")}`;
 const MINUTE = 60_000;
@@ -251,7 +252,7 @@ Deno.test("a server that stops in the middle has made no attempt; a clock turned
   await send(url);
   const stop = new AbortController();
   const attempt = tick(0, stop.signal);
-  while (!got.length) await new Promise((wake) => setTimeout(wake, 5));
+  await until(() => got.length > 0);
   stop.abort();
   assert.deepEqual((await attempt).attempts, []);
   assert.equal((await tick()).attempts.length, 1);

@@ -9,6 +9,7 @@ import { score } from "../../models/evaluation/score.ts";
 import { encodePng, runLengths } from "../../lib/vision/mask_forms.ts";
 import { writeHtml } from "../../models/evaluation/html.ts";
 import { decodePicture } from "../../lib/preprocess/decode.ts";
+import { until } from "../until.ts";
 
 const PICTURES = `${TINY}/pictures`;
 const pipeline = await loadModel(TINY);
@@ -190,7 +191,7 @@ Deno.test("Ctrl-C ends with 130 and leaves no result; killed, then run again, th
     const lines = () => Deno.readTextFile(`${json}.answers`).then((it) => it.split("\n").length, () => 0);
     for (const signal of ["SIGINT", "SIGKILL"] as const) {
       const before = await lines(), run = start();
-      while (await lines() < Math.max(before, 2) + 5) await new Promise((done) => setTimeout(done, 5));
+      await until(async () => await lines() >= Math.max(before, 2) + 5, 60_000);
       run.kill(signal);
       const { code, stderr } = await run.output();
       if (signal === "SIGINT") {

@@ -10,7 +10,7 @@ import { NatsWorker } from "../../lib/pool/nats_worker.ts";
 import type { Pool, PoolEvent, Work } from "../../lib/pool/pool.ts";
 import { trialWork } from "../../lib/pool/serving.ts";
 import { createSign, createVerify } from "../../lib/pool/signature.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { haveNats, startBroker } from "./broker.ts";
 import { refused } from "./refused.ts";
 

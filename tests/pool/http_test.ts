@@ -13,7 +13,7 @@ import { Serving, trialWork } from "../../lib/pool/serving.ts";
 import { CostModel } from "../../lib/schedule/cost_model.ts";
 import { createSign, createVerify } from "../../lib/pool/signature.ts";
 import { encodeWork } from "../../lib/pool/work.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { CALIBRATION } from "../schedule/calibration.ts";
 import { refused } from "./refused.ts";
 

@@ -16,7 +16,7 @@ import { trialWork } from "../../lib/pool/serving.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 import { type Broker, haveNats, startBroker } from "./broker.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { refused } from "./refused.ts";
 
 const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;

@@ -16,7 +16,7 @@ import { nearby } from "../../lib/text/locations.ts";
 import { prefixIds } from "../../lib/text/prompt.ts";
 import { encodePng } from "../../lib/vision/mask_forms.ts";
 import { CHECKPOINT, startDoor } from "../doors/door.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { refused } from "./refused.ts";
 
 const engine = await loadEngine(TINY);

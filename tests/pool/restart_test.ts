@@ -16,7 +16,7 @@ import { trialWork } from "../../lib/pool/serving.ts";
 import { createSign, createVerify } from "../../lib/pool/signature.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { openSoftware } from "../backend/gpus.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 import { haveNats, startBroker } from "./broker.ts";
 

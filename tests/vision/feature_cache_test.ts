@@ -7,7 +7,7 @@ import { type FeatureCacheOptions, remembering, visionRevision } from "../../lib
 import type { Vision } from "../../lib/vision/siglip.ts";
 import { readConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
-import { until } from "../jobs/harness.ts";
+import { until } from "../until.ts";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 
 const picture = (value: number, size = 2): Pixels => ({ size, data: new Float32Array(12).fill(value) });
