@@ -117,7 +117,7 @@ export function ece(scenes: readonly Scene[]): number {
 }
 
 /** For each found item whether it takes a wanted one that is still free, in the order given. */
-function matches(want: readonly Located[], found: readonly Located[]): boolean[] {
+export function matches(want: readonly Located[], found: readonly Located[]): boolean[] {
   const free = [...want];
   return found.map((it) => {
     const at = free.findIndex((other) => other.label === it.label && iou(other.box, it.box) >= 0.5);
