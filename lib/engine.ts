@@ -202,7 +202,8 @@ export class Engine implements Pool {
     const timings = { preprocess: 0, vision: 0, prefill: 0, perToken: 0 };
     const imageTokens = images.shape[0] * this.imageTokens;
     const prefix = backend.tensor(imageTokens + ids.length, this.config.decoder.width);
-    const near = (id: number) => nearby(this.locations, id);
+    const { within } = this.locations;
+    const near = within && { within, of: (id: number) => nearby(this.locations, id) };
     let count = 0;
     let finishReason: FinishReason = "cancelled";
     let tokens: ReturnType<Batch["decode"]> | undefined;

@@ -72,12 +72,6 @@ export interface RowSampling extends Omit<Sampling, "seed"> {
   readonly random: number;
 }
 
-/** One chosen id, and the natural logarithm of its probability at temperature 1 among those that take part. */
-export interface Sampled {
-  readonly id: number;
-  readonly logprob: number;
-}
-
 /** Every query is the last of its own keys. */
 export type EachAttentionOptions = Omit<AttentionOptions, "start" | "prefix">;
 
@@ -109,7 +103,10 @@ export interface Backend {
 
   /** Row-major values into `t`; length rows · cols. */
   write(t: Tensor, values: Float32Array): void;
-  /** Row-major copy of `t`, when all that was issued before is done. */
+  /**
+   * Row-major copy of `t`, when all that was issued before is done. What is issued afterwards does not change it: `t` may
+   * be written over, or freed, at once.
+   */
   read(t: Tensor): Promise<Float32Array>;
 
   /** out [T, N] = x [T, K] · Wᵀ, the weights being read once for up to 16 rows; then bias, activation, residual. `out` may be `residual`, never `x`. */
@@ -149,18 +146,23 @@ export interface Backend {
    * so is SageAttention's (arXiv 2410.02367, §4.2); it changes no softmax.
    */
   attentionInt8(out: Tensor, q: Tensor, k: Tensor, v: Tensor, options: FullAttentionOptions): void;
-  /** out [T, K]: row t is row ids[t] of the table [N, K], times `scale`. */
-  embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void;
   /**
-   * The next id for every row of logits [T, V], as `choose` of `lib/decode/sampler.ts` finds it, but for sums in f32.
-   * Ids from `limit` on and the `never` ones, four at most, take no part. Absent where logits might as well be read.
+   * out [T, K]: row t is row ids[t] of the table [N, K], times `scale`. An id is known, or stands in a tensor [1, 1], as
+   * `sample` left it; a row whose tensor holds none of the table's ids has no defined contents.
+   */
+  embed(out: Tensor, ids: readonly (number | Tensor)[], table: Matrix, scale: number): void;
+  /**
+   * out [T, 2]: the next id for every row of logits [T, V], as `choose` of `lib/decode/sampler.ts` finds it, but for sums
+   * in f32, and the natural logarithm of its probability at temperature 1 among those that take part. Ids from `limit`
+   * on, which is at most 2²⁴, and the `never` ones, four at most, do not. Absent where logits might as well be read.
    */
   sample?(
+    out: Tensor,
     logits: Tensor,
     rows: readonly RowSampling[],
     limit: number,
     never: readonly number[],
-  ): Promise<Sampled[]>;
+  ): void;
   /**
    * Cuts a picture into patches: pixels [size, size, 3] as x [1, size·size·3], out [g·g, K] with g = size / patch,
    * each row flattened (c, dy, dx) as the patch embedding's weights are; columns from 3·patch² to K are zero.

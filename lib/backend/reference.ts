@@ -290,11 +290,12 @@ class ReferenceBackend implements Backend {
     }
   }
 
-  embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
+  embed(out: Tensor, ids: readonly (number | Tensor)[], table: Matrix, scale: number): void {
     shapes.checkEmbed(out, ids, table);
     const matrix = table as PlainMatrix;
     const { data, k } = matrix;
-    ids.forEach((id, t) => {
+    ids.forEach((it, t) => {
+      const id = typeof it === "number" ? it : plain(it).at(0, 0);
       const step = scale * (matrix.scale?.[id] ?? 1);
       for (let c = 0; c < k; c++) plain(out).set(t, c, data[id * k + c] * matrix.group(id, c) * step);
     });

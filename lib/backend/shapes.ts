@@ -150,24 +150,34 @@ export function checkFullAttention(
   checkAttention(out, q, k, v, { heads, kvHeads: heads, headDim, scale, start: 0, prefix: k.rows });
 }
 
-export function checkEmbed(out: Tensor, ids: Uint32Array, table: Matrix): void {
+export function checkEmbed(out: Tensor, ids: readonly (number | Tensor)[], table: Matrix): void {
   same("embed rows", out.rows, ids.length);
   same("embed width", out.cols, table.k);
   for (const id of ids) {
-    if (id >= table.n) throw new RangeError(`Cannot embed id ${id}: the table has ${table.n} rows`);
+    if (typeof id !== "number") same("embed id", id.rows * id.cols, 1);
+    else if (!(id >= 0 && id < table.n)) {
+      throw new RangeError(`Cannot embed id ${id}: the table has ${table.n} rows`);
+    }
   }
 }
 
+/** Ids up to here are exact in f32. */
+const MOST_IDS = 2 ** 24;
+
 export function checkSample(
+  out: Tensor,
   logits: Tensor,
   rows: readonly unknown[],
   limit: number,
   never: readonly number[],
 ): void {
   same("sample rows", rows.length, logits.rows);
-  if (!(limit >= 1 && limit <= logits.cols) || never.length > 4) {
+  same("sample output rows", out.rows, logits.rows);
+  same("sample output width", out.cols, 2);
+  const most = Math.min(logits.cols, MOST_IDS);
+  if (!(limit >= 1 && limit <= most) || never.length > 4) {
     throw new RangeError(
-      `Cannot sample: expected a limit from 1 to ${logits.cols} and at most 4 ids that take no part, found ${limit} ` +
+      `Cannot sample: expected a limit from 1 to ${most} and at most 4 ids that take no part, found ${limit} ` +
         `and ${never.length}`,
     );
   }

@@ -268,10 +268,12 @@ export class Wasm implements WasmBackend {
     );
   }
 
-  embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
+  embed(out: Tensor, ids: readonly (number | Tensor)[], table: Matrix, scale: number): void {
     shapes.checkEmbed(out, ids, table);
-    const list = this.#reserve(ids.byteLength);
-    new Uint32Array(this.#arena.memory.buffer, list, ids.length).set(ids);
+    const known = ids.map((it) => typeof it === "number" ? it : this.#floats(inside(it).start, 1)[0]);
+    shapes.checkEmbed(out, known, table); // kernels read whatever they are told to
+    const list = this.#reserve(known.length * 4);
+    new Uint32Array(this.#arena.memory.buffer, list, known.length).set(known);
     embedRows(this.#kernels, inside(out), list, ids.length, whole(table), scale);
   }
 

@@ -15,7 +15,6 @@ import type {
   LinearOptions,
   Matrix,
   RowSampling,
-  Sampled,
   StoredMatrix,
   Tensor,
 } from "./backend.ts";
@@ -112,6 +111,8 @@ interface Angles {
 
 /** Ids of one workgroup in `sample`, and words that it keeps of them, as in the kernel. */
 const [SAMPLE_BLOCK, SAMPLE_WORDS] = [4096, 6 + 16];
+/** Marks an id that stands in the arena, as in `wgsl/embed.wgsl`. */
+const ELSEWHERE = 2 ** 31;
 /** Rows of the attention kernels' workgroups, where there are enough of them. */
 const ATTENTION_ROWS = 8;
 /** Fewer rows than this get a workgroup each. */
@@ -367,50 +368,45 @@ class Webgpu implements WebgpuBackend {
     this.#run(o, mix, parameters, [Math.ceil(rows / 4), heads], side);
   }
 
-  embed(out: Tensor, ids: Uint32Array, table: Matrix, scale: number): void {
+  embed(out: Tensor, ids: readonly (number | Tensor)[], table: Matrix, scale: number): void {
     shapes.checkEmbed(out, ids, table);
-    this.#products.embed(inside(out), ids, whole(table), scale);
+    const words = Uint32Array.from(ids, (it) => typeof it === "number" ? it : ELSEWHERE + inside(it).at);
+    this.#products.embed(inside(out), words, whole(table), scale);
   }
 
-  async sample(
+  sample(
+    out: Tensor,
     logits: Tensor,
     rows: readonly RowSampling[],
     limit: number,
     never: readonly number[],
-  ): Promise<Sampled[]> {
-    shapes.checkSample(logits, rows, limit, never);
-    const from = inside(logits);
+  ): void {
+    shapes.checkSample(out, logits, rows, limit, never);
+    const [to, from] = [inside(out), inside(logits)];
     const blocks = Math.ceil(limit / SAMPLE_BLOCK);
     const cut = rows.some((it) => it.temperature > 0 && (it.topK > 0 || it.topP < 1));
     const size = blocks * (SAMPLE_WORDS + (cut ? SAMPLE_BLOCK : 0));
     const side = this.#products.scratch(rows.length * size);
-    const out = this.tensor(rows.length, 2) as GpuTensor;
-    try {
-      const words = new Uint32Array(rows.length * 4);
-      const floats = new Float32Array(words.buffer);
-      rows.forEach(({ temperature, topK, topP, random }, t) => {
-        floats[t * 4] = temperature;
-        words[t * 4 + 1] = Math.min(topK, limit);
-        floats[t * 4 + 2] = topP;
-        floats[t * 4 + 3] = random;
-      });
-      for (const kernel of this.kernels.sample) {
-        if (!cut && (kernel.entry === "count" || kernel.entry === "gather")) continue;
-        const at = this.queue.words(words);
-        const parameters = [
-          ...[...never, NONE, NONE, NONE, NONE].slice(0, 4),
-          ...[limit, from.at, from.stride, out.at, at, blocks, size],
-        ];
-        const groups = kernel.entry === "choose" ? [rows.length] as const : [blocks, rows.length] as const;
-        const weights = this.queue.table;
-        this.queue.dispatch(this.#arena.bound, { kernel, parameters, side, weights, groups });
-      }
-      const found = await this.read(out);
-      const ids = new Uint32Array(found.buffer);
-      return rows.map((_, t) => ({ id: ids[t * 2], logprob: found[t * 2 + 1] }));
-    } finally {
-      this.free(out);
+    const words = new Uint32Array(rows.length * 4);
+    const floats = new Float32Array(words.buffer);
+    rows.forEach(({ temperature, topK, topP, random }, t) => {
+      floats[t * 4] = temperature;
+      words[t * 4 + 1] = Math.min(topK, limit);
+      floats[t * 4 + 2] = topP;
+      floats[t * 4 + 3] = random;
+    });
+    for (const kernel of this.kernels.sample) {
+      if (!cut && (kernel.entry === "count" || kernel.entry === "gather")) continue;
+      const at = this.queue.words(words);
+      const parameters = [
+        ...[...never, NONE, NONE, NONE, NONE].slice(0, 4),
+        ...[limit, from.at, from.stride, to.at, to.stride, at, blocks, size],
+      ];
+      const groups = kernel.entry === "choose" ? [rows.length] as const : [blocks, rows.length] as const;
+      const weights = this.queue.table;
+      this.queue.dispatch(this.#arena.bound, { kernel, parameters, side, weights, groups });
     }
+    this.#products.wrote(to);
   }
 
   patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {

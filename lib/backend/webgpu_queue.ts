@@ -60,7 +60,7 @@ export interface Submitting {
   /** Submissions, and dispatches in them. */
   readonly submissions: number;
   readonly dispatches: number;
-  /** Milliseconds of submitting, and from there until what was read came. */
+  /** Milliseconds of submitting, and of all reads, which overlap, from there until they came. */
   readonly submitMs: number;
   readonly waitMs: number;
   /**

@@ -36,18 +36,33 @@ export interface Branch {
 /** What comes next in one of several sequences. */
 export interface Turn {
   readonly cache: Cache;
-  readonly id: number;
+  /** Absent: the id that the last pass of this cache chose as its turn said, whether anybody has read it or not. */
+  readonly id?: number;
   /** How the backend may choose the id after it, so that no logits are read; absent where they are wanted. */
   readonly choice?: TurnChoice;
 }
 
-/** How to choose, and the ids that mean what an id means, itself among them, where there are such. */
+/** How to choose, and what is near what is chosen. */
 export interface TurnChoice extends RowSampling {
-  readonly near?: (id: number) => readonly Span[] | undefined;
+  readonly near?: Near;
+}
+
+/** Ids that mean what others mean. */
+export interface Near {
+  /** Where all of them are. */
+  readonly within: Span;
+  /** Those that mean what an id means, itself among them, where there are such. */
+  of(id: number): readonly Span[] | undefined;
 }
 
 /** Logits [V], or the id that the backend chose. */
 export type Found = Float32Array | Omit<Choice, "top">;
+
+/** A pass that was issued. */
+export interface Issued {
+  /** Of every turn, when it is computed and read. */
+  readonly found: Promise<Found[]>;
+}
 
 /** What a prefill came to. */
 export interface Prefilled {
@@ -75,10 +90,13 @@ export interface Decoder {
   /** Brings tokens that are known into a cache, not an empty one: as if each had been a step, but nothing is told of it. */
   extend(cache: Cache, ids: readonly number[], pause: Pause): Promise<void>;
   /**
-   * One more token for each of several sequences, in one pass that reads the weights once for up to 16; what is found
-   * does not depend on the company, but for roundings in f32. Absent where only one sequence at a time can be computed.
+   * Issues one more token for each of several sequences, in one pass that reads the weights once for up to 16; what is
+   * found does not depend on the company, but for roundings in f32. The caches are longer then, and may go on with the
+   * next pass, or be freed, before anything is read. Absent where only one sequence at a time can be computed.
    */
-  steps?(turns: readonly Turn[], pause: Pause): Promise<Found[]>;
+  steps?(turns: readonly Turn[], pause: Pause): Promise<Issued>;
+  /** Whether `steps` chooses where a turn says how, so that the next pass need not wait; otherwise it gives logits. */
+  readonly chooses?: boolean;
   /**
    * One more token for every one of several branches, with paths of one length, in one pass: logits [V] and the row
    * that goes to the paths of what follows. Branches do not see one another; the cache stays as long as it is, and

@@ -15,7 +15,7 @@ import type { DecoderConfig, ModelConfig } from "../weights/config.ts";
 import type { Weights } from "../weights/load.ts";
 import { DECODER_LAYER, EMBEDDING } from "../weights/table.ts";
 import { type Branch, type Cache, checkTruncation, type Decoder } from "./decoder.ts";
-import type { Found, Prefilled, Turn } from "./decoder.ts";
+import type { Found, Issued, Prefilled, Turn } from "./decoder.ts";
 import { mass, neverSampled } from "./sampler.ts";
 
 /**
@@ -27,8 +27,11 @@ export type SlidingWindow = "off" | "hf";
 /** One token on its way through the layers, and where it stands. */
 interface Row {
   readonly cache: KvCache;
-  readonly id: number;
+  /** Known, or [1, 1] where a pass before this leaves it. */
+  readonly id: number | Tensor;
   readonly position: number;
+  /** Whether the id after it is chosen, for the next pass to go on with. */
+  readonly chooses?: boolean;
 }
 
 /** Makes what tells where the keys and values of a layer go, of tensors that last as long as the pass. */
@@ -65,6 +68,10 @@ class KvCache implements Cache {
   /** Per layer [capacity, K·C], keys after RoPE. */
   readonly keys: readonly Tensor[];
   readonly values: readonly Tensor[];
+  /** Where backends choose, what the last pass chose, [1, 2] as `Backend.sample` gives it. */
+  readonly chosen: readonly Tensor[];
+  /** Whether that is what comes next. */
+  goesOn = false;
   readonly #backend: Backend;
 
   constructor(backend: Backend, { layers, kvHeads, headDim }: DecoderConfig, readonly capacity: number) {
@@ -72,15 +79,28 @@ class KvCache implements Cache {
     const rows = () => Array.from({ length: layers }, () => backend.tensor(capacity, kvHeads * headDim));
     this.keys = rows();
     this.values = rows();
+    this.chosen = backend.sample ? [backend.tensor(1, 2)] : [];
+  }
+
+  /** The id that the last pass chose, [1, 1]. */
+  get next(): Tensor {
+    if (this.goesOn) return this.#backend.slice(this.chosen[0], 0, 1, 0, 1);
+    throw new TypeError("Cannot go on from what the last pass chose: it chose nothing");
+  }
+
+  /** Takes in rows that are computed with what was issued. */
+  grow(length: number, goesOn = false): void {
+    this.length = length;
+    this.goesOn = goesOn;
   }
 
   truncate(length: number): void {
     checkTruncation(this, length);
-    this.length = length;
+    this.grow(length);
   }
 
   free(): void {
-    this.#backend.free(...this.keys, ...this.values);
+    this.#backend.free(...this.keys, ...this.values, ...this.chosen);
   }
 }
 
@@ -188,28 +208,39 @@ class Gemma implements Decoder {
   }
 
   async step(cache: Cache, id: number, pause: Pause): Promise<Float32Array> {
-    return (await this.steps([{ cache, id }], pause))[0] as Float32Array;
+    const { found } = await this.steps([{ cache, id }], pause);
+    return (await found)[0] as Float32Array;
   }
 
   async extend(given: Cache, ids: readonly number[], pause: Pause): Promise<void> {
     if (!ids.length) return;
     const cache = given as KvCache;
     const rows = ids.map((id, i) => ({ cache, id, position: cache.length + i }));
-    await this.#pass(rows, rows.length - 1, pause, () => Promise.resolve());
+    await this.#pass(rows, rows.length - 1, pause, () => {});
   }
 
-  async steps(turns: readonly Turn[], pause: Pause): Promise<Found[]> {
-    const rows = turns.map(({ cache, id }) => ({ cache: cache as KvCache, id, position: cache.length }));
-    return await this.#pass(rows, 0, pause, (x) => this.#ends(x, (logits) => this.#found(turns, logits)));
+  get chooses(): boolean {
+    return this.backend.sample !== undefined;
   }
 
-  /** Brings one token a row into the rows' caches and gives what `finish` makes of the ends of those from `wanted` on. */
-  async #pass<T>(
-    rows: readonly Row[],
-    wanted: number,
-    pause: Pause,
-    finish: (x: Tensor) => Promise<T>,
-  ): Promise<T> {
+  async steps(turns: readonly Turn[], pause: Pause): Promise<Issued> {
+    const rows = turns.map(({ cache: given, id, choice }): Row => {
+      const cache = given as KvCache;
+      return {
+        cache,
+        id: id ?? cache.next,
+        position: cache.length,
+        chooses: this.chooses && choice !== undefined,
+      };
+    });
+    return await this.#pass(rows, 0, pause, (x) => {
+      const found = this.#ends(x, (logits) => this.#found(turns, logits));
+      return { found };
+    });
+  }
+
+  /** Issues one token a row into the rows' caches, and gives what `finish` makes of the ends of those from `wanted` on. */
+  async #pass<T>(rows: readonly Row[], wanted: number, pause: Pause, finish: (x: Tensor) => T): Promise<T> {
     const { backend, config } = this;
     const { heads, kvHeads, headDim, ropeTheta, width, softcap, attentionScale: scale } = config;
     for (const { cache, position } of rows) this.#checkRoom(cache, position + 1);
@@ -241,48 +272,61 @@ class Gemma implements Decoder {
     };
     try {
       this.#embed(x, rows.map((it) => it.id));
-      const found = await finish(await this.#layers(x, wanted, attend, pause, place));
-      for (const { cache, position } of rows) cache.length = position + 1;
-      return found;
+      const issued = finish(await this.#layers(x, wanted, attend, pause, place));
+      for (const { cache, position, chooses } of rows) cache.grow(position + 1, chooses);
+      return issued;
     } finally {
       backend.free(x);
     }
   }
 
-  /** What `finish` makes of the logits [T, V] of rows that went through all layers. */
-  async #ends<T>(x: Tensor, finish: (logits: Tensor) => Promise<T>): Promise<T> {
+  /** What `finish` issues with the logits [T, V] of rows that went through all layers. */
+  #ends<T>(x: Tensor, finish: (logits: Tensor) => T): T {
     const { backend, config: { width, eps, vocab } } = this;
     const [y, logits] = [backend.tensor(x.rows, width), backend.tensor(x.rows, vocab)];
     try {
       backend.rmsNorm(y, x, this.finalNorm, eps);
       backend.linear(logits, y, this.embedding);
-      return await finish(logits);
+      return finish(logits);
     } finally {
-      backend.free(y, logits);
+      backend.free(y, logits); // what comes after this is computed after it
     }
   }
 
-  /** What the turns want of their logits [T, V]; chosen and read together. */
+  /**
+   * What the turns want of their logits [T, V]: chosen where they say how, for the caches to go on with, and read in one
+   * go. All is issued before this returns.
+   */
   async #found(turns: readonly Turn[], logits: Tensor): Promise<Found[]> {
     const { backend, model } = this;
-    const chosen = backend.sample && turns.some((it) => it.choice)
-      ? backend.sample(
-        logits,
-        turns.map((it) => it.choice ?? { temperature: 0, topK: 0, topP: 1, random: 0 }),
-        Math.min(model.imageTokenId, logits.cols),
-        neverSampled(model),
-      )
-      : Promise.resolve([]);
-    return await Promise.all(turns.map(async ({ choice }, row): Promise<Found> => {
-      if (!backend.sample || !choice) return await backend.read(backend.slice(logits, row, 1));
-      const { id, logprob } = (await chosen)[row];
-      const near = choice.near?.(id);
-      if (!near?.length) return { id, logprob, nearLogprob: logprob };
-      const first = Math.min(...near.map(([from]) => from));
-      const end = Math.max(...near.map(([, to]) => to));
-      const scores = await backend.read(backend.slice(logits, row, 1, first, end - first));
-      return { id, logprob, nearLogprob: mass(near, scores, scores[id - first] - logprob, first) };
-    }));
+    const whole = Promise.all(
+      turns.map(({ choice }, row) =>
+        backend.sample && choice ? undefined : backend.read(backend.slice(logits, row, 1))
+      ),
+    );
+    if (!backend.sample || turns.every((it) => !it.choice)) return await whole as Float32Array[];
+    const chosen = backend.tensor(turns.length, 2);
+    const ways = turns.map((it) => it.choice ?? { temperature: 0, topK: 0, topP: 1, random: 0 });
+    backend.sample(chosen, logits, ways, Math.min(model.imageTokenId, logits.cols), neverSampled(model));
+    backend.place(turns.flatMap((it) => (it.cache as KvCache).chosen), chosen);
+    // What may be near is read before it is known what was chosen: to ask later is to wait for what was issued since.
+    const spans = ways.flatMap((it) => "near" in it && it.near ? [it.near.within] : []);
+    const first = Math.min(...spans.map(([from]) => from));
+    const width = Math.max(...spans.map(([, to]) => to)) - first;
+    const reading = Promise.all([
+      backend.read(chosen),
+      spans.length ? backend.read(backend.slice(logits, 0, turns.length, first, width)) : undefined,
+    ]);
+    backend.free(chosen); // it was issued to be read
+    const [[told, scores], rows] = await Promise.all([reading, whole]);
+    return turns.map(({ choice }, row): Found => {
+      if (!choice) return rows[row]!;
+      const [id, logprob] = told.subarray(2 * row);
+      const near = choice.near?.of(id);
+      if (!near?.length || !scores) return { id, logprob, nearLogprob: logprob };
+      const own = scores.subarray(row * width, (row + 1) * width);
+      return { id, logprob, nearLogprob: mass(near, own, own[id - first] - logprob, first) };
+    });
   }
 
   #checkRoom(cache: KvCache, end: number): void {
@@ -295,8 +339,8 @@ class Gemma implements Decoder {
     return this.slidingWindow === "hf" && layer % 2 === 0 ? this.config.window : undefined;
   }
 
-  #embed(out: Tensor, ids: readonly number[]): void {
-    this.backend.embed(out, Uint32Array.from(ids), this.embedding, Math.sqrt(this.config.width));
+  #embed(out: Tensor, ids: readonly (number | Tensor)[]): void {
+    this.backend.embed(out, ids, this.embedding, Math.sqrt(this.config.width));
   }
 
   async branch(given: Cache, branches: readonly Branch[], pause: Pause) {

@@ -20,6 +20,8 @@ export interface Locations {
   readonly ids: readonly (number | undefined)[];
   /** Ids by mask code. */
   readonly codeIds: readonly (number | undefined)[];
+  /** From the first of the ids to after the last; undefined where there is none. */
+  readonly within: Span | undefined;
   readonly bins: ReadonlyMap<number, number>;
   readonly codes: ReadonlyMap<number, number>;
 }
@@ -27,7 +29,9 @@ export interface Locations {
 /** Looks the pieces up. */
 export function findLocations(tokenizer: Tokenizer): Locations {
   const ids = numbered(tokenizer, "loc", LOCATIONS, 4), codeIds = numbered(tokenizer, "seg", MASK_CODES, 3);
-  return { ids, codeIds, bins: inverse(ids), codes: inverse(codeIds) };
+  const bins = inverse(ids);
+  const within = bins.size ? [Math.min(...bins.keys()), Math.max(...bins.keys()) + 1] as const : undefined;
+  return { ids, codeIds, within, bins, codes: inverse(codeIds) };
 }
 
 /** Ids of the locations within a thirty-second of the picture's side of this one; undefined for other tokens. */

@@ -143,12 +143,25 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
     test(`embed, ${scheme}`, async () => {
       for (const [n, k] of [[1, 1], [9, 7], [40, 48], [23, 70]]) {
         const table = pack(scheme, random(n * k, 11), n, k);
-        const ids = Uint32Array.of(n - 1, 0, n >> 1, n - 1);
+        const ids = [n - 1, 0, n >> 1, n - 1];
         await agree((b) => {
           const out = framed(b, ids.length, k);
           b.embed(out.inner, ids, b.matrix(table), 6.9282);
           return out.read();
         });
+        const b = make();
+        const w = b.matrix(table);
+        const [known, mixed] = [framed(b, ids.length, k), framed(b, ids.length, k)];
+        const left = tensor(b, 2, 2, Float32Array.of(ids[1], -1, ids[3], -2));
+        b.embed(known.inner, ids, w, 6.9282);
+        b.embed(
+          mixed.inner,
+          [ids[0], b.slice(left, 0, 1, 0, 1), ids[2], b.slice(left, 1, 1, 0, 1)],
+          w,
+          6.9282,
+        );
+        assert.deepEqual(await mixed.read(), await known.read(), "ids that stand in tensors are as good");
+        b.free(w, left);
       }
     });
 
@@ -434,8 +447,9 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
       [() => b.rope(x, 4, [1], 1e4), /expected 2, found 1/],
       [() => b.place([row], x), /expected 2, found 1/],
       [() => b.place([row, b.tensor(1, 3)], x), /expected 4, found 3/],
-      [() => b.embed(b.tensor(1, 4), Uint32Array.of(3), w, 1), /id 3: the table has 3 rows/],
-      [() => b.embed(b.tensor(2, 4), Uint32Array.of(1), w, 1), /expected 1, found 2/],
+      [() => b.embed(b.tensor(1, 4), [3], w, 1), /id 3: the table has 3 rows/],
+      [() => b.embed(b.tensor(2, 4), [1], w, 1), /expected 1, found 2/],
+      [() => b.embed(b.tensor(1, 4), [b.tensor(1, 2)], w, 1), /expected 1, found 2/],
       [() => b.patches(b.tensor(4, 11), b.tensor(1, 48), 4, 2), /12 values into rows of 11/],
       [() => b.patches(b.tensor(4, 12), b.tensor(1, 47), 4, 2), /expected 48, found 47/],
       [() => b.slice(x, 1, 2), /rows 1\+2.*\[2, 4\]/],

@@ -73,7 +73,11 @@ export function twin(first: Backend, second: Backend): Backend {
       }),
     attentionInt8: (out, q, k, v, how) =>
       void each((b, i) => b.attentionInt8(of(out, i), of(q, i), of(k, i), of(v, i), how)),
-    embed: (out, ids, table, scale) => void each((b, i) => b.embed(of(out, i), ids, matrix(table, i), scale)),
+    embed: (out, ids, table, scale) =>
+      void each((b, i) => {
+        const own = ids.map((it) => typeof it === "number" ? it : of(it, i));
+        b.embed(of(out, i), own, matrix(table, i), scale);
+      }),
     patches: (out, pixels, size, patch) =>
       void each((b, i) => b.patches(of(out, i), of(pixels, i), size, patch)),
   };

@@ -112,7 +112,7 @@ test("matrices larger than a binding are cut, and activations larger than one re
       const x = tensor(it!, t, k, random(t * k, 2));
       const [out, rows] = [it!.tensor(t, n), it!.tensor(2, k)];
       it!.linear(out, x, w, { bias: tensor(it!, 1, n, random(n, 3)) });
-      it!.embed(rows, Uint32Array.of(5, n - 1), w, 2);
+      it!.embed(rows, [5, n - 1], w, 2);
       return Promise.all([it!.read(out), it!.read(rows)]);
     });
     assert.deepEqual(await cut, await whole);
@@ -126,7 +126,7 @@ test("what is issued between two reads is one submission, and reads of one go ar
   await b.read(x);
   const before = b.queue.submissions;
   for (let i = 0; i < 100; i++) {
-    b.embed(x, Uint32Array.of(i % 64), w, 1);
+    b.embed(x, [i % 64], w, 1);
     b.linear(y, x, w, { residual: y });
     b.rmsNorm(y, y, x, 1e-6);
   }
@@ -178,6 +178,7 @@ test("sample finds what the sampler finds, without the logits being read", async
   const logits = b.slice(tensor(b, rows, vocab + 1, random(rows * (vocab + 1), 41)), 0, rows, 1);
   b.write(logits, values);
   const never = [17, 4];
+  const chosen = b.tensor(rows, 2);
   const seeds = Array.from({ length: 3 }, (_, i) => 0.05 + i * 0.4);
   const ways = [
     { temperature: 0, topK: 0, topP: 1 },
@@ -190,24 +191,44 @@ test("sample finds what the sampler finds, without the logits being read", async
   ];
   for (const way of ways) {
     for (const seed of seeds) {
-      const found = await b.sample!(
-        logits,
-        Array.from({ length: rows }, () => ({ ...way, random: seed })),
-        limit,
-        never,
-      );
+      b.sample!(chosen, logits, Array.from({ length: rows }, () => ({ ...way, random: seed })), limit, never);
+      const found = await b.read(chosen);
       for (let t = 0; t < rows; t++) {
         const row = values.slice(t * vocab, (t + 1) * vocab);
         const { id, logprob } = choose(row, limit, never, { ...way, seed: 0 }, () => seed);
-        assert.equal(found[t].id, id, `${JSON.stringify(way)}, row ${t}, random ${seed}`);
-        assert.ok(Math.abs(found[t].logprob - logprob) < 1e-4, `${found[t].logprob} for ${logprob}`);
+        assert.equal(found[2 * t], id, `${JSON.stringify(way)}, row ${t}, random ${seed}`);
+        assert.ok(Math.abs(found[2 * t + 1] - logprob) < 1e-4, `${found[2 * t + 1]} for ${logprob}`);
       }
     }
   }
-  await assert.rejects(b.sample!(logits, [], limit, never), {
+  assert.throws(() => b.sample!(chosen, logits, [], limit, never), {
     name: "RangeError",
     message: /expected 3, found 0/,
   });
+});
+
+test("what sample leaves is embedded before anybody reads it, and no id reads beyond the table", async (b) => {
+  const [vocab, k] = [1000, 24];
+  const table = b.matrix(pack("int4-g32-p8", random(vocab * k, 5), vocab, k));
+  const values = random(2 * vocab, 42, 6);
+  [values[700], values[vocab + 3]] = [9, 9];
+  const [logits, chosen, own, out] = [b.tensor(2, vocab), b.tensor(2, 2), b.tensor(1, 1), b.tensor(4, k)];
+  b.write(logits, values);
+  const greedy = { temperature: 0, topK: 0, topP: 1, random: 0 };
+  b.sample!(chosen, logits, [greedy, greedy], vocab, []);
+  const [first, second] = [0, 1].map((row) => b.slice(chosen, row, 1, 0, 1));
+  for (const odd of [vocab, 1e9, 3e38, Infinity, -1, NaN]) {
+    b.write(own, Float32Array.of(odd));
+    b.embed(out, [first, own, second, 12], table, 1);
+    const found = await b.read(out);
+    b.embed(out, [700, 0, 3, 12], table, 1);
+    const expected = await b.read(out);
+    for (const row of [0, 2, 3]) {
+      const part = (from: Float32Array) => from.subarray(row * k, (row + 1) * k);
+      assert.deepEqual(part(found), part(expected));
+    }
+  }
+  b.free(table, logits, chosen, own, out);
 });
 
 test("reads fail with the reason once the device is gone", async () => {

@@ -1,10 +1,12 @@
-/** A decoder alone, without what serves it: its tokens held against WASM's, the times of a prefill and of passes. */
+/** A decoder alone, without what serves it: its tokens held against WASM's, the times of a prefill and of tokens. */
 
 import { directoryFiles } from "../../functions/model.ts";
 import type { Backend, Tensor } from "../../lib/backend/backend.ts";
-import type { Decoder } from "../../lib/decode/decoder.ts";
+import { Batch } from "../../lib/decode/batch.ts";
+import type { DecodeWork } from "../../lib/decode/decode.ts";
+import type { Decoder, Prefilled } from "../../lib/decode/decoder.ts";
 import { loadDecoder } from "../../lib/decode/gemma.ts";
-import { argmax, choose, GREEDY, neverSampled } from "../../lib/decode/sampler.ts";
+import { argmax, GREEDY } from "../../lib/decode/sampler.ts";
 import type { Pause } from "../../lib/types.ts";
 import { type ModelConfig, readConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
@@ -91,42 +93,76 @@ export async function prefillTimes(loaded: Loaded, pause = atOnce, rounds = ROUN
   return times.slice(1);
 }
 
+/** Tokens of an answer until all that began with it are in its passes. */
+const BEGINNING = 4;
+
 /**
- * Milliseconds of passes, the first two left out, that bring each of so many answers a token and choose the next.
- *
- * @param around runs each of those that count.
+ * Milliseconds from token to token of so many answers at once, as they are served: the next passes are issued before a
+ * pass is read, where the decoder chooses.
  */
-export async function passTimes(
+export async function tokenTimes(
   loaded: Loaded,
   together: number,
   tokens: number,
   pause = atOnce,
-  around = (pass: () => Promise<void>) => pass(),
 ): Promise<number[]> {
-  const { decoder, model } = loaded;
-  const room = () => decoder.cache(loaded.rows + tokens + 2);
-  const caches = [room()];
-  const times: number[] = [];
+  const { decoder, model, rows } = loaded;
+  const prefilled = await restorable(loaded, pause);
+  const work: DecodeWork = {
+    prefix: { rows, cols: model.decoder.width },
+    ids,
+    known: { get: () => prefilled, set() {}, kept: false },
+    maxTokens: BEGINNING + tokens,
+    sampling: GREEDY,
+    ignoreEos: true,
+    topLogits: 0,
+  };
+  const batch = new Batch(decoder, model, pause);
+  const [times] = await Promise.all(Array.from({ length: together }, async () => {
+    const times: number[] = [];
+    for await (const _ of batch.decode(work, pause)) times.push(performance.now());
+    return times;
+  }));
+  return times.slice(BEGINNING).map((it, i) => it - times[BEGINNING + i - 1]);
+}
+
+async function restorable(loaded: Loaded, pause: Pause): Promise<Prefilled> {
+  const { decoder, rows } = loaded;
+  const cache = decoder.cache(rows);
   try {
-    const logits = await withPrefix(loaded, (prefix) => decoder.prefill(caches[0], prefix, ids, pause));
-    const prefilled = await decoder.save!(caches[0], logits);
-    while (caches.length < together) decoder.restore!(caches[caches.push(room()) - 1], prefilled);
+    const logits = await withPrefix(loaded, (prefix) => decoder.prefill(cache, prefix, ids, pause));
+    return await decoder.save!(cache, logits);
+  } finally {
+    cache.free();
+  }
+}
+
+/**
+ * Passes by themselves, each read before the next, that bring each of so many answers a token and choose the next.
+ *
+ * @param around runs each of those that count, after two that do not.
+ */
+export async function eachPass(
+  loaded: Loaded,
+  together: number,
+  passes: number,
+  pause: Pause,
+  around: (pass: () => Promise<void>) => Promise<void>,
+): Promise<void> {
+  const { decoder, rows } = loaded;
+  const prefilled = await restorable(loaded, pause);
+  const caches = Array.from({ length: together }, () => decoder.cache(rows + passes + 2));
+  try {
+    for (const it of caches) decoder.restore!(it, prefilled);
     const choice = { ...GREEDY, random: 0 };
-    const limit = Math.min(model.imageTokenId, model.decoder.vocab);
-    let last = caches.map((_, i) => 10 + i);
+    let begun = false;
     const pass = async () => {
-      const found = await decoder.steps!(caches.map((cache, i) => ({ cache, id: last[i], choice })), pause);
-      last = found.map((it) =>
-        it instanceof Float32Array ? choose(it, limit, neverSampled(model), GREEDY, Math.random).id : it.id
-      );
+      const turns = caches.map((cache, i) => ({ cache, id: begun ? undefined : 10 + i, choice }));
+      begun = true;
+      await (await decoder.steps!(turns, pause)).found;
     };
-    for (let token = 0; token < tokens + 2; token++) {
-      const since = performance.now();
-      await (token < 2 ? pass() : around(pass));
-      times.push(performance.now() - since);
-    }
+    for (let i = 0; i < passes + 2; i++) await (i < 2 ? pass() : around(pass));
   } finally {
     for (const it of caches) it.free();
   }
-  return times.slice(2);
 }

@@ -25,7 +25,7 @@ import { loadVision } from "../../lib/vision/siglip.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { parseFlags, runCommand, UsageError, whole } from "./command_line.ts";
-import { check, load, type Loaded, passTimes, prefillTimes } from "./decoding.ts";
+import { check, load, type Loaded, prefillTimes, tokenTimes } from "./decoding.ts";
 import { measureBandwidth, wordsOf } from "./gpu_limits.ts";
 import { dispatchCost, floorMs, measureOperations, sampleTimes } from "./gpu_operations.ts";
 import { partTimes, passParts, type Traced, tracePass, tracePrefill } from "./gpu_trace.ts";
@@ -186,10 +186,10 @@ async function run(
       await findings.phase(
         `decode ${together}`,
         async () => {
-          const times = await passTimes(loaded, together, tokens, pause);
+          const times = await tokenTimes(loaded, together, tokens, pause);
           const dispatches = async (count: number) => {
             const before = backend.queue.dispatches;
-            await passTimes(loaded, together, count, pause);
+            await tokenTimes(loaded, together, count, pause);
             return backend.queue.dispatches - before;
           };
           const ms = median(times);

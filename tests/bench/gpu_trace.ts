@@ -3,7 +3,7 @@
 import type { WebgpuBackend } from "../../lib/backend/webgpu.ts";
 import type { KernelTime } from "../../lib/backend/webgpu_trace.ts";
 import type { Pause } from "../../lib/types.ts";
-import { type Loaded, passTimes, prefillTimes } from "./decoding.ts";
+import { eachPass, type Loaded, prefillTimes, tokenTimes } from "./decoding.ts";
 import { median } from "./statistics.ts";
 
 /** Passes whose parts are told by their medians, and submissions in parts that are tried. */
@@ -35,7 +35,7 @@ export async function passParts(
 ): Promise<PassParts> {
   const { queue } = backend;
   const all: PassParts[] = [];
-  await passTimes(loaded, together, PASSES, pause, async (pass) => {
+  await eachPass(loaded, together, PASSES, pause, async (pass) => {
     const { submitMs, waitMs, submissions } = queue;
     const since = performance.now();
     await pass();
@@ -61,7 +61,7 @@ export async function partTimes(backend: WebgpuBackend, loaded: Loaded, together
   try {
     for (const most of PARTS) {
       queue.maxDispatches = most;
-      const ms = median(await passTimes(loaded, together, PASSES, pause));
+      const ms = median(await tokenTimes(loaded, together, PASSES, pause));
       found.push({ maxDispatches: most === Infinity ? null : most, ms });
     }
   } finally {
@@ -78,7 +78,7 @@ export async function tracePass(
   pause: Pause,
 ): Promise<Traced> {
   let times: KernelTime[] | undefined;
-  await passTimes(loaded, together, 2, pause, async (pass) => {
+  await eachPass(loaded, together, 2, pause, async (pass) => {
     times = await backend.queue.trace(pass);
   });
   return summed(times);

@@ -28,7 +28,7 @@ import { relaxed, simd } from "../../wasm/kernels.js";
 import { startWorker } from "../doors/pool_worker.ts";
 import { haveNats, startBroker } from "../pool/broker.ts";
 import { oneOf, parseFlags, runCommand, whole } from "./command_line.ts";
-import { check, load, passTimes, prefillTimes } from "./decoding.ts";
+import { check, load, prefillTimes, tokenTimes } from "./decoding.ts";
 import { numbers } from "./random.ts";
 import { median } from "./statistics.ts";
 
@@ -144,7 +144,7 @@ async function main(): Promise<number> {
   const prefill = median(await prefillTimes(loaded));
   const speeds = [];
   for (const together of TOGETHER) {
-    const ms = median(await passTimes(loaded, together, tokens));
+    const ms = median(await tokenTimes(loaded, together, tokens));
     speeds.push({ together, ms, tokensPerSecond: together * 1000 / ms });
   }
   gpu?.close();

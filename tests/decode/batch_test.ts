@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { Batch } from "../../lib/decode/batch.ts";
 import type { DecodeWork } from "../../lib/decode/decode.ts";
-import type { Decoder } from "../../lib/decode/decoder.ts";
+import type { Decoder, Near } from "../../lib/decode/decoder.ts";
 import { loadDecoder } from "../../lib/decode/gemma.ts";
 import { type Choice, GREEDY } from "../../lib/decode/sampler.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
@@ -33,6 +33,11 @@ const watched: Decoder = {
 const { steps: _, ...single } = watched;
 
 type Ask = Partial<DecodeWork> & { readonly seed?: number };
+
+const NEAR: Near = {
+  within: [3, config.imageTokenId],
+  of: (id) => [[Math.max(3, id - 2), Math.min(id + 3, config.imageTokenId)]],
+};
 
 function asked({ seed = 0, ...more }: Ask): DecodeWork {
   const ids = [config.bosId, ...Array.from({ length: 2 + seed % 5 }, (_, i) => 300 + seed * 13 + i), 108];
@@ -90,7 +95,7 @@ const ASKS: readonly (() => Ask)[] = [
   () => ({ seed: 3, sampling: { temperature: 1.5, topK: 40, topP: 0.9, seed: 8 }, topLogits: 0 }),
   () => ({ seed: 4, constraint: even(), ignoreEos: false }),
   () => ({ seed: 5, forced: [400, 401, 402], maxTokens: 5 }),
-  () => ({ seed: 6, near: (id) => [[Math.max(3, id - 2), id + 3]], maxTokens: 1 }),
+  () => ({ seed: 6, near: NEAR, maxTokens: 1 }),
   () => ({
     seed: 7,
     given: [500, 501, 502, 503],

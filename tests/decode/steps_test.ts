@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import type { Backend } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
-import type { Cache, Turn } from "../../lib/decode/decoder.ts";
+import type { Cache, Near, Turn } from "../../lib/decode/decoder.ts";
 import { loadDecoder } from "../../lib/decode/gemma.ts";
 import { choose, GREEDY } from "../../lib/decode/sampler.ts";
 import { parseConfig } from "../../lib/weights/config.ts";
@@ -65,7 +65,7 @@ async function compare(backend: Backend, family: string, weights: "f32" | "int4"
   const turns = (token: number): Turn[] => together.map((cache, i) => ({ cache, id: id(i, token) }));
   const found: Float32Array[][] = [];
   for (let token = 0; token < 4; token++) {
-    found.push(await decoder.steps!(turns(token), pause) as Float32Array[]);
+    found.push(await (await decoder.steps!(turns(token), pause)).found as Float32Array[]);
   }
   await assert.rejects(decoder.steps!(turns(4), pause), { name: "RangeError" });
   for (const [i, cache] of together.entries()) {
@@ -93,15 +93,18 @@ async function compare(backend: Backend, family: string, weights: "f32" | "int4"
   // What the backend chooses is what is chosen here; who wants logits gets logits.
   const again: Cache[] = [];
   for (let i = 0; i < 5; i++) again.push(await started(i));
-  const near = (id: number) => [[Math.max(3, id - 2), id + 3]] as const;
-  const chosen = await decoder.steps!(
+  const near: Near = {
+    within: [3, config.imageTokenId],
+    of: (id) => [[Math.max(3, id - 2), Math.min(id + 3, config.imageTokenId)]],
+  };
+  const { found: choosing } = await decoder.steps!(
     again.map((cache, i) => {
       const choice = { temperature: 0, topK: 0, topP: 1, random: 0, near: i % 2 ? near : undefined };
       return { cache, id: id(i, 0), choice: i === 4 ? undefined : choice };
     }),
     pause,
   );
-  chosen.forEach((it, i) => {
+  (await choosing).forEach((it, i) => {
     if (it instanceof Float32Array) {
       assert.ok(i === 4 || !backend.sample);
       return alike(it, found[0][i], `sequence ${i}, logits`);
@@ -116,7 +119,7 @@ async function compare(backend: Backend, family: string, weights: "f32" | "int4"
       Math.random,
       0,
       undefined,
-      i % 2 ? near : undefined,
+      i % 2 ? near.of : undefined,
     );
     assert.ok(backend.sample);
     assert.equal(it.id, expected.id);
@@ -125,6 +128,41 @@ async function compare(backend: Backend, family: string, weights: "f32" | "int4"
     assert.equal(it.nearLogprob > it.logprob, i % 2 === 1);
   });
   for (const it of again) it.free();
+
+  // What was chosen goes on before it is read, in company with what is known.
+  const free: Cache[] = [];
+  for (let i = 0; i < 5; i++) free.push(await started(i));
+  const choice = { temperature: 0, topK: 0, topP: 1, random: 0, near };
+  if (!backend.sample) {
+    assert.ok(!decoder.chooses);
+    await decoder.steps!([{ cache: free[0], id: 300, choice }], pause);
+    await assert.rejects(decoder.steps!([{ cache: free[0], choice }], pause), { name: "TypeError" });
+  } else {
+    assert.ok(decoder.chooses);
+    const passes = [];
+    for (let token = 0; token < 4; token++) {
+      const turns = free.map((cache, i): Turn => {
+        const known = token === 0 || i === 2;
+        return { cache, id: known ? id(i, token) : undefined, choice: i === 2 ? undefined : choice };
+      });
+      passes.push((await decoder.steps!(turns, pause)).found);
+    }
+    const unread = await Promise.all(passes);
+    for (const cache of free) {
+      cache.truncate(cache.length - 4);
+      await assert.rejects(decoder.steps!([{ cache, choice }], pause), { name: "TypeError" });
+    }
+    for (let token = 0; token < 4; token++) {
+      const turns = free.map((cache, i): Turn => {
+        const before = token && unread[token - 1][i];
+        const known = before && "id" in before ? before.id : id(i, token);
+        return { cache, id: known, choice: i === 2 ? undefined : choice };
+      });
+      assert.deepEqual(await (await decoder.steps!(turns, pause)).found, unread[token]);
+    }
+  }
+  for (const it of free) it.free();
+  assert.equal(backend.sizeBytes, held);
 }
 
 Deno.test({

@@ -1,7 +1,7 @@
 // Rows of a table, of the part of it that one buffer holds, in the layouts of layout.ts. One workgroup a row.
 
 struct Params {
-  /// Ids in `side`.
+  /// In `side`, an id for each row, or with ELSEWHERE the word of the arena where it stands as an f32.
   ids: u32,
   /// Word where the panels begin.
   base: u32,
@@ -20,10 +20,12 @@ struct Params {
 @group(0) @binding(3) var<storage, read> weights: array<u32>;
 
 const LANES = 64u;
+const ELSEWHERE = 0x80000000u;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
-  let id = side[p.ids + group.x];
+  var id = side[p.ids + group.x];
+  if (id >= ELSEWHERE) { id = u32(load(id - ELSEWHERE)); }
   if (id < p.first || id >= p.first + p.n) { return; }
   let n = id - p.first;
   let column = n % 8;

@@ -17,6 +17,7 @@ struct Params {
   stride: u32,
   /// [T, 2] in the arena: id, logarithm of its probability at temperature 1.
   out: u32,
+  out_stride: u32,
   /// In `given`, [T, 4]: temperature, topK, topP, random.
   rows: u32,
   blocks: u32,
@@ -357,7 +358,7 @@ fn choose(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     if (logit(row, end.y) > LEAST) { chosen = end.y; }
   }
   if (lane == 0) {
-    arena[p.out + row * 2] = chosen;
-    store(p.out + row * 2 + 1, min(0, logit(row, chosen) - top - log(sum)));
+    store(p.out + row * p.out_stride, f32(chosen));
+    store(p.out + row * p.out_stride + 1, min(0, logit(row, chosen) - top - log(sum)));
   }
 }
