@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let panel = across * 8 + lane / 32;
       let k = base + lane % 32 / 2;
       var w = vec4<f32>();
-      if (panel < panels && k < p.steps) { w = bitcast<vec4<f32>>(weights[s.base + (panel * p.steps + k) * 2 + lane % 2]); }
+      if (panel < panels && k < p.steps) { w = bitcast<vec4<f32>>(weights[panel_at(s.base, panel) + k * 2 + lane % 2]); }
       w_tile[lane % 32 / 2 * SIDE + lane / 32 * 2 + lane % 2] = w;
     }
     workgroupBarrier();

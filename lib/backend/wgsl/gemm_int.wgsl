@@ -54,13 +54,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       let panel = across * 8 + i / 16;
       let step = base + i % 16 / 2;
       var w = vec4<u32>();
-      if (panel < panels && step < p.steps) { w = weights[s.base + (panel * p.steps + step) * 2 + i % 2]; }
+      if (panel < panels && step < p.steps) { w = weights[panel_at(s.base, panel) + step * 2 + i % 2]; }
       w_tile[i % 16 / 2 * SIDE + i / 16 * 2 + i % 2] = w;
     } else if (lane < 192) {
       let i = lane - 128;
       let panel = across * 8 + i / 8;
       let step = i % 8;
-      let at = s.base + (panel * (p.steps / 8) + base / 8) * 9;
+      let at = panel_at(s.base, panel) + base / 8 * 9;
       var w = vec4<u32>();
       var words = vec4<u32>();
       if (panel < panels) {

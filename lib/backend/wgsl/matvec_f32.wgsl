@@ -1,10 +1,8 @@
 const BLOCK = 16u;
 
-/// Lane c < 8 gets the sums of column c of a panel of f32 weights.
-fn column_sum(first: u32, panel: u32, tile: u32, lane: u32, size: u32) -> Real {
+fn column_sum(base: u32, tile: u32, lane: u32, size: u32) -> Real {
   var low = array<Sum, 4>();
   var high = array<Sum, 4>();
-  let base = first + panel * p.steps * 2;
   // Sums of BLOCK steps stand by themselves before they are added up, which keeps a long sum near one rounding.
   for (var block = lane; block < p.steps; block += LANES * BLOCK) {
     var a = array<Real, 4>();

@@ -2,9 +2,8 @@
 /// int8 weights it always does.
 const FITS = 512u;
 
-/// Lane c < 8 gets the sums of column c of a panel of integer weights. They are exact, whatever the number of lanes, so
-/// that a row is what it is alone.
-fn column_sum(first: u32, panel: u32, tile: u32, lane: u32, size: u32) -> Real {
+/// The sums are exact, whatever the number of lanes, so that a row is what it is alone.
+fn column_sum(base: u32, tile: u32, lane: u32, size: u32) -> Real {
   var c0 = Whole();
   var c1 = Whole();
   var c2 = Whole();
@@ -14,7 +13,6 @@ fn column_sum(first: u32, panel: u32, tile: u32, lane: u32, size: u32) -> Real {
   var c6 = Whole();
   var c7 = Whole();
   if (SCHEME == INT8) {
-    let base = first + panel * p.steps * 2;
     for (var step = lane; step < p.steps; step += LANES) {
       let x = step_of(tile, step);
       let a = weights[base + step * 2];
@@ -31,7 +29,6 @@ fn column_sum(first: u32, panel: u32, tile: u32, lane: u32, size: u32) -> Real {
   } else {
     // A group is a word of scales and eight steps, of which a lane takes four, so that it unpacks the scales once for
     // them. Its sum fits 32 bits: |4 · 127 · 8 · 1023| · K / 4 / LANES.
-    let base = first + panel * (p.steps / 8) * 9;
     for (var quad = lane; quad < p.steps / 4; quad += LANES) {
       let at = base + quad / 2 * 9;
       let words = weights[at];

@@ -48,6 +48,11 @@ fn segment(group: u32) -> Segment {
   return p.segments[0];
 }
 
+/// Where a panel begins in `weights`: two vectors for each step, in int4 nine for each group of eight.
+fn panel_at(first: u32, panel: u32) -> u32 {
+  return first + panel * select(p.steps / 8 * 9, p.steps * 2, SCHEME == F32 || SCHEME == INT8);
+}
+
 fn word_of_side(at: u32) -> u32 {
   return side[at / 4][at % 4];
 }
