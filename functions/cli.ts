@@ -1,6 +1,5 @@
 /** The command line. `deno task cli help` prints the usage below. */
 
-import { parseArgs } from "node:util";
 import { join } from "@std/path";
 import {
   type Answer,
@@ -19,8 +18,9 @@ import { annotate } from "../models/annotate.ts";
 import { demo } from "../models/demo.ts";
 import { evaluate, type Marked, progressLine, report } from "../models/evaluation/evaluate.ts";
 import { writeHtml } from "../models/evaluation/html.ts";
+import { oneOf, parsed, UsageError } from "./command_line.ts";
 import { type Engine, loadModel, type ModelOptions, TINY } from "./model.ts";
-import { modelsCommand, UsageError } from "./models.ts";
+import { modelsCommand } from "./models.ts";
 
 const USAGE = `PaliGemma Edge
 
@@ -83,55 +83,42 @@ const SHORT_FORMS: Readonly<Record<string, (words: string) => Task>> = {
 };
 
 function parse(args: readonly string[], jsonTakesFile: boolean) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        model: { type: "string", default: TINY },
-        image: { type: "string", multiple: true, default: [] },
-        prompt: { type: "string" },
-        data: { type: "string" },
-        task: { type: "string" },
-        out: { type: "string" },
-        html: { type: "string" },
-        labels: { type: "string" },
-        template: { type: "string", default: "answer en what is this?" },
-        vision: { type: "string", default: "int8" },
-        decoder: { type: "string", default: "int4" },
-        "max-tokens": { type: "string" },
-        temperature: { type: "string" },
-        "top-k": { type: "string" },
-        "top-p": { type: "string" },
-        seed: { type: "string" },
-        logits: { type: "string" },
-        backend: { type: "string", default: "wasm" },
-        threads: { type: "string" },
-        weights: { type: "string", default: "as-stored" },
-        resize: { type: "string", default: "hf-bicubic" },
-        alpha: { type: "string", default: "drop" },
-        "sliding-window": { type: "string", default: "off" },
-        "ignore-eos": { type: "boolean" },
-        "allow-tokens": { type: "boolean" },
-        constrained: { type: "boolean" },
-        "answer-start": { type: "string" },
-        "loc-scale": { type: "string", default: "1024" },
-        nms: { type: "string" },
-        masks: { type: "string", default: "rle" },
-        json: jsonTakesFile ? { type: "string" } : { type: "boolean" },
-      },
-    });
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
+  return parsed(args, {
+    model: { type: "string", default: TINY },
+    image: { type: "string", multiple: true, default: [] },
+    prompt: { type: "string" },
+    data: { type: "string" },
+    task: { type: "string" },
+    out: { type: "string" },
+    html: { type: "string" },
+    labels: { type: "string" },
+    template: { type: "string", default: "answer en what is this?" },
+    vision: { type: "string", default: "int8" },
+    decoder: { type: "string", default: "int4" },
+    "max-tokens": { type: "string" },
+    temperature: { type: "string" },
+    "top-k": { type: "string" },
+    "top-p": { type: "string" },
+    seed: { type: "string" },
+    logits: { type: "string" },
+    backend: { type: "string", default: "wasm" },
+    threads: { type: "string" },
+    weights: { type: "string", default: "as-stored" },
+    resize: { type: "string", default: "hf-bicubic" },
+    alpha: { type: "string", default: "drop" },
+    "sliding-window": { type: "string", default: "off" },
+    "ignore-eos": { type: "boolean" },
+    "allow-tokens": { type: "boolean" },
+    constrained: { type: "boolean" },
+    "answer-start": { type: "string" },
+    "loc-scale": { type: "string", default: "1024" },
+    nms: { type: "string" },
+    masks: { type: "string", default: "rle" },
+    json: jsonTakesFile ? { type: "string" } : { type: "boolean" },
+  });
 }
 
 type Flags = ReturnType<typeof parse>["values"];
-
-function oneOf<T extends string>(flag: string, value: string, allowed: readonly T[]): T {
-  if (allowed.includes(value as T)) return value as T;
-  throw new UsageError(`--${flag}: expected ${allowed.join(" or ")}, found "${value}"`);
-}
 
 function number(flag: string, value: string | undefined): number | undefined {
   if (value === undefined) return undefined;

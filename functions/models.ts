@@ -1,7 +1,6 @@
 /** `models …` on the command line: parsing and wiring. */
 
 import { basename, dirname, join } from "@std/path";
-import { parseArgs } from "node:util";
 import { createWasmBackend, type ModelFiles, RequestError } from "../lib/mod.ts";
 import { calibrate, calibrationSet } from "../models/calibrate.ts";
 import { convert, type ConvertOptions, type Format } from "../models/convert.ts";
@@ -15,12 +14,10 @@ import { randomCheckpoint } from "../models/random_checkpoint.ts";
 import { readShown } from "../models/stages.ts";
 import { synth } from "../models/synth.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
+import { oneOf, parsed, UsageError } from "./command_line.ts";
 import { leaveMeter, meter, size } from "./meter.ts";
 import { directoryFiles } from "./model.ts";
 import { descriptionText, manifestText } from "./model_text.ts";
-
-/** A command line that cannot be understood. */
-export class UsageError extends Error {}
 
 const FORMATS: readonly Format[] = ["int8", "int4", "f16", "f32"];
 
@@ -253,34 +250,21 @@ function note(text: string): void {
 }
 
 function parse(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        out: { type: "string" },
-        vision: { type: "string", default: "int8" },
-        decoder: { type: "string", default: "int4" },
-        group: { type: "string", default: "32" },
-        "sliding-window": { type: "string", default: "off" },
-        adapter: { type: "string" },
-        embedding: { type: "string" },
-        calibrate: { type: "string" },
-        data: { type: "string" },
-        questions: { type: "string", default: "100" },
-        wider: { type: "string" },
-        layers: { type: "string", default: "2" },
-        json: { type: "boolean" },
-      },
-    });
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
-}
-
-function oneOf<T extends string>(flag: string, value: string, allowed: readonly T[]): T {
-  if (allowed.includes(value as T)) return value as T;
-  throw new UsageError(`--${flag}: expected ${allowed.join(" or ")}, found "${value}"`);
+  return parsed(args, {
+    out: { type: "string" },
+    vision: { type: "string", default: "int8" },
+    decoder: { type: "string", default: "int4" },
+    group: { type: "string", default: "32" },
+    "sliding-window": { type: "string", default: "off" },
+    adapter: { type: "string" },
+    embedding: { type: "string" },
+    calibrate: { type: "string" },
+    data: { type: "string" },
+    questions: { type: "string", default: "100" },
+    wider: { type: "string" },
+    layers: { type: "string", default: "2" },
+    json: { type: "boolean" },
+  });
 }
 
 function whole(flag: string, value: string): number {

@@ -1,7 +1,6 @@
 /** `pool check`: whether workers answer what is computed here, and how far they are off. */
 
 import { join, resolve } from "@std/path";
-import { parseArgs } from "node:util";
 import type { Engine } from "../lib/engine.ts";
 import { type Images, type Pool, PoolError, type TokenEvent, type Work } from "../lib/pool/pool.ts";
 import { encodeRows } from "../lib/pool/rows.ts";
@@ -9,8 +8,8 @@ import { trialWork } from "../lib/pool/serving.ts";
 import { prepare } from "../lib/preprocess/preprocess.ts";
 import { prefixIds } from "../lib/text/prompt.ts";
 import { examples } from "../models/demo.ts";
+import { parsed, UsageError } from "./command_line.ts";
 import { loadEngine, TINY } from "./model.ts";
-import { UsageError } from "./models.ts";
 import { openPool } from "./pool.ts";
 import { readSettings } from "./settings.ts";
 
@@ -39,7 +38,11 @@ export async function poolCommand(
   args: readonly string[],
   print: (text: string) => Promise<void>,
 ): Promise<void> {
-  const { values: { model, json, tolerance: most }, positionals: [verb, url] } = parsed(args);
+  const { values: { model, json, tolerance: most }, positionals: [verb, url] } = parsed(args, {
+    model: { type: "string", default: TINY },
+    tolerance: { type: "string", default: "0.05" },
+    json: { type: "boolean" },
+  });
   const tolerance = Number(most);
   if (verb !== "check" || !/^((openai|vllm)\+)?https?:\/\/./.test(url ?? "")) {
     throw new UsageError(
@@ -64,22 +67,6 @@ export async function poolCommand(
   const compared = findings.filter((it) => !it.unsupported);
   const off = compared.some((it) => it.refused !== undefined || it.difference || it.deviation > tolerance);
   if (off || !compared.length) Deno.exitCode = 1;
-}
-
-function parsed(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        model: { type: "string", default: TINY },
-        tolerance: { type: "string", default: "0.05" },
-        json: { type: "boolean" },
-      },
-    });
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
 }
 
 function line(
