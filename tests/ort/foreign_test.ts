@@ -18,7 +18,7 @@ import { type Attribute, DataType, type Dimension, OnnxWriter } from "../../mode
 import { directoryFiles } from "../../functions/model.ts";
 import { memoryFiles } from "../memory_files.ts";
 import { loadOrt } from "../../functions/ort.ts";
-import { type Golden, goldenConfig, relative, run, worst } from "./walk.ts";
+import { type Golden, goldenConfig, relative, run, worst } from "../decode/walk.ts";
 
 const TINY = new URL("../golden/tiny/", import.meta.url);
 const golden: Golden = JSON.parse(Deno.readTextFileSync(new URL("pg1_2img.json", TINY)));

@@ -10,7 +10,7 @@ import { openWeights } from "../../lib/weights/load.ts";
 import { memoryFiles } from "../memory_files.ts";
 import { loadOrt } from "../../functions/ort.ts";
 import { ortModel } from "./engine.ts";
-import { type Golden, goldenConfig, run, worst } from "./walk.ts";
+import { type Golden, goldenConfig, run, worst } from "../decode/walk.ts";
 
 const GOLDEN = new URL("../golden/tiny/", import.meta.url);
 const LIMIT = 2e-4;

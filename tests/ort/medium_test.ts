@@ -18,7 +18,7 @@ import { relaxed, simd } from "../../wasm/kernels.js";
 import { loadOrt } from "../../functions/ort.ts";
 import { ortModel } from "./engine.ts";
 import { configOf, randomWeights, type Sizes } from "./random_weights.ts";
-import { relative, run, worst } from "./walk.ts";
+import { relative, run, worst } from "../decode/walk.ts";
 
 const SIZES: Record<string, Sizes> = {
   gemma: {

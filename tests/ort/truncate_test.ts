@@ -7,7 +7,7 @@ import { openWeights } from "../../lib/weights/load.ts";
 import { memoryFiles } from "../memory_files.ts";
 import { loadOrt } from "../../functions/ort.ts";
 import { ortModel } from "./engine.ts";
-import { type Golden, goldenConfig } from "./walk.ts";
+import { type Golden, goldenConfig } from "../decode/walk.ts";
 
 const GOLDEN = new URL("../golden/tiny/", import.meta.url);
 
