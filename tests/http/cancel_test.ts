@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { loadModel } from "../../functions/model.ts";
 import { createApp } from "../../lib/http/app.ts";
-import type { LocalPipeline } from "../../lib/pipeline.ts";
 import { until } from "../until.ts";
+import { scripted } from "./doubles.ts";
 
 const PICTURE = await Deno.readFile(new URL("../fixtures/pictures/rgb.jpg", import.meta.url));
 const CHECKPOINT = join(import.meta.dirname!, "../golden/checkpoints/pg1");
@@ -12,13 +12,8 @@ const CHECKPOINT = join(import.meta.dirname!, "../golden/checkpoints/pg1");
 async function serve() {
   const model = await loadModel(CHECKPOINT);
   const seen: { tokens: number; ended: boolean }[] = [];
-  const pipeline: LocalPipeline = {
-    model: model.model,
-    classify: (question, signal) => model.classify(question, signal),
-    embed: (question, signal) => model.embed(question, signal),
-    calibrate: () => model.calibrate(),
-    planner: () => model.planner(),
-    async *answer(question, signal) {
+  const pipeline = {
+    ...scripted(async function* (question, signal) {
       const mine = { tokens: 0, ended: false };
       seen.push(mine);
       try {
@@ -29,7 +24,8 @@ async function serve() {
       } finally {
         mine.ended = true;
       }
-    },
+    }),
+    model: model.model,
   };
   const server = Deno.serve({ port: 0, onListen() {} }, createApp({ pipeline: () => pipeline }).fetch);
   return { seen, server, url: `http://localhost:${server.addr.port}/v1/generate` };

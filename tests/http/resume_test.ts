@@ -3,7 +3,6 @@
 import assert from "node:assert/strict";
 import { loadModel } from "../../functions/model.ts";
 import { createApp } from "../../lib/http/app.ts";
-import type { LocalPipeline } from "../../lib/pipeline.ts";
 import { ending, parseEvents, PICTURE as BYTES, scripted, token } from "./doubles.ts";
 
 const TESTS = new URL("..", import.meta.url).pathname;
@@ -13,18 +12,14 @@ const model = await loadModel(`${TESTS}golden/checkpoints/pg1`);
 /** A server that counts the tokens it computes. */
 function serve() {
   const seen = { tokens: 0 };
-  const pipeline: LocalPipeline = {
-    model: model.model,
-    classify: (question, signal) => model.classify(question, signal),
-    embed: (question, signal) => model.embed(question, signal),
-    calibrate: () => model.calibrate(),
-    planner: () => model.planner(),
-    async *answer(question, signal) {
+  const pipeline = {
+    ...scripted(async function* (question, signal) {
       for await (const event of model.answer(question, signal)) {
         if (event.type === "token") seen.tokens++;
         yield event;
       }
-    },
+    }),
+    model: model.model,
   };
   const server = Deno.serve({ port: 0, onListen() {} }, createApp({ pipeline: () => pipeline }).fetch);
   const ask = (body: Record<string, unknown>, last?: string, path = "/v1/generate", signal?: AbortSignal) =>
