@@ -61,7 +61,8 @@ let calm = false;
 /**
  * While it waits, Dawn asks the driver in every turn of the event loop, through the global `setImmediate`, with a new
  * native function each time. Deno collects those so slowly that after some 400,000, ten seconds of waiting, the loop
- * stands still. So a wait that has gone on for a while goes on in steps of a millisecond.
+ * stands still. So a wait that has gone on for a while goes on in steps of a millisecond. Where each read is asked for
+ * before the last has come, all is one wait, whose steps are hidden behind what is computed meanwhile.
  */
 function calmPolling(): void {
   if (calm) return;
