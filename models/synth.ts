@@ -66,8 +66,8 @@ export async function synth(shape: string, out: string, options: SynthOptions): 
         await write(part);
         at += part.length;
       }
-      // standard deviation of the integers below: 18.5 for int8, 4.6 · 1000 for int4
-      const scale = new Float32Array(n).fill(1 / ((to === "int8-p8-s4" ? 18.5 : 4610) * Math.sqrt(k)));
+      // standard deviation of the integers below: 18.5 for int8, 4.6 · 13 for int4
+      const scale = new Float32Array(n).fill(1 / ((to === "int8-p8-s4" ? 18.5 : 60) * Math.sqrt(k)));
       await write(new Uint8Array(scale.buffer));
     }
   }
@@ -79,13 +79,13 @@ function int8Block(): Uint8Array {
   return random(BLOCK).map((it) => (it & 63) - 32);
 }
 
-/** Groups of 144 bytes: eight scales of 1000, then 128 bytes of nibbles. */
+/** Groups of 144 bytes: eight scales of 13, of those that quantizeInt4 gives, then 128 bytes of nibbles. */
 function int4Block(): Uint8Array {
   const bytes = random(BLOCK);
   for (let at = 0; at < BLOCK; at += 144) {
     for (let column = 0; column < 8; column++) {
-      bytes[at + 2 * column] = 1000 & 255;
-      bytes[at + 2 * column + 1] = 1000 >> 8;
+      bytes[at + 2 * column] = 13;
+      bytes[at + 2 * column + 1] = 0;
     }
   }
   return bytes;

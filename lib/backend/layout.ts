@@ -8,7 +8,9 @@
  *
  * `int4-g32-p8`: [N/8][K/32] groups of 144 bytes: 8 × i16 group scales (little-endian, -1023 to 1023, one per
  * column), then 8 × 16 bytes, byte 4·(n mod 4) + k mod 4 of the 16 for four k at a time; column n mod 8 below 4 in
- * the low nibble, the others in the high one. K padded to 32. W[n, k] = (nibble - 8) · groupScale · scale[n].
+ * the low nibble, the others in the high one. K padded to 32. W[n, k] = (nibble - 8) · groupScale · scale[n]. Where no
+ * group scale of a matrix is beyond ±15, as `lib/weights/quantize.ts` writes them, (nibble - 8) · groupScale is a byte, and
+ * kernels may multiply it as one: the integers are the same.
  */
 
 import type { Scheme, StoredMatrix } from "./backend.ts";
@@ -21,6 +23,8 @@ export const GROUP = 32;
 export const GROUP_BYTES = PANEL * 2 + PANEL * GROUP / 2;
 /** Largest magnitude of an integer group scale. */
 export const MAX_GROUP_SCALE = 1023;
+/** The same where every weight times its group's scale is a byte: 8 · 15 = 120. */
+export const BYTE_GROUP_SCALE = 15;
 /** Nibble that stands for zero. */
 export const NIBBLE_ZERO = 8;
 /** K of `int8-p8-s4` is padded to this: four steps of four, which the portable kernel sums in 16 bits. */

@@ -21,7 +21,9 @@ export interface Kernels extends
     | "gemv_int8"
     | "embed_int8"
     | "quantize8"
+    | "quantize8_tall"
     | "gemm_int4"
+    | "gemm_int4_bytes"
     | "gemv_int4"
     | "embed_int4"
     | "layer_norm"
@@ -39,7 +41,9 @@ export interface Kernels extends
   readonly __stack_pointer: WebAssembly.Global;
   /** Steps of four k that may be summed in 16 bits: 8, 4 or 1. */
   bound_int8(w: number, padded: number, panels: number): number;
-  /** Rows of a tile of activations for int8 weights and a kernel, by its number. */
+  /** Sums of the columns of int4 weights times their groups' scales; 1 where these are all bytes. */
+  columns_int4(sums: number, w: number, padded: number, panels: number): number;
+  /** Rows of a tile of activations for weights of bytes and a kernel, by its number. */
   tile_rows(kernel: number): number;
   /** Bytes of a value in a tile: 1, or 2 in the plain build, which multiplies words. */
   tile_bytes(): number;
@@ -64,13 +68,23 @@ export const FINISH = { plain: 0, gelu: 1, multiply: 2 } as const;
 export type Multiplier = "dot" | "words";
 
 /**
- * The faster way on this processor. Out of range the dot product gives away what it is made of: an i7 operand of
- * -1 taken as 255 and summed without saturation is `vpdpbusd`, taken as -1 it is ARM's `sdot`; 2 · 32,767 is the
- * saturating chain of older x86.
+ * The zero point with which activations of eight bits fill the operand of the relaxed dot product that is promised only
+ * seven: out of range the product gives away what it is made of. An operand of -1 taken as 255 and summed without
+ * saturation is `vpdpbusd`, taken as -1 it is ARM's `sdot`. Undefined for the saturating chain of older x86, 2 · 32,767,
+ * and in the plain build.
  */
+export function probeZero(kernels: Kernels): 128 | 0 | undefined {
+  switch (kernels.probe_dot(127, -1)) {
+    case 4 * 127 * 255:
+      return 128;
+    case 4 * 127 * -1:
+      return 0;
+  }
+}
+
+/** The faster way on this processor. */
 export function probeMultiplier(kernels: Kernels): Multiplier {
-  const found = kernels.probe_dot(127, -1);
-  return found === 4 * 127 * 255 || found === 4 * 127 * -1 ? "dot" : "words";
+  return probeZero(kernels) === undefined ? "words" : "dot";
 }
 
 /** `i16x8.relaxed_dot_i8x16_i7x16_s` on two constants: the smallest module that needs relaxed SIMD. */
@@ -254,5 +268,16 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
       (kernels.gemv_int4(...gemv), wrong(`gemv_int4 ${kernel}`, 8, right4));
     if (found) return found;
   }
-  return undefined;
+  const zero = probeZero(kernels);
+  if (zero === undefined) return undefined;
+  // The same weights, now with the largest scales that leave bytes.
+  const scale = (c: number) => c % 2 ? 15 : -15;
+  for (let i = 0; i < k / 32 * 8; i++) words[at.w4 / 2 + (i >> 3) * 72 + i % 8] = scale(i % 8);
+  const tall = kernels.tile_rows(0);
+  fill((t, i) => eight(t, i) + zero, tall);
+  new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + tall);
+  kernels.columns_int4(sums, at.w4, k, 1);
+  const rest = [room, tall, k, 8, out, 8, 0, 0, 0, FINISH.plain];
+  kernels.gemm_int4_bytes(at.a, at.zeros, at.ones, at.w4, at.ones, sums, ...rest);
+  return wrong("gemm_int4_bytes", tall * 8, (t, c) => right4(t, c) * scale(c));
 }

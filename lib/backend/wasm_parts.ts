@@ -66,6 +66,23 @@ export const PARTS = {
     kernels.quantize8(to, preset, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
+  /** Tiles of the most rows to 8 bits with a zero point. */
+  quantize8_tall(kernels, [values, zeros, scales, x, stride, rows, k, padded, zero], from, end) {
+    const row = from * MOST_ROWS;
+    const [count, of] = [Math.min(rows, end * MOST_ROWS) - row, x + row * stride * 4];
+    kernels.quantize8_tall(
+      values + row * padded,
+      zeros + row * 4,
+      scales + row * 4,
+      of,
+      stride,
+      count,
+      k,
+      padded,
+      zero,
+    );
+  },
+
   /** Pairs of panels. */
   gemm_f32(kernels, [a, w, rows, k, n, out, outStride, bias, residual, residualStride, mode], from, end) {
     const [col, at] = [from * PAIR, from * PAIR * 4];
@@ -158,6 +175,31 @@ export const PARTS = {
       residualStride,
       mode,
       kernel,
+    );
+  },
+
+  /** The same where weights are multiplied as bytes. */
+  gemm_int4_bytes(kernels, args, from, end, thread) {
+    const [a, zeros, scales, w, wScale, sums, room, rows, padded, n, out, outStride] = args;
+    const [bias, residual, residualStride, mode] = args.slice(12);
+    const [col, at] = [from * PAIR, from * PAIR * 4];
+    kernels.gemm_int4_bytes(
+      a,
+      zeros,
+      scales,
+      w + from * 2 * (padded / GROUP) * GROUP_BYTES,
+      wScale + at,
+      sums + at,
+      room + thread * PAIR * padded,
+      rows,
+      padded,
+      Math.min(n, end * PAIR) - col,
+      out + at,
+      outStride,
+      move(bias, at),
+      move(residual, at),
+      residualStride,
+      mode,
     );
   },
 

@@ -8,7 +8,7 @@ import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
-import type { Kernels, Multiplier } from "./wasm_kernels.ts";
+import { type Kernels, type Multiplier, probeZero } from "./wasm_kernels.ts";
 import { MOST_ROWS, PAIR, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
@@ -19,9 +19,12 @@ const FEW_ROWS = 4;
 /** Bytes of weights that are still in the second-level cache when the next row reads them. */
 const CACHED_BYTES = 2 ** 19;
 
+/** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */
+const MOST_BYTES_K = 65_536;
+
 /** What a value costs on one thread in nanoseconds, roughly: to pack, to multiply with, to read for one row. */
 const PACK_NS = 0.3;
-const MULTIPLY_NS: Record<Scheme, number> = { f32: 0.04, "int8-p8-s4": 0.01, "int4-g32-p8": 0.013 };
+const MULTIPLY_NS: Record<Scheme, number> = { f32: 0.04, "int8-p8-s4": 0.01, "int4-g32-p8": 0.011 };
 const READ_NS: Record<Scheme, number> = { f32: 0.16, "int8-p8-s4": 0.04, "int4-g32-p8": 0.022 };
 
 /** A matrix and what the kernels read beside it; all in one piece. */
@@ -35,7 +38,7 @@ export class WasmMatrix implements Matrix {
     readonly padded: number,
     /** Address of the scales per column; quantised only. */
     readonly scale: number,
-    /** Address of the i32 sums of the columns; int8 only. */
+    /** Address of the i32 sums of the columns: of int8 weights, and of int4 weights that may be multiplied as bytes; or 0. */
     readonly sums: number,
     /** The kernel's number: 0 is the dot product with addition, otherwise the steps summed in 16 bits. */
     readonly kernel: number,
@@ -43,6 +46,8 @@ export class WasmMatrix implements Matrix {
     readonly tile: number,
     /** Bytes of a value in such a tile. */
     readonly tileBytes: number,
+    /** Zero point of activations beside int4 weights that are multiplied as bytes. */
+    readonly zero = 0,
   ) {}
 }
 
@@ -67,8 +72,7 @@ export type Scratch = (bytes: number) => number;
 /** Bytes of a matrix [N, K] and what the kernels read beside it. */
 export function matrixBytes(scheme: Scheme, n: number, k: number): number {
   const rows = roundUp(n, PANEL);
-  const beside = scheme === "f32" ? 0 : rows * (scheme === "int8-p8-s4" ? 8 : 4);
-  return packedBytes(scheme, rows, k) + beside;
+  return packedBytes(scheme, rows, k) + (scheme === "f32" ? 0 : rows * 8);
 }
 
 /** Takes a checked matrix into the arena. */
@@ -94,35 +98,18 @@ export function takeMatrix(
   scales.set(stored.scale!);
   scales.fill(0, n);
   const tileBytes = kernels.tile_bytes();
-  if (scheme === "int4-g32-p8") {
-    return new WasmMatrix(
-      scheme,
-      n,
-      k,
-      piece,
-      padded,
-      scale,
-      0,
-      multiplier === "dot" ? 0 : 8,
-      TILE,
-      tileBytes,
-    );
-  }
   const sums = scale + rows * 4;
+  if (scheme === "int4-g32-p8") {
+    const zero = multiplier === "dot" ? probeZero(kernels) : undefined;
+    const asBytes = zero !== undefined && padded <= MOST_BYTES_K &&
+      kernels.columns_int4(sums, piece.start, padded, rows / PANEL);
+    const [kernel, own] = [multiplier === "dot" ? 0 : 8, asBytes ? sums : 0];
+    return new WasmMatrix(scheme, n, k, piece, padded, scale, own, kernel, TILE, tileBytes, zero);
+  }
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
   const kernel = multiplier === "dot" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
-  return new WasmMatrix(
-    scheme,
-    n,
-    k,
-    piece,
-    padded,
-    scale,
-    sums,
-    kernel,
-    kernels.tile_rows(kernel),
-    tileBytes,
-  );
+  const tile = kernels.tile_rows(kernel);
+  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes);
 }
 
 /** out = x · Wᵀ for one matrix after the other, each finished in its own way; the shapes are checked. */
@@ -134,7 +121,7 @@ export function multiply(
   steps: readonly Step[],
 ): void {
   if (x.rows > 1 && x.rows <= FEW_ROWS) return multiplyFew(crew, scratch, out, x, steps);
-  const most = rowsAtOnce(x.rows, Math.max(...steps.map(({ w }) => w.tile)));
+  const most = rowsAtOnce(x.rows, Math.max(...steps.map(({ w }) => formOf(w, x.rows).tile)));
   for (let row = 0; row < x.rows; row += most) {
     const rows = Math.min(most, x.rows - row);
     const [from, to] = [x.slice(row, rows), out.slice(row, rows)];
@@ -142,8 +129,9 @@ export function multiply(
     for (const { w, finish } of steps) {
       const { residual } = finish;
       const added = residual ? residual.start + row * residual.stride * 4 : 0;
+      const form = formOf(w, rows);
       // Activations are packed once for matrices that read them the same way.
-      if (packed?.scheme !== w.scheme || packed.tile !== w.tile) packed = pack(crew, scratch, from, w);
+      if (packed?.kind !== form.kind || packed.tile !== form.tile) packed = pack(crew, scratch, from, form);
       product(crew, packed, to, columnsOf(w, 0, w.n, 0), finish, added);
     }
   }
@@ -160,11 +148,12 @@ function multiplyFew(
   const rows = [...Array(x.rows).keys()];
   let packed: readonly Packed[] = [];
   for (const { w, finish } of steps) {
-    if (packed[0]?.scheme !== w.scheme) {
-      const { values, zeros, scales } = packedSizes(w.scheme, 1, w, crew.threads);
+    const form = formOf(w, 1);
+    if (packed[0]?.kind !== form.kind) {
+      const { values, zeros, scales } = packedSizes(form, 1, crew.threads);
       const each = values + zeros + scales;
       const base = each && scratch(each * x.rows);
-      packed = rows.map((r) => pack(crew, () => base + r * each, x.slice(r, 1), w));
+      packed = rows.map((r) => pack(crew, () => base + r * each, x.slice(r, 1), form));
     }
     const panel = packedBytes(w.scheme, PANEL, w.k);
     const most = Math.max(1, Math.floor(CACHED_BYTES / panel)) * PANEL;
@@ -187,13 +176,44 @@ function columnsOf(w: WasmMatrix, col: number, n: number, panelBytes: number): C
   return { scheme, padded, kernel, n, start, scale: scale + col * 4, sums: sums + col * 4 };
 }
 
+/** How rows of activations lie for a kernel. */
+interface Form {
+  /** The scheme of the weights, or int4 that is multiplied as bytes. */
+  readonly kind: Scheme | "int4-bytes";
+  /** Rows of a tile; 1 for a row alone. */
+  readonly tile: number;
+  /** Bytes of a value. */
+  readonly bytes: number;
+  /** K. */
+  readonly padded: number;
+  /** Zero point beside weights that are multiplied as bytes. */
+  readonly zero: number;
+}
+
+function formOf({ scheme, tile, tileBytes, padded, sums, zero }: WasmMatrix, rows: number): Form {
+  if (rows === 1) return { kind: scheme, tile: 1, bytes: scheme === "f32" ? 4 : 1, padded, zero };
+  // Bytes are made more slowly than nibbles are unpacked, and pay where their tiles are fewer.
+  if (scheme === "int4-g32-p8" && sums && Math.ceil(rows / MOST_ROWS) < Math.ceil(rows / tile)) {
+    return { kind: "int4-bytes", tile: MOST_ROWS, bytes: 1, padded, zero };
+  }
+  return { kind: scheme, tile, bytes: tileBytes, padded, zero };
+}
+
 /** Bytes of scratch that a product with `rows` rows of K values takes at most; in the plain build about twice as many. */
 export function productScratch(scheme: Scheme, rows: number, k: number, threads: number): number {
-  const tile = scheme === "int8-p8-s4" ? MOST_ROWS : TILE;
-  const tileBytes = scheme === "f32" ? 4 : 1;
-  const most = Math.min(rows, rowsAtOnce(rows, tile));
-  const sizes = packedSizes(scheme, most, { tile, tileBytes, padded: paddedK(scheme, k) }, threads);
-  return sizes.values + sizes.zeros + sizes.scales + sizes.rooms;
+  const padded = paddedK(scheme, k);
+  const most = (kind: Form["kind"], tile: number) => {
+    const form = { kind, tile: rows > 1 ? tile : 1, bytes: scheme === "f32" ? 4 : 1, padded, zero: 0 };
+    return total(packedSizes(form, Math.min(rows, rowsAtOnce(rows, tile)), threads));
+  };
+  switch (scheme) {
+    case "f32":
+      return most(scheme, TILE);
+    case "int8-p8-s4":
+      return most(scheme, MOST_ROWS);
+    case "int4-g32-p8":
+      return Math.max(most(scheme, TILE), rows > 1 ? most("int4-bytes", MOST_ROWS) : 0);
+  }
 }
 
 /** Rows in one block, whole tiles, the blocks being about equal. */
@@ -202,57 +222,54 @@ function rowsAtOnce(rows: number, tile: number): number {
 }
 
 /** Bytes of activations as a kernel reads them, in this order; a single f32 row is read where it lies. */
-function packedSizes(
-  scheme: Scheme,
-  rows: number,
-  { tile, tileBytes, padded }: Pick<WasmMatrix, "tile" | "tileBytes" | "padded">,
-  threads: number,
-) {
-  const tiled = rows > 1 ? roundUp(rows, tile) : 1;
-  const values = tiled * padded * (rows > 1 ? tileBytes : 1);
-  if (scheme === "f32") return { values: rows > 1 ? values : 0, zeros: 0, scales: 0, rooms: 0 };
-  const unpacks = rows > 1 && (scheme === "int4-g32-p8" || tileBytes > 1);
-  const zeros = scheme === "int8-p8-s4" ? tiled * 4 : tiled * (padded / GROUP) * 4 + 4;
+function packedSizes({ kind, tile, bytes, padded }: Form, rows: number, threads: number) {
+  const tiled = roundUp(rows, tile);
+  const values = tiled * padded * bytes;
+  if (kind === "f32") return { values: tile > 1 ? values : 0, zeros: 0, scales: 0, rooms: 0 };
+  const unpacks = tile > 1 && (kind !== "int8-p8-s4" || bytes > 1);
+  const zeros = kind === "int4-g32-p8" ? tiled * (padded / GROUP) * 4 + 4 : tiled * 4;
   return {
     values: roundUp(values, 16),
     zeros: roundUp(zeros, 16),
     scales: roundUp(tiled * 4, 16),
-    rooms: unpacks ? threads * padded * PAIR * tileBytes : 0,
+    rooms: unpacks ? threads * padded * PAIR * bytes : 0,
   };
 }
 
+function total({ values, zeros, scales, rooms }: ReturnType<typeof packedSizes>): number {
+  return values + zeros + scales + rooms;
+}
+
 /** Activations as a kernel reads them; addresses. */
-interface Packed {
-  readonly scheme: Scheme;
-  readonly tile: number;
+interface Packed extends Pick<Form, "kind" | "tile"> {
   readonly rows: number;
   readonly values: number;
   readonly scales: number;
-  /** int8: zero points, int4: presets. */
+  /** Zero points; of int4, presets. */
   readonly zeros: number;
   /** Room for one unpacked pair of panels a thread, where weights are not multiplied as they lie. */
   readonly room: number;
 }
 
-function pack(crew: Crew, scratch: Scratch, x: WasmTensor, w: WasmMatrix): Packed {
-  const { scheme, padded, tile } = w;
+function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
+  const { kind, padded, tile, zero } = form;
   const { rows, stride } = x;
-  const lanes = rows > 1 ? tile : 1;
-  const tiles = Math.ceil(rows / lanes);
-  const cost = tiles * lanes * padded * PACK_NS;
-  const sizes = packedSizes(scheme, rows, w, crew.threads);
-  if (scheme === "f32") {
-    const values = rows > 1 ? scratch(sizes.values) : x.start;
-    if (rows > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
-    return { scheme, tile, rows, values, scales: 0, zeros: 0, room: 0 };
+  const tiles = Math.ceil(rows / tile);
+  const cost = tiles * tile * padded * PACK_NS;
+  const sizes = packedSizes(form, rows, crew.threads);
+  if (kind === "f32") {
+    const values = tile > 1 ? scratch(sizes.values) : x.start;
+    if (tile > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
+    return { kind, tile, rows, values, scales: 0, zeros: 0, room: 0 };
   }
-  const values = scratch(sizes.values + sizes.zeros + sizes.scales + sizes.rooms);
+  const values = scratch(total(sizes));
   const zeros = values + sizes.values;
   const scales = zeros + sizes.zeros;
   const room = scales + sizes.scales;
-  const part = scheme === "int8-p8-s4" ? "quantize7" : "quantize8";
-  crew.run(part, [values, zeros, scales, x.start, stride, rows, x.cols, padded, lanes], tiles, cost);
-  return { scheme, tile, rows, values, scales, zeros, room };
+  const from = [values, zeros, scales, x.start, stride, rows, x.cols, padded];
+  if (kind === "int4-bytes") crew.run("quantize8_tall", [...from, zero], tiles, cost);
+  else crew.run(kind === "int8-p8-s4" ? "quantize7" : "quantize8", [...from, tile], tiles, cost);
+  return { kind, tile, rows, values, scales, zeros, room };
 }
 
 /** What a product reads of a matrix; addresses. */
@@ -262,7 +279,7 @@ interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" |
 
 function product(
   crew: Crew,
-  { rows, values, scales, zeros, room }: Packed,
+  { kind, rows, values, scales, zeros, room }: Packed,
   out: WasmTensor,
   w: Columns,
   { bias, residual, mode }: Finish,
@@ -275,7 +292,7 @@ function product(
     : [out.start, bias, added, mode];
   // A row alone waits for its weights, which come as bytes.
   const cost = rows > 1 ? rows * n * padded * MULTIPLY_NS[scheme] : n * padded * READ_NS[scheme];
-  switch (scheme) {
+  switch (kind) {
     case "f32":
       if (rows > 1) crew.run("gemm_f32", [values, start, rows, padded, n, ...finish], units, cost);
       else crew.run("gemv_f32", [values, start, padded, n, ...finish], units, cost);
@@ -292,6 +309,11 @@ function product(
       if (rows > 1) {
         crew.run("gemm_int4", [...operands, room, rows, padded, n, ...finish, kernel], units, cost);
       } else crew.run("gemv_int4", [...operands, padded, n, ...finish, kernel], units, cost);
+      break;
+    }
+    case "int4-bytes": {
+      const operands = [values, zeros, scales, start, scale, sums, room, rows, padded, n];
+      crew.run("gemm_int4_bytes", [...operands, ...finish], units, cost);
     }
   }
 }

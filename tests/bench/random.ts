@@ -22,9 +22,9 @@ export function randomMatrix(scheme: Scheme, n: number, k: number): StoredMatrix
   else {
     const words = new DataView(data.buffer);
     for (let at = 0; at < data.length; at += 144) {
-      for (let column = 0; column < 8; column++) words.setInt16(at + 2 * column, 480, true);
+      for (let column = 0; column < 8; column++) words.setInt16(at + 2 * column, 13, true);
     }
   }
-  const scale = new Float32Array(n).fill(1 / ((scheme === "int8-p8-s4" ? 18.5 : 4.6 * 480) * Math.sqrt(k)));
+  const scale = new Float32Array(n).fill(1 / ((scheme === "int8-p8-s4" ? 18.5 : 4.6 * 13) * Math.sqrt(k)));
   return { scheme, n, k, data, scale };
 }

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { unpack } from "../../lib/backend/layout.ts";
 import {
   boundedSteps,
   checkScheme,
@@ -49,7 +50,7 @@ Deno.test("the layouts, byte by byte", () => {
   const int4 = quantizeInt4(q, 8, 32);
   assert.equal(int4.data.length, 144);
   const scales = new Int16Array(int4.data.slice(0, 16).buffer);
-  assert.deepEqual([...scales].map(Math.abs), [0, 1023, 0, 0, 0, 0, 1023, 0]);
+  assert.deepEqual([...scales].map(Math.abs), [0, 15, 0, 0, 0, 0, 15, 0]);
   const [byte1, byte6] = [int4.data[16 + 4], int4.data[16 + 2 * 4]];
   assert.ok(Math.abs(((byte1 & 15) - 8) * scales[1] * int4.scale![1] + 8) < 1e-5);
   assert.ok(Math.abs(((byte6 >> 4) - 8) * scales[6] * int4.scale![6] - 7) < 1e-5);
@@ -67,6 +68,23 @@ Deno.test("packing and its inverse: no more is lost than the bits must lose", ()
   assert.ok(errors.int4 < 0.083, `int4: ${errors.int4}`);
   const exact = Float32Array.from({ length: 320 }, (_, i) => (i * 5 % 15 - 7) * 0.25);
   assert.ok(relativeError(dequantize(quantizeInt4(exact, 10, 32)), exact) < 2e-2);
+});
+
+Deno.test("int4 weights times their groups' scales are bytes, but where groups would be lost by it", () => {
+  const [n, k] = [5, 96];
+  const even = normal(n * k, 6);
+  // Groups of one column that are ten times and a hundred times as large as others.
+  for (const [w, bytes] of [[even, true], [even.map((it, i) => it * 10 ** (i % k >> 5)), false]] as const) {
+    const packed = quantizeInt4(w, n, k);
+    const { values, groupScales } = unpack(packed);
+    const products = values.map((it, i) => Math.abs(it * groupScales![Math.floor(i / 32)]) < 128 ? 1 : 0);
+    assert.deepEqual([products.every(Boolean), groupScales!.every(Boolean)], [bytes, true]);
+    const found = dequantize(packed);
+    for (let at = 0; at < n * k; at += 32) {
+      const error = relativeError(found.subarray(at, at + 32), w.subarray(at, at + 32));
+      assert.ok(error < 0.12, `group ${at / 32}: ${error}`);
+    }
+  }
 });
 
 Deno.test("what was packed once packs to the same values again", () => {

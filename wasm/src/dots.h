@@ -97,6 +97,10 @@ enum { GROUP_BYTES = 144, GROUPS = 64 };
 #define TWICE_LOW(s) wasm_i16x8_shuffle(s, s, 0, 0, 1, 1, 2, 2, 3, 3)
 #define TWICE_HIGH(s) wasm_i16x8_shuffle(s, s, 4, 4, 5, 5, 6, 6, 7, 7)
 
+// Nibbles of a step: of columns 0…3 and of columns 4…7.
+#define NIBBLES_LOW(v) wasm_v128_and(v, wasm_i8x16_const_splat(15))
+#define NIBBLES_HIGH(v) wasm_v128_and(wasm_u16x8_shr(v, 4), wasm_i8x16_const_splat(15))
+
 // Adds sums in 32 bits to those in f64, and clears them.
 INLINE void gather(v128_t sums[], v128_t c[], uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {

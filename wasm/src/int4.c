@@ -86,14 +86,12 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
 // Groups of panels to where tiles are multiplied with them: nibbles, or where tiles are of words, weights times their
 // scales, ±8 · 1023.
 INLINE void unpack(int8_t *to, const int8_t *w, uint32_t groups) {
-  v128_t fifteen = wasm_i8x16_const_splat(15), eight = wasm_i8x16_const_splat(WORDS ? 8 : 0);
+  v128_t eight = wasm_i8x16_const_splat(WORDS ? 8 : 0);
   for (; groups; groups--, w += 16) {
     v128_t scales = wasm_v128_load(w), low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
     for (uint32_t i = 0; i < 8; i++, w += 16) {
       v128_t v = wasm_v128_load(w + 16);
-      v128_t b0 = wasm_i8x16_sub(wasm_v128_and(v, fifteen), eight);
-      v128_t b1 = wasm_i8x16_sub(wasm_v128_and(wasm_u16x8_shr(v, 4), fifteen), eight);
-      to = place_step(to, b0, b1);
+      to = place_step(to, wasm_i8x16_sub(NIBBLES_LOW(v), eight), wasm_i8x16_sub(NIBBLES_HIGH(v), eight));
       for (int8_t *at = to - 2 * STEP; WORDS && at < to; at += STEP) {
         wasm_v128_store(at, wasm_i16x8_mul(wasm_v128_load(at), low));
         wasm_v128_store(at + 16, wasm_i16x8_mul(wasm_v128_load(at + 16), high));

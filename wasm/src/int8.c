@@ -1,4 +1,5 @@
-// Products with int8 weights, scheme int8-p8-s4: panels [n/8][k/4][8][4] of s8, k padded to 16.
+// Products with weights of bytes. Scheme int8-p8-s4: panels [n/8][k/4][8][4] of s8, k padded to 16; and int4-g32-p8 where
+// no scale of a group is beyond ±15, so that weights times these scales are bytes, and a group need not end its sums.
 //
 // Activations are rounded row by row to 0…127 with a zero point (lib/backend/layout.ts tells how and why); the
 // products are summed exactly, the zero point is taken out by the sum of each column, and only then come floats.
@@ -17,6 +18,29 @@ void columns_int8(int32_t *sums, const int8_t *w, uint32_t padded, uint32_t pane
     wasm_v128_store(sums, low);
     wasm_v128_store(sums + 4, high);
   }
+}
+
+// The same of int4 weights times their groups' scales; returns whether these are all bytes.
+EXPORT(columns_int4)
+uint32_t columns_int4(int32_t *sums, const int8_t *w, uint32_t padded, uint32_t panels) {
+  v128_t over = wasm_i16x8_const_splat(0);
+  for (uint32_t p = 0; p < panels; p++, sums += 8) {
+    v128_t low = wasm_i32x4_const_splat(0), high = low;
+    for (uint32_t group = 0; group < padded / 32; group++, w += GROUP_BYTES) {
+      v128_t scales = wasm_v128_load(w), eight = wasm_i32x4_const_splat(8 * 32), c0 = wasm_i32x4_const_splat(0), c1 = c0;
+      for (uint32_t i = 1; i <= 8; i++) {
+        v128_t v = wasm_v128_load(w + 16 * i);
+        c0 = wasm_i32x4_add(c0, wasm_i32x4_extadd_pairwise_i16x8(wasm_u16x8_extadd_pairwise_u8x16(NIBBLES_LOW(v))));
+        c1 = wasm_i32x4_add(c1, wasm_i32x4_extadd_pairwise_i16x8(wasm_u16x8_extadd_pairwise_u8x16(NIBBLES_HIGH(v))));
+      }
+      over = wasm_v128_or(over, wasm_u16x8_gt(wasm_i16x8_abs(scales), wasm_i16x8_const_splat(15)));
+      low = wasm_i32x4_add(low, wasm_i32x4_mul(wasm_i32x4_sub(c0, eight), wasm_i32x4_extend_low_i16x8(scales)));
+      high = wasm_i32x4_add(high, wasm_i32x4_mul(wasm_i32x4_sub(c1, eight), wasm_i32x4_extend_high_i16x8(scales)));
+    }
+    wasm_v128_store(sums, low);
+    wasm_v128_store(sums + 4, high);
+  }
+  return !wasm_v128_any_true(over);
 }
 
 // How many steps may be summed in 16 bits, from the weights themselves: 8, 4 or 1. The same rule as boundedSteps
@@ -76,6 +100,26 @@ INLINE void unpack(int8_t *to, const int8_t *w, uint32_t steps) {
   for (; steps; steps--, w += STEP) to = place_step(to, wasm_v128_load(w), wasm_v128_load(w + 16));
 }
 
+// Sixteen nibbles of four columns times the scales of each, low those of the first two.
+INLINE v128_t scaled_int4(v128_t nibbles, v128_t low, v128_t high) {
+  nibbles = wasm_i8x16_sub(nibbles, wasm_i8x16_const_splat(8));
+  return wasm_i8x16_narrow_i16x8(wasm_i16x8_mul(wasm_i16x8_extend_low_i8x16(nibbles), low),
+                                 wasm_i16x8_mul(wasm_i16x8_extend_high_i8x16(nibbles), high));
+}
+
+// The same of groups of int4 weights.
+INLINE void unpack_int4(int8_t *to, const int8_t *w, uint32_t groups) {
+  for (; groups; groups--, w += 16) {
+    v128_t s = wasm_v128_load(w);
+    v128_t s01 = wasm_i16x8_shuffle(s, s, 0, 0, 0, 0, 1, 1, 1, 1), s23 = wasm_i16x8_shuffle(s, s, 2, 2, 2, 2, 3, 3, 3, 3);
+    v128_t s45 = wasm_i16x8_shuffle(s, s, 4, 4, 4, 4, 5, 5, 5, 5), s67 = wasm_i16x8_shuffle(s, s, 6, 6, 6, 6, 7, 7, 7, 7);
+    for (uint32_t i = 0; i < 8; i++, w += 16) {
+      v128_t v = wasm_v128_load(w + 16);
+      to = place_step(to, scaled_int4(NIBBLES_LOW(v), s01, s23), scaled_int4(NIBBLES_HIGH(v), s45, s67));
+    }
+  }
+}
+
 // A tile by a panel, to its place in a block.
 INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32_t padded, uint32_t kernel) {
   v128_t sums[2 * TALL];
@@ -83,18 +127,17 @@ INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32
   keep_tile(y, sums, rows_of(kernel));
 }
 
-// out [rows, n] = a · Wᵀ; a in tiles, as quantize7 leaves them. Where tiles are of words, each panel is unpacked once
-// for all rows: `room` holds two of them, 32 · padded bytes.
-EXPORT(gemm_int8)
-void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-               const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out,
-               uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
-  const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall;
-  for (uint32_t col = 0; col < n; col += PAIR, w += PAIR * padded) {
-    uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    const int8_t *pair = WORDS ? room : w;
-    if (WORDS) unpack(room, w, (cols + 7) / 8 * (padded / 4));
+// out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Each panel is unpacked once for all rows, but where weights lie
+// as they are multiplied: `room` holds two panels, 16 · padded bytes, or twice as many where tiles are of words.
+INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
+                 const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, const Finish *f,
+                 uint32_t int4, uint32_t kernel) {
+  uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
+  for (uint32_t col = 0; col < n; col += PAIR, w += 2 * panel_bytes) {
+    uint32_t cols = n - col < PAIR ? n - col : PAIR, panels = (cols + 7) / 8;
+    const int8_t *pair = WORDS || int4 ? room : w;
+    if (int4) unpack_int4(room, w, panels * (padded / 32));
+    else if (WORDS) unpack(room, w, panels * (padded / 4));
     for (uint32_t row = 0; row < rows; row += block) {
       float y[PAIR * BLOCK_TILES * TALL];
       uint32_t count = rows - row < block ? rows - row : block;
@@ -110,9 +153,30 @@ void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const
         }
         descale_block(y + half, count, zeros + row, scales + row, w_scale + col + half, w_sums + col + half);
       }
-      finish(&f, row, count, col, cols, y);
+      finish(f, row, count, col, cols, y);
     }
   }
+}
+
+// a as quantize7 leaves it.
+EXPORT(gemm_int8)
+void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
+               const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out,
+               uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode,
+               uint32_t kernel) {
+  const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
+  gemm(a, zeros, scales, w, w_scale, w_sums, room, rows, padded, n, &f, 0, kernel);
+}
+
+// Where one instruction multiplies and adds. a as quantize8_tall leaves it: of all eight bits, which that instruction takes
+// beside weights of any.
+EXPORT(gemm_int4_bytes)
+void gemm_int4_bytes(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
+                     const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out,
+                     uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride,
+                     uint32_t mode) {
+  const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
+  gemm(a, zeros, scales, w, w_scale, w_sums, room, rows, padded, n, &f, 1, VNNI);
 }
 
 // out [count, k]: rows ids[i] of the table, times scale.

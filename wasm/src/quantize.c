@@ -25,24 +25,61 @@ INLINE void step8(uint8_t *out, int16_t *presets, const Tile *tile, uint32_t i, 
   }
 }
 
+// How row r is rounded to -127…127.
+INLINE void set_scale8(Tile *tile, uint32_t r, float *scale, uint32_t k) {
+  float low, high;
+  range(tile->from[r], k, &low, &high);
+  float most = high > -low ? high : -low;
+  *scale = most >= 1e-30f ? most / 127 : 0;
+  if (most >= 1e-30f) tile->inverse[r] = wasm_f32x4_splat(127 / most);
+}
+
 // A tile to -127…127, with its presets: per group two sums, of k mod 4 below 2 and of the others.
 INLINE void tile8(uint8_t *out, int16_t *presets, float *scales, const float *x, uint32_t stride, uint32_t rows,
                   uint32_t k, uint32_t lanes) {
   Tile tile = tile_of(x, lanes);
   for (uint32_t r = 0; r < lanes; r++) {
     if (r >= rows) break;
-    float low, high;
     tile.from[r] = x + (uint64_t)r * stride;
-    range(tile.from[r], k, &low, &high);
-    float most = high > -low ? high : -low;
-    scales[r] = most >= 1e-30f ? most / 127 : 0;
-    if (most >= 1e-30f) tile.inverse[r] = wasm_f32x4_splat(127 / most);
+    set_scale8(&tile, r, scales + r, k);
   }
   uint32_t i = 0;
   for (; i + 32 <= k; i += 32, out += bytes_of(lanes, 32), presets += 2 * lanes) {
     step8(out, presets, &tile, i, 32, lanes);
   }
   if (i < k) step8(out, presets, &tile, i, k - i, lanes);
+}
+
+// Sixteen values of every row to their places, 128 too high, or flipped to what they are.
+INLINE void step8_tall(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, v128_t flip) {
+  v128_t bytes[TALL];
+  for (uint32_t r = 0; r < TALL; r++) {
+    v128_t q[4];
+    whole16(tile, r, i, count, q);
+    v128_t low = wasm_i16x8_narrow_i32x4(q[0], q[1]), high = wasm_i16x8_narrow_i32x4(q[2], q[3]);
+    bytes[r] = wasm_v128_xor(wasm_u8x16_narrow_i16x8(low, high), flip);
+  }
+  place(out, bytes, TALL);
+}
+
+// Rows to 8 bits in tiles of six, with a zero point of 128, or of 0 where bytes are signed.
+EXPORT(quantize8_tall)
+void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows,
+                    uint32_t k, uint32_t padded, uint32_t zero) {
+  v128_t flip = wasm_i8x16_splat(zero ? 0 : -128);
+  for (uint32_t row = 0; row < rows; row += TALL, x += (uint64_t)TALL * stride) {
+    Tile tile = tile_of(x, TALL);
+    for (uint32_t r = 0; r < TALL; r++) {
+      tile.offset[r] = wasm_i32x4_sub(tile.large, wasm_i32x4_splat(128));
+      if (row + r >= rows) continue;
+      tile.from[r] = x + (uint64_t)r * stride;
+      zeros[row + r] = zero;
+      set_scale8(&tile, r, scales + row + r, k);
+    }
+    uint32_t i = 0;
+    for (; i + 16 <= k; i += 16, out += bytes_of(TALL, 16)) step8_tall(out, &tile, i, 16, flip);
+    for (; i < padded; i += 16, out += bytes_of(TALL, 16)) step8_tall(out, &tile, i, i < k ? k - i : 0, flip);
+  }
 }
 
 EXPORT(quantize7)
