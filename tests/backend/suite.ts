@@ -222,9 +222,8 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
   });
 
   test("products of many rows with int4 weights at the ends of their range are the reference's, bit for bit", async () => {
-    const n = 12;
     // Scales within ±15 leave bytes, which some kernels multiply in another way.
-    const cases = [[21, 1023], [12, 15], [21, 15], [38, 15], [21, 16]];
+    const [n, cases] = [12, [[21, 1023], [12, 15], [21, 15], [38, 15], [21, 16]]];
     for (const [t, bound, k] of cases.flatMap((it) => [31, 2048, 2080, 16_384].map((k) => [...it, k]))) {
       // Of every four columns, one is all greatest, one all least, two are mixtures; scales likewise.
       const most = (column: number, v: number) => column % 4 === 0 || column % 4 > 1 && v > 0;
