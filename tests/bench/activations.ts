@@ -2,7 +2,7 @@
  * What rounding the activations costs, apart from rounding the weights: the bundled model, its stored weights as they
  * are, with the inputs of its int8 products rounded in one way or another.
  *
- *     deno run -A tests/bench/activations.ts [--data FILE] [--questions N]
+ *     deno run -A tests/bench/activations.ts --data FILE [--questions N]
  *
  * The kernels only know seven bits and a zero point per row (`layout.ts`, quantizeRow7). Here the rounding is done
  * beside them: weights are held as f32, rows are rounded before they are multiplied, and the sum is that of f32.

@@ -107,7 +107,7 @@ INLINE v128_t scaled_int4(v128_t nibbles, v128_t low, v128_t high) {
                                  wasm_i16x8_mul(wasm_i16x8_extend_high_i8x16(nibbles), high));
 }
 
-// The same of groups of int4 weights.
+// Groups of int4 weights, as bytes, to where tiles are multiplied with them.
 INLINE void unpack_int4(int8_t *to, const int8_t *w, uint32_t groups) {
   for (; groups; groups--, w += 16) {
     v128_t s = wasm_v128_load(w);
