@@ -41,6 +41,22 @@ function bytesOf(kernels: Kernels, lanes: number): number {
 /** Bytes of 8 columns of f32. */
 const STRIPE = PANEL * 4;
 
+/** Bytes of a pair of panels of int4 weights. */
+function pairBytes(padded: number): number {
+  return 2 * (padded / GROUP) * GROUP_BYTES;
+}
+
+/** How a product of several rows ends, from the number of its columns on: the same of pairs of panels [from, end). */
+function pairs(
+  [n, out, outStride, bias, residual, residualStride, ...rest]: readonly number[],
+  from: number,
+  end: number,
+): number[] {
+  const [col, at] = [from * PAIR, from * PAIR * 4];
+  const moved = [out + at, outStride, move(bias, at), move(residual, at), residualStride];
+  return [Math.min(n, end * PAIR) - col, ...moved, ...rest];
+}
+
 export const PARTS = {
   /** Tiles of rows, f32. */
   pack_f32(kernels, [to, x, stride, rows, k], from, end) {
@@ -84,21 +100,8 @@ export const PARTS = {
   },
 
   /** Pairs of panels. */
-  gemm_f32(kernels, [a, w, rows, k, n, out, outStride, bias, residual, residualStride, mode], from, end) {
-    const [col, at] = [from * PAIR, from * PAIR * 4];
-    kernels.gemm_f32(
-      a,
-      w + col * k * 4,
-      rows,
-      k,
-      Math.min(n, end * PAIR) - col,
-      out + at,
-      outStride,
-      move(bias, at),
-      move(residual, at),
-      residualStride,
-      mode,
-    );
+  gemm_f32(kernels, [a, w, rows, k, ...columns], from, end) {
+    kernels.gemm_f32(a, w + from * PAIR * k * 4, rows, k, ...pairs(columns, from, end));
   },
 
   gemv_f32(kernels, [x, w, k, n, out, bias, residual, mode], from, end) {
@@ -108,29 +111,11 @@ export const PARTS = {
   },
 
   /** Pairs of panels; room to unpack one, where tiles are of words, is at `room` for the first thread, then for the others. */
-  gemm_int8(kernels, args, from, end, thread) {
-    const [a, zeros, scales, w, wScale, sums, room, rows, padded, n, out, outStride] = args;
-    const [bias, residual, residualStride, mode, kernel] = args.slice(12);
+  gemm_int8(kernels, [a, zeros, scales, w, wScale, sums, room, rows, padded, ...columns], from, end, thread) {
     const [col, at] = [from * PAIR, from * PAIR * 4];
-    kernels.gemm_int8(
-      a,
-      zeros,
-      scales,
-      w + col * padded,
-      wScale + at,
-      sums + at,
-      room + thread * PAIR * padded * kernels.tile_bytes(),
-      rows,
-      padded,
-      Math.min(n, end * PAIR) - col,
-      out + at,
-      outStride,
-      move(bias, at),
-      move(residual, at),
-      residualStride,
-      mode,
-      kernel,
-    );
+    const own = room + thread * PAIR * padded * kernels.tile_bytes();
+    const operands = [a, zeros, scales, w + col * padded, wScale + at, sums + at];
+    kernels.gemm_int8(...operands, own, rows, padded, ...pairs(columns, from, end));
   },
 
   gemv_int8(kernels, args, from, end) {
@@ -154,53 +139,24 @@ export const PARTS = {
   },
 
   /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
-  gemm_int4(kernels, args, from, end, thread) {
-    const [a, presets, scales, w, wScale, room, rows, padded, n, out, outStride] = args;
-    const [bias, residual, residualStride, mode, kernel] = args.slice(11);
-    const [col, at] = [from * PAIR, from * PAIR * 4];
-    kernels.gemm_int4(
-      a,
-      presets,
-      scales,
-      w + from * 2 * (padded / GROUP) * GROUP_BYTES,
-      wScale + at,
-      room + thread * PAIR * padded * kernels.tile_bytes(),
-      rows,
-      padded,
-      Math.min(n, end * PAIR) - col,
-      out + at,
-      outStride,
-      move(bias, at),
-      move(residual, at),
-      residualStride,
-      mode,
-      kernel,
-    );
+  gemm_int4(kernels, [a, presets, scales, w, wScale, room, rows, padded, ...columns], from, end, thread) {
+    const own = room + thread * PAIR * padded * kernels.tile_bytes();
+    const operands = [a, presets, scales, w + from * pairBytes(padded), wScale + from * PAIR * 4];
+    kernels.gemm_int4(...operands, own, rows, padded, ...pairs(columns, from, end));
   },
 
   /** The same where weights are multiplied as bytes. */
-  gemm_int4_bytes(kernels, args, from, end, thread) {
-    const [a, zeros, scales, w, wScale, sums, room, rows, padded, n, out, outStride] = args;
-    const [bias, residual, residualStride, mode] = args.slice(12);
-    const [col, at] = [from * PAIR, from * PAIR * 4];
-    kernels.gemm_int4_bytes(
-      a,
-      zeros,
-      scales,
-      w + from * 2 * (padded / GROUP) * GROUP_BYTES,
-      wScale + at,
-      sums + at,
-      room + thread * PAIR * padded,
-      rows,
-      padded,
-      Math.min(n, end * PAIR) - col,
-      out + at,
-      outStride,
-      move(bias, at),
-      move(residual, at),
-      residualStride,
-      mode,
-    );
+  gemm_int4_bytes(
+    kernels,
+    [a, zeros, scales, w, wScale, sums, room, rows, padded, ...columns],
+    from,
+    end,
+    thread,
+  ) {
+    const at = from * PAIR * 4;
+    const own = room + thread * PAIR * padded;
+    const operands = [a, zeros, scales, w + from * pairBytes(padded), wScale + at, sums + at];
+    kernels.gemm_int4_bytes(...operands, own, rows, padded, ...pairs(columns, from, end));
   },
 
   gemv_int4(kernels, args, from, end) {

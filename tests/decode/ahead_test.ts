@@ -13,6 +13,7 @@ import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { nameOf, openSoftware } from "../backend/gpus.ts";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
+import { listen } from "./listen.ts";
 
 const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;
 const pause = () => Promise.resolve();
@@ -72,12 +73,7 @@ async function answer(
   const tokens = batch.decode(work, pause, signal);
   const choices: Choice[] = [];
   try {
-    while (true) {
-      const next = await tokens.next();
-      if (next.done) return { choices, reason: next.value };
-      choices.push(next.value);
-      await onToken?.(choices.length);
-    }
+    return { choices, reason: await listen(tokens, choices, onToken) };
   } catch (error) {
     return { choices, error: (error as Error).message };
   } finally {

@@ -11,6 +11,7 @@ import { parseConfig } from "../../lib/weights/config.ts";
 import { openWeights } from "../../lib/weights/load.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
+import { listen } from "./listen.ts";
 
 const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;
 const pause = () => Promise.resolve();
@@ -60,12 +61,7 @@ async function answer(
   const tokens = batch.decode(work, pause, signal);
   const choices: Choice[] = [];
   try {
-    while (true) {
-      const next = await tokens.next();
-      if (next.done) return { choices, reason: next.value };
-      choices.push(next.value);
-      await onToken?.(choices.length);
-    }
+    return { choices, reason: await listen(tokens, choices, onToken) };
   } finally {
     backend.free(work.prefix);
   }

@@ -53,12 +53,7 @@ INLINE void tile8(uint8_t *out, int16_t *presets, float *scales, const float *x,
 // Sixteen values of every row to their places, 128 too high, or flipped to what they are.
 INLINE void step8_tall(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, v128_t flip) {
   v128_t bytes[TALL];
-  for (uint32_t r = 0; r < TALL; r++) {
-    v128_t q[4];
-    whole16(tile, r, i, count, q);
-    v128_t low = wasm_i16x8_narrow_i32x4(q[0], q[1]), high = wasm_i16x8_narrow_i32x4(q[2], q[3]);
-    bytes[r] = wasm_v128_xor(wasm_u8x16_narrow_i16x8(low, high), flip);
-  }
+  for (uint32_t r = 0; r < TALL; r++) bytes[r] = wasm_v128_xor(bytes16(tile, r, i, count), flip);
   place(out, bytes, TALL);
 }
 

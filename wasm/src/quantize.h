@@ -114,15 +114,17 @@ INLINE void whole16(const Tile *tile, uint32_t r, uint32_t i, uint32_t count, v1
   }
 }
 
+// The same as unsigned bytes.
+INLINE v128_t bytes16(const Tile *tile, uint32_t r, uint32_t i, uint32_t count) {
+  v128_t q[4];
+  whole16(tile, r, i, count, q);
+  return wasm_u8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(q[0], q[1]), wasm_i16x8_narrow_i32x4(q[2], q[3]));
+}
+
 // Sixteen values of every row to 7 bits; of the last ones only `count` are there.
 INLINE void step7(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, uint32_t lanes) {
   v128_t bytes[TALL];
-  for (uint32_t r = 0; r < lanes; r++) {
-    v128_t q[4];
-    whole16(tile, r, i, count, q);
-    v128_t low = wasm_i16x8_narrow_i32x4(q[0], q[1]), high = wasm_i16x8_narrow_i32x4(q[2], q[3]);
-    bytes[r] = wasm_u8x16_min(wasm_u8x16_narrow_i16x8(low, high), tile->limit);
-  }
+  for (uint32_t r = 0; r < lanes; r++) bytes[r] = wasm_u8x16_min(bytes16(tile, r, i, count), tile->limit);
   place(out, bytes, lanes);
 }
 
