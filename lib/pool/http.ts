@@ -37,6 +37,8 @@ import { encodeWork, type ModelShape } from "./work.ts";
 export const HEARTBEAT_MS = 1000;
 /** A worker that says nothing for so long is given up. */
 const SILENCE_MS = 5000;
+/** Of a line or of a refusal, characters: 100 candidates take 10,000. */
+const MAX_LINE = 1 << 17;
 
 /** What a worker says of work, and the status it says it with. */
 export const STATUS: Partial<Readonly<Record<PoolErrorCode, number>>> = {
@@ -98,7 +100,7 @@ export class HttpPool implements Pool {
     const watch = new Watch(signal);
     try {
       const response = await this.#post(work, watch, deadlineMs);
-      for await (const line of lines(response, watch.word)) {
+      for await (const line of lines(response, MAX_LINE, watch.word)) {
         const event = parsedObject<Line>(line);
         if (event.type === "refused") throw new PoolError(event.code, event.message, event.predictedMs);
         check.take(event);
@@ -187,7 +189,7 @@ class Watch extends Patience {
 /** What a worker, or whatever stands before it, says instead of an answer. */
 async function refusal(response: Response, watch: Watch): Promise<PoolError> {
   const { status } = response;
-  const text = await refusalText(response, watch.word);
+  const text = await refusalText(response, MAX_LINE, watch.word);
   let problem: { code?: PoolErrorCode; detail?: string; predictedMs?: number } = {};
   try {
     problem = JSON.parse(text);

@@ -29,7 +29,7 @@
 
 import { Address } from "./address.ts";
 import { Checker } from "./checker.ts";
-import { chunks, npy, type Reading, TokenReader, unsupported } from "./openai_wire.ts";
+import { chunks, MAX_TEXT, npy, type Reading, TokenReader, unsupported } from "./openai_wire.ts";
 import {
   type Images,
   type Pool,
@@ -242,7 +242,7 @@ const CODES: Readonly<Record<number, PoolErrorCode>> = {
 
 async function refusal(response: Response): Promise<PoolError> {
   const { status } = response;
-  let said = await refusalText(response);
+  let said = await refusalText(response, MAX_TEXT);
   try {
     const { error, message } = JSON.parse(said);
     said = error?.message ?? message ?? said;

@@ -4,6 +4,9 @@ import { lines, parsedObject } from "./patience.ts";
 import { PoolError, type TokenEvent, type Work } from "./pool.ts";
 import type { ModelShape } from "./work.ts";
 
+/** Of a line or of a refusal, characters. */
+export const MAX_TEXT = 1 << 20;
+
 /** Whose fields beyond OpenAI's a server understands. */
 export type Dialect = "openai" | "vllm";
 
@@ -147,7 +150,7 @@ export class TokenReader {
 
 /** The data of server-sent events up to `[DONE]`. */
 export async function* chunks(response: Response, onWord: () => void): AsyncGenerator<Chunk> {
-  for await (const line of lines(response, onWord)) {
+  for await (const line of lines(response, MAX_TEXT, onWord)) {
     const data = /^data: ?(.*)$/.exec(line)?.[1];
     if (data === "[DONE]") return;
     if (data !== undefined) yield parsedObject(data);

@@ -6,8 +6,6 @@ import { PoolError } from "./pool.ts";
 const PATIENCE = 10;
 const PATIENCE_MS = 5000;
 const MOST_PATIENCE_MS = 120_000;
-/** Of a line or of a refusal, characters: 100 candidates take 10,000. */
-const MAX_TEXT = 1 << 20;
 
 /** How long a token may take of a worker that predicted so much. */
 export function tokenPatienceMs(predictedMs: number): number {
@@ -70,20 +68,20 @@ async function* said({ body }: Response, onWord?: () => void): AsyncGenerator<st
   }
 }
 
-/** All of a refusal that is worth reading. */
-export async function refusalText(response: Response, onWord?: () => void): Promise<string> {
+/** All of a refusal that is worth reading: some `most` characters. */
+export async function refusalText(response: Response, most: number, onWord?: () => void): Promise<string> {
   let all = "";
-  for await (const text of said(response, onWord)) if ((all += text).length > MAX_TEXT) break;
+  for await (const text of said(response, onWord)) if ((all += text).length > most) break;
   return all;
 }
 
-/** Lines but the empty ones; what has no end is none. @throws {PoolError} `broken` for a line that does not end. */
-export async function* lines(response: Response, onWord: () => void): AsyncGenerator<string> {
+/** Lines but the empty ones; what has no end is none. @throws {PoolError} `broken` for one beyond `most` characters. */
+export async function* lines(response: Response, most: number, onWord: () => void): AsyncGenerator<string> {
   let rest = "";
   for await (const text of said(response, onWord)) {
     const all = (rest + text).split(/\r?\n/);
     rest = all.pop()!;
-    if (rest.length > MAX_TEXT) throw new PoolError("broken", "The worker sent a line without an end");
+    if (rest.length > most) throw new PoolError("broken", "The worker sent a line without an end");
     yield* all.filter(Boolean);
   }
 }
