@@ -8,14 +8,16 @@
  *                              and tests/bench/limits.wasm for the benchmark
  *     deno task wasm --check   builds and compares with the committed files instead
  *
- * Needs clang 19 and lld 19 (Debian and Ubuntu: `apt install clang-19 lld-19`). The build is reproducible to the
- * byte with one compiler version. Without a compiler `--check` says so and passes, unless CI is set to true.
+ * Needs clang 19 and lld 19 (Debian and Ubuntu: `apt install clang-19 lld-19`), and Node's npx, which fetches Binaryen:
+ * it joins what they make with the loops of tiles.ts. The build is reproducible to the byte with one version of each.
+ * Without them `--check` says so and passes, unless CI is set to true.
  */
 
 import { basename, join } from "@std/path";
+import { tilesModule } from "./tiles.ts";
 
 const FOLDER = import.meta.dirname!;
-const [COMPILER, LINKER] = ["clang-19", "wasm-ld-19"];
+const [COMPILER, LINKER, NPX] = ["clang-19", "wasm-ld-19", "npx"];
 const FLAGS = [
   "--target=wasm32-unknown-unknown",
   "-msimd128",
@@ -48,15 +50,25 @@ const LINK = [
   "--export=__stack_pointer",
 ];
 const BUILDS = [
-  { name: "simd", flags: [] },
-  { name: "relaxed", flags: ["-mrelaxed-simd"] },
+  { name: "simd", flags: [], tiles: false },
+  { name: "relaxed", flags: ["-mrelaxed-simd"], tiles: true },
 ];
 
+/** Joins modules of which each imports what another exports. */
+const MERGE = [
+  ...["-y", "-p", "binaryen@132.0.0", "wasm-merge"],
+  ...["bulk-memory", "gc", "mutable-globals", "nontrapping-float-to-int", "reference-types"].map(enable),
+  ...["relaxed-simd", "sign-ext", "simd"].map(enable),
+];
 const LEAST_MEMORY = "--initial-memory=131072";
 const FULL_MEMORY = "--initial-memory=4294901760";
 
 /** The import of `env.memory`, up to the flags of its limits: 1 has a maximum, 3 has one and is shared. */
 const MEMORY = "\x03env\x06memory\x02\x01";
+
+function enable(feature: string): string {
+  return `--enable-${feature}`;
+}
 
 const check = Deno.args.includes("--check");
 const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).filter((it) =>
@@ -64,11 +76,11 @@ const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).
 );
 const scratch = Deno.makeTempDirSync();
 try {
-  const done = BUILDS.flatMap(({ name, flags }) => {
+  const done = BUILDS.flatMap(({ name, flags, tiles }) => {
     const objects = compile(name, sources.sort(), flags);
     return [
-      build(`kernels_${name}.wasm`, [...objects, LEAST_MEMORY]),
-      build(`kernels_${name}_shared.wasm`, [...objects, FULL_MEMORY], { change: shared }),
+      build(`kernels_${name}.wasm`, [...objects, LEAST_MEMORY], { tiles }),
+      build(`kernels_${name}_shared.wasm`, [...objects, FULL_MEMORY], { tiles, change: shared }),
     ];
   });
   // What the benchmark measures the machine with.
@@ -79,7 +91,9 @@ try {
   if (!(error instanceof Deno.errors.NotFound)) throw error;
   const must = !check || Deno.env.get("CI") === "true";
   console.error(
-    `The kernels ${must ? "cannot be built" : "are not compared"}: ${COMPILER} or ${LINKER} not found`,
+    `The kernels ${
+      must ? "cannot be built" : "are not compared"
+    }: ${COMPILER}, ${LINKER} or ${NPX} not found`,
   );
   Deno.exitCode = must ? 1 : 0;
 } finally {
@@ -111,10 +125,16 @@ function tool(command: string, args: string[]): void {
 function build(
   name: string,
   args: string[],
-  { change = (module: Uint8Array) => module, folder = FOLDER } = {},
+  { tiles = false, change = (module: Uint8Array) => module, folder = FOLDER } = {},
 ): boolean {
   const output = join(scratch, name);
-  tool(LINKER, [...LINK, "-o", output, ...args]);
+  tool(LINKER, [...LINK, ...(tiles ? ["--export-memory"] : []), "-o", output, ...args]);
+  if (tiles) {
+    const [text, linked] = [`${output}.wat`, `${output}.linked`];
+    Deno.writeTextFileSync(text, tilesModule());
+    Deno.renameSync(output, linked);
+    tool(NPX, [...MERGE, linked, "kernels", text, "tiles", "-o", output]);
+  }
   const made = change(Deno.readFileSync(output));
   const committed = join(folder, name);
   if (!check) {

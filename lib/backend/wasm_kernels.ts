@@ -142,10 +142,10 @@ export function selfTest(
   return floatTest(kernels, memory, from) ?? integerTest(kernels, memory, from);
 }
 
-/** 6 rows, 11 columns, k = 37: every tail of the f32 product at once. */
+/** Rows enough for copies of operands (`wasm/tiles.ts`), 11 columns, k = 37: every tail of the f32 product at once. */
 function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
-  const [rows, n, k] = [6, 11, 37];
-  const at = { x: from, w: from + 4096, a: from + 12_288, out: from + 20_480, one: from + 24_576 };
+  const [rows, n, k] = [36, 11, 37];
+  const at = { x: from, w: from + 8192, a: from + 12_288, out: from + 20_480, one: from + 24_576 };
   const floats = new Float32Array(memory.buffer);
   const x = (t: number, i: number) => (t * 7 + i * 5) % 11 - 5;
   const w = (c: number, i: number) => c < n ? (c * 3 + i * 13) % 17 - 8 : 0;
@@ -169,23 +169,23 @@ function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): 
   return undefined;
 }
 
-/** A tile, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
+/** Seven tiles or one, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
 function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
   const k = 96;
   const at = {
     a: from,
-    x: from + 2048,
-    w8: from + 3072,
-    w4: from + 4096,
-    ones: from + 5120,
-    zeros: from + 5184,
+    x: from + 8192,
+    w8: from + 9216,
+    w4: from + 10_240,
+    ones: from + 11_264,
+    zeros: from + 11_520,
   };
-  const [sums, presets, room, out] = [from + 5248, from + 5312, from + 6144, from + 8192];
+  const [sums, presets, room, out] = [from + 11_776, from + 12_288, from + 14_336, from + 20_480];
   const bytes = new Int8Array(memory.buffer);
   const words = new Int16Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
-  bytes.fill(0, from, from + 10_240);
-  floats.fill(1, at.ones / 4, at.ones / 4 + 8);
+  bytes.fill(0, from, from + 24_576);
+  floats.fill(1, at.ones / 4, at.ones / 4 + 64);
   // int8: activations 0 … 127, weights within the bound of eight steps. int4: -127 … 127, nibbles 0 … 15, unscaled.
   const seven = (t: number, i: number) => i % 3 ? 127 - (t * 5 + i) % 9 : t;
   const weight = (c: number, i: number) => (c * 7 + i * 11) % 33 - 16;
@@ -213,17 +213,19 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   const [right8, right4] = [dot(seven, weight), dot(eight, (c, i) => nibble(c, i) - 8)];
   const tileBytes = kernels.tile_bytes();
   const [values, step] = tileBytes === 1 ? [bytes, 4] : [words, 2];
-  const fill = (x: typeof seven, rows: number) => {
+  const fill = (x: typeof seven, rows: number, tile: number) => {
     for (let t = 0; t < rows; t++) {
+      const to = at.a / tileBytes + Math.floor(t / tile) * tile * k;
       for (let i = 0; i < k; i++) {
-        values[at.a / tileBytes + (Math.floor(i / step) * rows + t) * step + i % step] = x(t, i);
+        values[to + (Math.floor(i / step) * tile + t % tile) * step + i % step] = x(t, i);
       }
     }
     for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
   };
   for (const kernel of [0, 1, 4, 8]) {
-    const rows = kernels.tile_rows(kernel);
-    fill(seven, rows);
+    const tile = kernels.tile_rows(kernel);
+    const rows = 7 * tile;
+    fill(seven, rows, tile);
     const weights = [at.w8, at.ones, sums];
     const gemm = [
       at.a,
@@ -257,7 +259,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   for (let at = 0; at < k / 32 * 2; at++) words[single / 2 + at] = preset(0, at >> 1, at % 2);
   const rows = TILE;
   for (const kernel of [0, 8]) {
-    fill(eight, rows);
+    fill(eight, rows, rows);
     for (let at = 0; at < k / 32 * rows * 2; at++) {
       words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
     }
@@ -273,11 +275,11 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   // The same weights, now with the largest scales that leave bytes.
   const scale = (c: number) => c % 2 ? 15 : -15;
   for (let i = 0; i < k / 32 * 8; i++) words[at.w4 / 2 + (i >> 3) * 72 + i % 8] = scale(i % 8);
-  const tall = kernels.tile_rows(0);
-  fill((t, i) => eight(t, i) + zero, tall);
-  new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + tall);
+  const [tall, many] = [kernels.tile_rows(0), 7 * kernels.tile_rows(0)];
+  fill((t, i) => eight(t, i) + zero, many, tall);
+  new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + many);
   kernels.columns_int4(sums, at.w4, k, 1);
-  const rest = [room, tall, k, 8, out, 8, 0, 0, 0, FINISH.plain];
+  const rest = [room, many, k, 8, out, 8, 0, 0, 0, FINISH.plain];
   kernels.gemm_int4_bytes(at.a, at.zeros, at.ones, at.w4, at.ones, sums, ...rest);
-  return wrong("gemm_int4_bytes", tall * 8, (t, c) => right4(t, c) * scale(c));
+  return wrong("gemm_int4_bytes", many * 8, (t, c) => right4(t, c) * scale(c));
 }

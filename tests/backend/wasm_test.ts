@@ -90,6 +90,42 @@ Deno.test("a row of a product with integer weights is what it is alone, however 
   }
 });
 
+Deno.test("many rows, which are multiplied from copies of the operands, are what few are, at every end of a copy", async () => {
+  const builds = [
+    createWasmBackend(relaxed, { multiplier: "dot" }),
+    createWasmBackend(relaxed, { multiplier: "words" }),
+  ];
+  const [rows, few, n] = [50, 5, 19];
+  const bounds = new Set<number>();
+  for (const k of [3, 16, 20, 52, 64, 84, 130, 300]) {
+    // With the power most weights are small, and eight products fit 16 bits.
+    for (
+      const [scheme, power] of [["f32", 1], ["int8-p8-s4", 1], ["int8-p8-s4", 5], ["int4-g32-p8", 1]] as const
+    ) {
+      const stored = pack(scheme, random(n * k, k).map((it) => it ** power), n, k);
+      if (scheme === "int8-p8-s4") bounds.add(boundedSteps(stored));
+      const values = random(rows * k, 7);
+      for (const b of builds) {
+        const [w, x, bias] = [b.matrix(stored), tensor(b, rows, k, values), tensor(b, 1, n, random(n, 3))];
+        const out = b.tensor(rows, n);
+        b.linear(out, x, w, { bias });
+        const found = await b.read(out);
+        for (let row = 0; row < rows; row += few) {
+          const part = b.tensor(few, n);
+          b.linear(part, b.slice(x, row, few), w, { bias });
+          const expected = await b.read(part);
+          for (const [i, value] of expected.entries()) {
+            const near = scheme === "f32" ? 1e-5 : 0;
+            const off = Math.abs(found[row * n + i] - value);
+            assert.ok(off <= near, `${scheme}, k ${k}, row ${row}: ${found[row * n + i]} for ${value}`);
+          }
+        }
+      }
+    }
+  }
+  assert.deepEqual([...bounds].sort(), [4, 8]);
+});
+
 Deno.test("memory: pieces are reused, and growing keeps what was written", async () => {
   const b = createWasmBackend(simd);
   const kept = tensor(b, 3, 4, random(12, 1));

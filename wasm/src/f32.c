@@ -3,6 +3,7 @@
 // Sums: f32 within some blocks of k, f64 beyond, so the error of a product stays near one rounding
 // whatever k is.
 #include "floats.h"
+#include "tiles.h"
 
 enum {
   BLOCK = 64,   // values of k in a chain of f32 sums
@@ -38,16 +39,25 @@ INLINE void gather_f64(v128_t sums[], const v128_t c[], uint32_t count) {
   }
 }
 
-// Sums of a tile over the whole of k.
-INLINE void tile_exact(const float *a, const float *w, uint32_t k, v128_t y[10]) {
+// Adds `count` values of k of a tile to its sums, chain by chain.
+INLINE void chains(const float *a, const float *w, uint32_t count, v128_t sums[10]) {
+  for (uint32_t i = 0; i < count; i += BLOCK) {
+    v128_t c[10];
+    tile_f32(a + ROWS * i, w + 8 * i, count - i < BLOCK ? count - i : BLOCK, c);
+    for (uint32_t j = 0; j < 10; j++) sums[j] = wasm_f32x4_add(sums[j], c[j]);
+  }
+}
+
+// Sums of a tile over the whole of k; where it is staged, of the copies from chunks `row` and `panel` on, but for the
+// last values, which make no whole step of four.
+INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t panel, uint32_t k, uint32_t staged,
+                       v128_t y[10]) {
   v128_t sums[20] = {0}, c[10];
-  for (uint32_t i = 0; i < k;) {
-    uint32_t end = k - i < BLOCK * BLOCKS ? k : i + BLOCK * BLOCKS;
+  for (uint32_t i = 0; i < k; i += BLOCK * BLOCKS) {
+    uint32_t count = k - i < BLOCK * BLOCKS ? k - i : BLOCK * BLOCKS, whole = staged ? count / 4 * 4 : 0;
     v128_t part[10] = {0};
-    for (; i < end; i += BLOCK) {
-      tile_f32(a + ROWS * i, w + 8 * i, end - i < BLOCK ? end - i : BLOCK, c);
-      for (uint32_t j = 0; j < 10; j++) part[j] = wasm_f32x4_add(part[j], c[j]);
-    }
+    if (whole) staged_f32(row + i / CHUNK, panel + i / CHUNK, whole, part);
+    if (count > whole) chains(a + ROWS * (i + whole), w + 8 * (i + whole), count - whole, part);
     gather_f64(sums, part, 10);
   }
   for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
@@ -59,15 +69,21 @@ EXPORT(gemm_f32)
 void gemm_f32(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, float *out, uint32_t out_stride,
               const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
+  uint32_t staged = STAGES && rows > 6 * ROWS && k >= 4, steps = k / 4 * 4, chunks = chunks_of(steps);
+  if (staged) stage_rows_five(a, (rows + ROWS - 1) / ROWS, steps, (k - steps) * 4 * ROWS);
   for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
+    if (staged) stage_panels(w, (cols + 7) / 8, steps, (k - steps) * 32);
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
-      for (uint32_t half = 0; half < cols; half += 8) {
-        for (uint32_t r = 0; r < count; r += ROWS) {
+      for (uint32_t r = 0; r < count; r += ROWS) {
+        const float *tile = a + (uint64_t)(row + r) * k;
+        for (uint32_t half = 0; half < cols; half += 8) {
           v128_t sums[10];
-          tile_exact(a + (uint64_t)(row + r) * k, w + (uint64_t)half * k, k, sums);
+          uint32_t from = (row + r) / ROWS * chunks, panel = half / 8 * chunks;
+          if (staged) tile_exact(tile, w + (uint64_t)half * k, from, panel, k, 1, sums);
+          else tile_exact(tile, w + (uint64_t)half * k, 0, 0, k, 0, sums);
           keep_tile(y + PAIR * r + half, sums, ROWS);
         }
       }

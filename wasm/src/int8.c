@@ -4,6 +4,7 @@
 // Activations are rounded row by row to 0…127 with a zero point (lib/backend/layout.ts tells how and why); the
 // products are summed exactly, the zero point is taken out by the sum of each column, and only then come floats.
 #include "dots.h"
+#include "tiles.h"
 
 // Sum of every column, for the zero point.
 EXPORT(columns_int8)
@@ -75,15 +76,22 @@ uint32_t bound_int8(const int8_t *w, uint32_t padded, uint32_t panels) {
   return wasm_v128_any_true(over8) ? 4 : 8;
 }
 
-// Sums of `count` rows and a panel, as integers, to floats, in place.
-INLINE void descale_block(float *y, uint32_t count, const int32_t *zeros, const float *scales, const float *w_scale,
-                          const int32_t *w_sums) {
-  v128_t low_scale = wasm_v128_load(w_scale), high_scale = wasm_v128_load(w_scale + 4);
-  v128_t low_sums = wasm_v128_load(w_sums), high_sums = wasm_v128_load(w_sums + 4);
-  for (uint32_t r = 0; r < count; r++, y += PAIR) {
-    v128_t zero = wasm_v128_load32_splat(zeros + r), scale = wasm_v128_load32_splat(scales + r);
-    wasm_v128_store(y, descale_int8(wasm_v128_load(y), zero, low_sums, scale, low_scale));
-    wasm_v128_store(y + 4, descale_int8(wasm_v128_load(y + 4), zero, high_sums, scale, high_scale));
+// What sums of a tile and a panel are made floats with.
+typedef struct {
+  const int32_t *zeros;  // of each row
+  const float *scales;
+  const float *w_scale;  // of each column
+  const int32_t *w_sums;
+} Scales;
+
+// Sums of a tile, as `straighten` leaves them, to their place in a block.
+INLINE void descale_tile(float *y, const v128_t sums[2 * TALL], const Scales *s, uint32_t rows) {
+  v128_t low_scale = wasm_v128_load(s->w_scale), high_scale = wasm_v128_load(s->w_scale + 4);
+  v128_t low_sums = wasm_v128_load(s->w_sums), high_sums = wasm_v128_load(s->w_sums + 4);
+  for (uint32_t r = 0; r < rows; r++, y += PAIR) {
+    v128_t zero = wasm_v128_load32_splat(s->zeros + r), scale = wasm_v128_load32_splat(s->scales + r);
+    wasm_v128_store(y, descale_int8(sums[2 * r], zero, low_sums, scale, low_scale));
+    wasm_v128_store(y + 4, descale_int8(sums[2 * r + 1], zero, high_sums, scale, high_scale));
   }
 }
 
@@ -121,10 +129,21 @@ INLINE void unpack_int4(int8_t *to, const int8_t *w, uint32_t groups) {
 }
 
 // A tile by a panel, to its place in a block.
-INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32_t padded, uint32_t kernel) {
+INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32_t padded, const Scales *s,
+                       uint32_t kernel) {
   v128_t sums[2 * TALL];
   tile_int8(tile, panel, padded, kernel, sums);
-  keep_tile(y, sums, rows_of(kernel));
+  descale_tile(y, sums, s, rows_of(kernel));
+}
+
+// The same of copies.
+INLINE void block_staged(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, uint32_t kernel) {
+  v128_t c[2 * TALL], sums[2 * TALL];
+  if (kernel == VNNI) staged_dot(row, panel, steps, c);
+  else if (kernel == 4) staged_words4(row, panel, steps, c);
+  else staged_words8(row, panel, steps, c);
+  straighten(c, sums, rows_of(kernel));
+  descale_tile(y, sums, s, rows_of(kernel));
 }
 
 // out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Each panel is unpacked once for all rows, but where weights lie
@@ -133,25 +152,33 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
                  const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, const Finish *f,
                  uint32_t int4, uint32_t kernel) {
   uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
+  uint32_t steps = padded / 4, chunks = chunks_of(steps), staged = STAGES && kernel != 1 && rows > 6 * tall;
+  if (staged && kernel == VNNI) stage_rows_six(a, (rows + tall - 1) / tall, steps, 0);
+  else if (staged) stage_rows_five(a, (rows + tall - 1) / tall, steps, 0);
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * panel_bytes) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR, panels = (cols + 7) / 8;
     const int8_t *pair = WORDS || int4 ? room : w;
     if (int4) unpack_int4(room, w, panels * (padded / 32));
-    else if (WORDS) unpack(room, w, panels * (padded / 4));
+    else if (WORDS) unpack(room, w, panels * steps);
+    if (staged) stage_panels(pair, panels, steps, 0);
     for (uint32_t row = 0; row < rows; row += block) {
       float y[PAIR * BLOCK_TILES * TALL];
       uint32_t count = rows - row < block ? rows - row : block;
-      for (uint32_t half = 0; half < cols; half += 8) {
-        const int8_t *panel = pair + (half * padded << WORDS);
-        for (uint32_t r = 0; r < count; r += tall) {
+      for (uint32_t r = 0; r < count; r += tall) {
+        const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
+        for (uint32_t half = 0; half < cols; half += 8) {
+          const int8_t *panel = pair + (half * padded << WORDS);
+          const Scales s = {zeros + row + r, scales + row + r, w_scale + col + half, w_sums + col + half};
           float *to = y + PAIR * r + half;
-          const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
-          if (kernel == VNNI) block_int8(to, tile, panel, padded, VNNI);
-          else if (kernel == 4) block_int8(to, tile, panel, padded, 4);
-          else if (kernel == 8) block_int8(to, tile, panel, padded, 8);
-          else block_int8(to, tile, panel, padded, 1);
+          uint32_t first = (row + r) / tall * chunks, other = half / 8 * chunks;
+          if (staged && kernel == VNNI) block_staged(to, first, other, steps, &s, VNNI);
+          else if (staged && kernel == 4) block_staged(to, first, other, steps, &s, 4);
+          else if (staged) block_staged(to, first, other, steps, &s, 8);
+          else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
+          else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
+          else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);
+          else block_int8(to, tile, panel, padded, &s, 1);
         }
-        descale_block(y + half, count, zeros + row, scales + row, w_scale + col + half, w_sums + col + half);
       }
       finish(f, row, count, col, cols, y);
     }

@@ -1,0 +1,204 @@
+/**
+ * The innermost loops of products of many rows, as WebAssembly text: what C cannot say.
+ *
+ * An engine without guard pages around its memories (Deno, workerd) looks at every address before it loads from it, by a
+ * comparison and a jump, and every pointer has to be moved. All that costs next to nothing while a core works for one
+ * thread alone, and a fifth of the speed where two share it. The fields of a struct need none of it. So operands are
+ * copied to structs of sixteen steps, once for many tiles, and a step of a tile is loads, rotations and products, no more.
+ *
+ * A step is two vectors of eight columns, and the rows of a tile as two vectors: four of them, to be rotated three times,
+ * and those that are left, spread. `wasm/src/tiles.h` declares what C calls of this.
+ */
+
+/** Steps of a struct, and after how many a tile may end. */
+const [STEPS, UNIT] = [16, 4];
+const VECTOR = 16;
+
+/** How the rows of a tile lie in memory, and in a struct. */
+interface Rows {
+  /** Bytes of a step of all rows. */
+  readonly stride: number;
+  /** Type, and instruction that loads it, of the rows beyond four. */
+  readonly rest: readonly [type: string, load: string];
+  /** Spreads them, if they are not already. */
+  readonly spread: (rest: string) => string;
+  /** Whether they are two, which are rotated once. */
+  readonly two: boolean;
+}
+
+const ROWS: Record<string, Rows> = {
+  six: { stride: 24, rest: ["v128", "v128.load64_splat"], spread: (rest) => rest, two: true },
+  five: { stride: 20, rest: ["f32", "f32.load"], spread: (rest) => `(f32x4.splat ${rest})`, two: false },
+};
+
+/** How they are multiplied. */
+interface Product {
+  readonly name: string;
+  readonly rows: keyof typeof ROWS;
+  /** A sum, to which columns times rows are added. */
+  add(columns: string, rows: string, sum: string): string;
+  /** Sums that are taken of so many steps only, and then joined with others. */
+  readonly few?: { readonly steps: number; join(sum: string, few: string): string };
+  /** Columns times rows, where these begin anew. */
+  first?(columns: string, rows: string): string;
+}
+
+const words = (steps: number): Product => {
+  const first = (columns: string, rows: string) => `(i16x8.relaxed_dot_i8x16_i7x16_s ${columns} ${rows})`;
+  const join = (sum: string, few: string) => `(i32x4.add ${sum} (i32x4.extadd_pairwise_i16x8_s ${few}))`;
+  return {
+    name: `words${steps}`,
+    rows: "five",
+    first,
+    add: (columns, rows, sum) => `(i16x8.add ${sum} ${first(columns, rows)})`,
+    few: { steps, join },
+  };
+};
+
+const PRODUCTS: readonly Product[] = [
+  {
+    name: "dot",
+    rows: "six",
+    add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
+  },
+  {
+    name: "f32",
+    rows: "five",
+    add: (columns, rows, sum) => `(f32x4.relaxed_madd ${columns} ${rows} ${sum})`,
+    few: { steps: 64, join: (sum, few) => `(f32x4.add ${sum} ${few})` },
+  },
+  words(4),
+  words(8),
+];
+
+const lines = (count: number, line: (i: number) => string) =>
+  Array.from({ length: count }, (_, i) => line(i)).join("\n");
+const get = (local: string) => `(local.get $${local})`;
+const set = (local: string, value: string) => `(local.set $${local} ${value})`;
+const add = (local: string, value: number | string) =>
+  set(local, `(i32.add ${get(local)} ${typeof value === "string" ? value : `(i32.const ${value})`})`);
+/** Field of the struct that the local of its type's name holds. */
+const field = (type: string, i: number) => `(struct.get $${type} ${i} ${get(type)})`;
+const keep = (type: string, i: number, value: string) => `(struct.set $${type} ${i} ${get(type)} ${value})`;
+const at = (type: string, list: string, index: string) => `(array.get $list_${type} ${list} ${get(index)})`;
+
+/** Structs of sixteen steps, two fields each, and as many of them as were ever needed. */
+function types(type: string, rest: string): string {
+  return `(type $${type} (struct ${lines(STEPS, () => `(field (mut v128)) (field (mut ${rest}))`)}))
+    (type $list_${type} (array (mut (ref $${type}))))
+    (global $all_${type} (mut (ref $list_${type})) (array.new_fixed $list_${type} 0))`;
+}
+
+/** $left steps, a multiple of four: `begin` for every struct of them, `step`, `between` two structs, `end` within one. */
+function steps(
+  begin: string,
+  step: (i: number) => string,
+  { between = "", end = () => "" }: { between?: string; end?: (i: number) => string } = {},
+): string {
+  const ended = (i: number) =>
+    i % UNIT || i === STEPS
+      ? ""
+      : `(if (i32.eq ${get("left")} (i32.const ${i})) (then ${end(i)} (br $done)))`;
+  return `(block $done (loop $next
+    ${begin}
+    ${lines(STEPS, (i) => step(i) + ended(i + 1))}
+    ${add("left", -STEPS)}
+    (br_if $done (i32.eqz ${get("left")}))
+    ${between}
+    (br $next)))`;
+}
+
+/** Copies of `count` times `steps` steps, `skip` bytes apart, each in structs of its own. */
+function stage(type: string, stride: number, rest: string): string {
+  const [one, list, all] = [`(ref $${type})`, `(ref $list_${type})`, `(global.get $all_${type})`];
+  const copy = (i: number) =>
+    keep(type, 2 * i, `(v128.load ${get("from")})`) +
+    keep(type, 2 * i + 1, `(${rest} offset=${VECTOR} ${get("from")})`) + add("from", stride);
+  return `(func $room_${type} (param $count i32) (local $now ${list}) (local $more ${list}) (local $i i32)
+      ${set("now", all)}
+      (if (i32.le_u ${get("count")} (array.len ${get("now")})) (then (return)))
+      ${set("more", `(array.new $list_${type} (struct.new_default $${type}) ${get("count")})`)}
+      (loop $next
+        (array.set $list_${type} ${get("more")} ${get("i")}
+          (if (result ${one}) (i32.lt_u ${get("i")} (array.len ${get("now")}))
+            (then ${at(type, get("now"), "i")}) (else (struct.new_default $${type}))))
+        ${add("i", 1)}
+        (br_if $next (i32.lt_u ${get("i")} ${get("count")})))
+      (global.set $all_${type} ${get("more")}))
+    (func (export "stage_${type}") (param $from i32) (param $count i32) (param $steps i32) (param $skip i32)
+      (local $list ${list}) (local $${type} ${one}) (local $i i32) (local $left i32)
+      (call $room_${type} (i32.mul ${get("count")}
+        (i32.shr_u (i32.add ${get("steps")} (i32.const ${STEPS - 1})) (i32.const ${Math.log2(STEPS)}))))
+      ${set("list", all)}
+      (loop $each
+        ${set("left", get("steps"))}
+        ${steps(set(type, at(type, get("list"), "i")) + add("i", 1), copy)}
+        ${add("from", get("skip"))}
+        (br_if $each (local.tee $count (i32.sub ${get("count")} (i32.const 1))))))`;
+}
+
+/** Sums of a tile, to `out`, ordered as `straighten` takes them: of `left` steps from structs `row` and `panel` on. */
+function product({ name, rows: layout, add: sum, first, few }: Product): string {
+  const { spread, two } = ROWS[layout];
+  const rows = `rows_${layout}`;
+  const sums = two ? 12 : 10;
+  const begins = (i: number) => few && i % few.steps === 0 && first;
+  const pair = (i: number, ...pairs: number[]) =>
+    pairs.map((c, half) => {
+      const [columns, c0] = [get(`b${half}`), `c${c}`];
+      return set(c0, begins(i) ? first!(columns, get("a")) : sum(columns, get("a"), get(c0)));
+    }).join("\n");
+  const rotate = set("a", `(i8x16.shuffle 4 5 6 7 8 9 10 11 12 13 14 15 0 1 2 3 ${get("a")} ${get("a")})`);
+  const joined = few && lines(sums, (i) => keep("sums", i, few.join(field("sums", i), get(`c${i}`))));
+  const cleared = lines(sums, (i) => set(`c${i}`, "(v128.const i32x4 0 0 0 0)"));
+  const step = (i: number) =>
+    [
+      set("b0", field("panels", 2 * i)),
+      set("b1", field("panels", 2 * i + 1)),
+      set("a", field(rows, 2 * i)),
+      pair(i, 0, 4),
+      ...[1, 2, 3].flatMap((c) => [rotate, pair(i, c, c + 4)]),
+      set("a", spread(field(rows, 2 * i + 1))),
+      pair(i, 8, 9),
+      ...(two ? [rotate, pair(i, 10, 11)] : []),
+      few && (i + 1) % few.steps === 0 ? joined : "",
+    ].join("\n");
+  const begin = [[rows, "row"], ["panels", "panel"]].map(([of, index]) =>
+    set(of, at(of, `(global.get $all_${of})`, index)) + add(index, 1)
+  );
+  const long = few && few.steps > STEPS;
+  return `(func (export "staged_${name}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
+    (local $${rows} (ref $${rows})) (local $panels (ref $panels)) (local $sums (ref $sums)) (local $structs i32)
+    (local $a v128) (local $b0 v128) (local $b1 v128) ${lines(sums, (i) => `(local $c${i} v128)`)}
+    ${set("sums", "(global.get $sums)")}
+    ${few ? lines(sums, (i) => keep("sums", i, "(v128.const i32x4 0 0 0 0)")) : ""}
+    ${
+    steps(begin.join("\n"), step, {
+      between: long
+        ? `(if (i32.eq (local.tee $structs (i32.add ${get("structs")} (i32.const 1)))
+          (i32.const ${few.steps / STEPS})) (then ${set("structs", "(i32.const 0)")} ${joined} ${cleared}))`
+        : "",
+      end: (i) => few && !long && i % few.steps ? joined! : "",
+    })
+  }
+    ${long ? joined : ""}
+    ${
+    lines(sums, (i) =>
+      `(v128.store offset=${VECTOR * i} ${get("out")} ${few ? field("sums", i) : get(`c${i}`)})`)
+  })`;
+}
+
+/** The module: it takes the memory of the kernels, and has the functions that `wasm/src/tiles.h` names. */
+export function tilesModule(): string {
+  const layouts = Object.entries(ROWS).map(([name, { stride, rest: [type, load] }]) =>
+    types(`rows_${name}`, type) + stage(`rows_${name}`, stride, load)
+  );
+  return `(module
+    (import "kernels" "memory" (memory 0))
+    (type $sums (struct ${lines(10, () => "(field (mut v128))")}))
+    (global $sums (ref $sums) (struct.new_default $sums))
+    ${types("panels", "v128")}
+    ${stage("panels", 2 * VECTOR, "v128.load")}
+    ${layouts.join("\n")}
+    ${PRODUCTS.map(product).join("\n")})`;
+}
