@@ -116,14 +116,14 @@ const network: Network = {
  * @throws {RequestError} `model_too_large` before anything is loaded, where even that has no room.
  */
 async function load(parts: Omit<PipelineParts, "backend">) {
-  const { memory: { peakBytes }, streamedVisionBytes, files } = await describe(parts.files);
+  const { memory: { peakBytes, copiesBytes }, streamedVisionBytes, files } = await describe(parts.files);
   const whole = peakBytes <= ISOLATE.wasmBytes;
   // The vocabulary and the mask decoder, as they are read and as they are kept.
   const others = files.filter((it) => !/^model.*\.safetensors$/.test(it.name));
   const own = ISOLATE.programBytes + BUNDLED_BYTES + ISOLATE.featureCacheBytes +
     (whole ? ISOLATE.prefixCacheBytes : 0) +
     2 * others.reduce((sum, it) => sum + it.sizeBytes, 0);
-  const needed = own + (whole ? peakBytes : streamedVisionBytes);
+  const needed = own + (whole ? peakBytes + copiesBytes : streamedVisionBytes);
   if (needed > ISOLATE.modelBytes) {
     const [all, room] = [needed, ISOLATE.modelBytes].map((it) => `${(it / 1e6).toFixed(0)} MB`);
     throw new RequestError(
@@ -135,7 +135,8 @@ async function load(parts: Omit<PipelineParts, "backend">) {
   const backend = createWasmBackend({ simd, relaxed }, { maxBytes: ISOLATE.wasmBytes });
   const residence = whole ? "resident" : "streamed";
   const pipeline = await createPipeline({ ...parts, backend, residence, ...ISOLATE });
-  return { pipeline, residence, holding: () => Math.max(needed, own + backend.memoryBytes) };
+  const holding = () => Math.max(needed, own + backend.memoryBytes + backend.copiesBytes);
+  return { pipeline, residence, holding };
 }
 
 /** Tells what the accountant has. */

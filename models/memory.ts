@@ -15,7 +15,7 @@ import type {
 } from "../lib/backend/backend.ts";
 import { roundUp } from "../lib/backend/layout.ts";
 import { attentionInt8Scratch, attentionScratch } from "../lib/backend/wasm_parts.ts";
-import { matrixBytes, productScratch } from "../lib/backend/wasm_product.ts";
+import { copiesBytes, matrixBytes, productScratch } from "../lib/backend/wasm_product.ts";
 import { loadDecoder } from "../lib/decode/gemma.ts";
 import { loadVision } from "../lib/vision/siglip.ts";
 import type { ModelConfig } from "../lib/weights/config.ts";
@@ -26,22 +26,24 @@ import { type TensorSpec, tensorTable } from "../lib/weights/table.ts";
 /** Tokens of the question and of its answer that memory is counted for, beside one picture. */
 export const [PROMPT_TOKENS, ANSWER_TOKENS] = [64, 256];
 
-/** Bytes of WASM memory. */
+/** Bytes, of WASM memory unless said otherwise. */
 export interface Memory {
   /** Weights as the kernels read them. */
   readonly weightsBytes: number;
   /** The most that is held while an answer is made: weights, activations, keys and values, scratch. */
   readonly peakBytes: number;
+  /** Operands copied for products of many rows, among the engine's objects. */
+  readonly copiesBytes: number;
 }
 
 /** Memory of a whole model whose matrices are in the schemes given, on one thread. */
 export async function memoryOf(config: ModelConfig, schemeOf: (spec: TensorSpec) => Scheme): Promise<Memory> {
   const backend = new Counting();
   await rehearse(backend, new Blank(config, schemeOf));
-  return { weightsBytes: backend.sizeBytes, peakBytes: backend.peakBytes };
+  return { weightsBytes: backend.sizeBytes, peakBytes: backend.peakBytes, copiesBytes: backend.copiesBytes };
 }
 
-/** Bytes that SigLIP and the projector take when their layers are streamed: in WASM memory and where they arrive. */
+/** Bytes that SigLIP and the projector take when their layers are streamed: in WASM memory, copied, and where they arrive. */
 export async function streamedVisionBytes(
   config: ModelConfig,
   schemeOf: (spec: TensorSpec) => Scheme,
@@ -53,7 +55,7 @@ export async function streamedVisionBytes(
     blankPixels(config),
     async () => {},
   );
-  return backend.peakBytes + weights.roomBytes;
+  return backend.peakBytes + backend.copiesBytes + weights.roomBytes;
 }
 
 /** Loads a model and makes the first two tokens of an answer about a grey picture, with room for all. */
@@ -120,8 +122,14 @@ class Counting implements Backend {
   readonly availableBytes = Infinity;
   sizeBytes = 0;
   peakBytes = 0;
+  /** Those of floats lie beside those of bytes. */
+  readonly #copies = { float: 0, byte: 0 };
   #scratchBytes = 0;
   #anglesBytes = 0;
+
+  get copiesBytes(): number {
+    return this.#copies.float + this.#copies.byte;
+  }
 
   tensor(rows: number, cols: number): Tensor {
     return this.#take({ rows, cols, bytes: rows * cols * 4 });
@@ -139,12 +147,14 @@ class Counting implements Backend {
     for (const it of what) this.sizeBytes -= (it as Counted).bytes;
   }
 
-  linear(_: Tensor, x: Tensor, w: Matrix): void {
-    this.#reserve(productScratch(w.scheme, x.rows, w.k, 1));
+  linear(_: Tensor, x: Tensor, { scheme, k }: Matrix): void {
+    this.#reserve(productScratch(scheme, x.rows, k, 1));
+    const kind = scheme === "f32" ? "float" : "byte";
+    this.#copies[kind] = Math.max(this.#copies[kind], copiesBytes(scheme, x.rows, k));
   }
 
-  gated(_: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {
-    for (const { scheme, k } of [gate, up]) this.#reserve(productScratch(scheme, x.rows, k, 1));
+  gated(_: Tensor, x: Tensor, ...weights: Matrix[]): void {
+    for (const w of weights) this.linear(_, x, w);
   }
 
   attention(_: Tensor, q: Tensor, k: Tensor, __: Tensor, { headDim }: AttentionOptions): void {

@@ -18,8 +18,8 @@ const VECTOR = 16;
 interface Rows {
   /** Bytes of a step of all rows. */
   readonly stride: number;
-  /** Type, and instruction that loads it, of the rows beyond four. */
-  readonly rest: readonly [type: string, load: string];
+  /** Type, instruction that loads it, and bytes, of the rows beyond four. */
+  readonly rest: readonly [type: string, load: string, bytes: number];
   /** Spreads them, if they are not already. */
   readonly spread: (rest: string) => string;
   /** Whether they are two, which are rotated once. */
@@ -27,8 +27,8 @@ interface Rows {
 }
 
 const ROWS: Record<string, Rows> = {
-  six: { stride: 24, rest: ["v128", "v128.load64_splat"], spread: (rest) => rest, two: true },
-  five: { stride: 20, rest: ["f32", "f32.load"], spread: (rest) => `(f32x4.splat ${rest})`, two: false },
+  six: { stride: 24, rest: ["v128", "v128.load64_splat", 16], spread: (rest) => rest, two: true },
+  five: { stride: 20, rest: ["f32", "f32.load", 4], spread: (rest) => `(f32x4.splat ${rest})`, two: false },
 };
 
 /** How they are multiplied. */
@@ -188,6 +188,10 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
   })`;
 }
 
+/** Bytes of the structs of a type, heads included as V8 has them. */
+const bytesOf = (type: string, rest: number) =>
+  `(i32.mul (array.len (global.get $all_${type})) (i32.const ${VECTOR + STEPS * (VECTOR + rest)}))`;
+
 /** The module: it takes the memory of the kernels, and has the functions that `wasm/src/tiles.h` names. */
 export function tilesModule(): string {
   const layouts = Object.entries(ROWS).map(([name, { stride, rest: [type, load] }]) =>
@@ -200,5 +204,12 @@ export function tilesModule(): string {
     ${types("panels", "v128")}
     ${stage("panels", 2 * VECTOR, "v128.load")}
     ${layouts.join("\n")}
-    ${PRODUCTS.map(product).join("\n")})`;
+    ${PRODUCTS.map(product).join("\n")}
+    (func (export "copies_bytes") (result i32)
+      ${
+    Object.entries(ROWS).reduce(
+      (sum, [name, { rest }]) => `(i32.add ${sum} ${bytesOf(`rows_${name}`, rest[2])})`,
+      bytesOf("panels", VECTOR),
+    )
+  }))`;
 }

@@ -46,6 +46,8 @@ export interface WasmBackend extends Backend {
   readonly name: "wasm";
   /** Bytes of WASM memory held: weights, activations, scratch, and gaps. Never shrinks. */
   readonly memoryBytes: number;
+  /** Bytes of operands copied for products of many rows: among the engine's objects, one set a thread. Never shrink. */
+  readonly copiesBytes: number;
 }
 
 /**
@@ -110,6 +112,10 @@ export class Wasm implements WasmBackend {
 
   get memoryBytes(): number {
     return this.#arena.heldBytes;
+  }
+
+  get copiesBytes(): number {
+    return (this.#kernels.copies_bytes?.() ?? 0) * this.#crew.threads;
   }
 
   tensor(rows: number, cols: number): Tensor {

@@ -19,6 +19,9 @@ const FEW_ROWS = 4;
 /** Bytes of weights that are still in the second-level cache when the next row reads them. */
 const CACHED_BYTES = 2 ** 19;
 
+/** Of sixteen steps and its head. */
+const STRUCT_BYTES = 528;
+
 /** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */
 const MOST_BYTES_K = 65_536;
 
@@ -214,6 +217,14 @@ export function productScratch(scheme: Scheme, rows: number, k: number, threads:
     case "int4-g32-p8":
       return Math.max(most(scheme, TILE), rows > 1 ? most("int4-bytes", MOST_ROWS) : 0);
   }
+}
+
+/** Bytes that such a product copies at most, one set a thread, into structs of sixteen steps (`wasm/tiles.ts`). */
+export function copiesBytes(scheme: Scheme, rows: number, k: number): number {
+  const structs = Math.ceil(k / (scheme === "f32" ? 1 : 4) / 16);
+  return rows > MOST_ROWS * TILE
+    ? (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + PAIR / PANEL) * structs * STRUCT_BYTES
+    : 0;
 }
 
 /** Rows in one block, whole tiles, the blocks being about equal. */
