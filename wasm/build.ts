@@ -14,7 +14,7 @@
  */
 
 import { basename, join } from "@std/path";
-import { tilesModule } from "./tiles.ts";
+import { type Build, tilesModule } from "./tiles.ts";
 
 const FOLDER = import.meta.dirname!;
 const [COMPILER, LINKER, NPX] = ["clang-19", "wasm-ld-19", "npx"];
@@ -50,9 +50,9 @@ const LINK = [
   "--export=__stack_pointer",
 ];
 const BUILDS = [
-  { name: "simd", flags: [], tiles: false },
-  { name: "relaxed", flags: ["-mrelaxed-simd"], tiles: true },
-];
+  { name: "simd", flags: [] },
+  { name: "relaxed", flags: ["-mrelaxed-simd"] },
+] as const;
 
 /** Joins modules of which each imports what another exports. */
 const MERGE = [
@@ -76,11 +76,11 @@ const sources = [...Deno.readDirSync(join(FOLDER, "src"))].map((it) => it.name).
 );
 const scratch = Deno.makeTempDirSync();
 try {
-  const done = BUILDS.flatMap(({ name, flags, tiles }) => {
+  const done = BUILDS.flatMap(({ name, flags }) => {
     const objects = compile(name, sources.sort(), flags);
     return [
-      build(`kernels_${name}.wasm`, [...objects, LEAST_MEMORY], { tiles }),
-      build(`kernels_${name}_shared.wasm`, [...objects, FULL_MEMORY], { tiles, change: shared }),
+      build(`kernels_${name}.wasm`, [...objects, LEAST_MEMORY], { tiles: name }),
+      build(`kernels_${name}_shared.wasm`, [...objects, FULL_MEMORY], { tiles: name, change: shared }),
     ];
   });
   // What the benchmark measures the machine with.
@@ -125,17 +125,22 @@ function tool(command: string, args: string[]): void {
 function build(
   name: string,
   args: string[],
-  { tiles = false, change = (module: Uint8Array) => module, folder = FOLDER } = {},
+  { tiles, change, folder = FOLDER }: {
+    tiles?: Build;
+    change?: (module: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer>;
+    folder?: string;
+  } = {},
 ): boolean {
   const output = join(scratch, name);
   tool(LINKER, [...LINK, ...(tiles ? ["--export-memory"] : []), "-o", output, ...args]);
   if (tiles) {
-    const [text, linked] = [`${output}.wat`, `${output}.linked`];
-    Deno.writeTextFileSync(text, tilesModule());
-    Deno.renameSync(output, linked);
-    tool(NPX, [...MERGE, linked, "kernels", text, "tiles", "-o", output]);
+    const [text, kernels] = [`${output}.wat`, `${output}.kernels`];
+    Deno.writeTextFileSync(text, tilesModule(tiles));
+    Deno.renameSync(output, kernels);
+    tool(NPX, [...MERGE, kernels, "kernels", text, "tiles", "-o", output]);
   }
-  const made = change(Deno.readFileSync(output));
+  const linked = Deno.readFileSync(output);
+  const made = change?.(linked) ?? linked;
   const committed = join(folder, name);
   if (!check) {
     Deno.writeFileSync(committed, made);
@@ -153,7 +158,7 @@ function build(
 }
 
 /** lld shares a memory only with objects that were built for atomic operations; the flag alone is enough. */
-function shared(module: Uint8Array): Uint8Array {
+function shared(module: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
   const at = String.fromCharCode(...module.subarray(0, 4096)).indexOf(MEMORY);
   if (at < 0) throw new Error("Cannot share the memory: expected an import of env.memory, found none");
   const copy = module.slice();

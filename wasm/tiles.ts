@@ -10,8 +10,8 @@
  * and those that are left, spread. `wasm/src/tiles.h` declares what C calls of this.
  */
 
-/** Steps of a struct, and after how many a tile may end. */
-const [STEPS, UNIT] = [16, 4];
+/** Steps of a struct, and after how many of one a tile may end. */
+const [STEPS, ENDS] = [16, [2, 4, 8, 12]];
 const VECTOR = 16;
 
 /** How the rows of a tile lie in memory, and in a struct. */
@@ -24,11 +24,21 @@ interface Rows {
   readonly spread: (rest: string) => string;
   /** Whether they are two, which are rotated once. */
   readonly two: boolean;
+  /** How often the four rows were rotated that are there: more than once where a rotation would wait for a product's units. */
+  readonly turns: readonly number[];
 }
 
+const as = (rest: string) => rest;
 const ROWS: Record<string, Rows> = {
-  six: { stride: 24, rest: ["v128", "v128.load64_splat", 16], spread: (rest) => rest, two: true },
-  five: { stride: 20, rest: ["f32", "f32.load", 4], spread: (rest) => `(f32x4.splat ${rest})`, two: false },
+  six: { stride: 24, rest: ["v128", "v128.load64_splat", 16], spread: as, two: true, turns: [0] },
+  five: { stride: 20, rest: ["v128", "v128.load32_splat", 16], spread: as, two: false, turns: [0, 2] },
+  floats: {
+    stride: 20,
+    rest: ["f32", "f32.load", 4],
+    spread: (rest) => `(f32x4.splat ${rest})`,
+    two: false,
+    turns: [0],
+  },
 };
 
 /** How they are multiplied. */
@@ -43,6 +53,13 @@ interface Product {
   first?(columns: string, rows: string): string;
 }
 
+const floats = (add: Product["add"]): Product => ({
+  name: "f32",
+  rows: "floats",
+  add,
+  few: { steps: 64, join: (sum, few) => `(f32x4.add ${sum} ${few})` },
+});
+
 const words = (steps: number): Product => {
   const first = (columns: string, rows: string) => `(i16x8.relaxed_dot_i8x16_i7x16_s ${columns} ${rows})`;
   const join = (sum: string, few: string) => `(i32x4.add ${sum} (i32x4.extadd_pairwise_i16x8_s ${few}))`;
@@ -55,21 +72,29 @@ const words = (steps: number): Product => {
   };
 };
 
-const PRODUCTS: readonly Product[] = [
-  {
-    name: "dot",
-    rows: "six",
-    add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
-  },
-  {
-    name: "f32",
-    rows: "five",
-    add: (columns, rows, sum) => `(f32x4.relaxed_madd ${columns} ${rows} ${sum})`,
-    few: { steps: 64, join: (sum, few) => `(f32x4.add ${sum} ${few})` },
-  },
-  words(4),
-  words(8),
-];
+/** Of each build; where there is no product of bytes, these are words, and a step is half as many. */
+const PRODUCTS = {
+  simd: [
+    floats((columns, rows, sum) => `(f32x4.add (f32x4.mul ${columns} ${rows}) ${sum})`),
+    {
+      name: "words",
+      rows: "five",
+      add: (columns, rows, sum) => `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${columns} ${rows}))`,
+    },
+  ],
+  relaxed: [
+    floats((columns, rows, sum) => `(f32x4.relaxed_madd ${columns} ${rows} ${sum})`),
+    words(4),
+    words(8),
+    {
+      name: "dot",
+      rows: "six",
+      add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
+    },
+  ],
+} satisfies Record<string, Product[]>;
+
+export type Build = keyof typeof PRODUCTS;
 
 const lines = (count: number, line: (i: number) => string) =>
   Array.from({ length: count }, (_, i) => line(i)).join("\n");
@@ -82,23 +107,27 @@ const field = (type: string, i: number) => `(struct.get $${type} ${i} ${get(type
 const keep = (type: string, i: number, value: string) => `(struct.set $${type} ${i} ${get(type)} ${value})`;
 const at = (type: string, list: string, index: string) => `(array.get $list_${type} ${list} ${get(index)})`;
 
-/** Structs of sixteen steps, two fields each, and as many of them as were ever needed. */
-function types(type: string, rest: string): string {
-  return `(type $${type} (struct ${lines(STEPS, () => `(field (mut v128)) (field (mut ${rest}))`)}))
+const rotated = (value: string, lanes: number) =>
+  `(i8x16.shuffle ${
+    lines(VECTOR, (i) => `${(i + 4 * lanes) % VECTOR}`).replaceAll("\n", " ")
+  } ${value} ${value})`;
+
+/** Structs of sixteen steps, each with its fields, and as many of them as were ever needed. */
+function types(type: string, rest: string, turns: readonly number[] = [0]): string {
+  const first = "(field (mut v128))".repeat(turns.length);
+  return `(type $${type} (struct ${lines(STEPS, () => `${first} (field (mut ${rest}))`)}))
     (type $list_${type} (array (mut (ref $${type}))))
     (global $all_${type} (mut (ref $list_${type})) (array.new_fixed $list_${type} 0))`;
 }
 
-/** $left steps, a multiple of four: `begin` for every struct of them, `step`, `between` two structs, `end` within one. */
+/** $left steps, as many as `ENDS` allows: `begin` for every struct of them, `step`, `between` two structs, `end` within one. */
 function steps(
   begin: string,
   step: (i: number) => string,
   { between = "", end = () => "" }: { between?: string; end?: (i: number) => string } = {},
 ): string {
   const ended = (i: number) =>
-    i % UNIT || i === STEPS
-      ? ""
-      : `(if (i32.eq ${get("left")} (i32.const ${i})) (then ${end(i)} (br $done)))`;
+    !ENDS.includes(i) ? "" : `(if (i32.eq ${get("left")} (i32.const ${i})) (then ${end(i)} (br $done)))`;
   return `(block $done (loop $next
     ${begin}
     ${lines(STEPS, (i) => step(i) + ended(i + 1))}
@@ -108,12 +137,14 @@ function steps(
     (br $next)))`;
 }
 
-/** Copies of `count` times `steps` steps, `skip` bytes apart, each in structs of its own. */
-function stage(type: string, stride: number, rest: string): string {
+/** Copies of `count` times `steps` steps, `skip` bytes apart, each in structs of its own, from struct `i` on. */
+function stage(type: string, stride: number, rest: string, turns: readonly number[] = [0]): string {
   const [one, list, all] = [`(ref $${type})`, `(ref $list_${type})`, `(global.get $all_${type})`];
+  const fields = turns.length + 1;
+  const four = `(v128.load ${get("from")})`;
   const copy = (i: number) =>
-    keep(type, 2 * i, `(v128.load ${get("from")})`) +
-    keep(type, 2 * i + 1, `(${rest} offset=${VECTOR} ${get("from")})`) + add("from", stride);
+    turns.map((turn, j) => keep(type, fields * i + j, turn ? rotated(four, turn) : four)).join("") +
+    keep(type, fields * (i + 1) - 1, `(${rest} offset=${VECTOR} ${get("from")})`) + add("from", stride);
   return `(func $room_${type} (param $count i32) (local $now ${list}) (local $more ${list}) (local $i i32)
       ${set("now", all)}
       (if (i32.le_u ${get("count")} (array.len ${get("now")})) (then (return)))
@@ -125,10 +156,10 @@ function stage(type: string, stride: number, rest: string): string {
         ${add("i", 1)}
         (br_if $next (i32.lt_u ${get("i")} ${get("count")})))
       (global.set $all_${type} ${get("more")}))
-    (func (export "stage_${type}") (param $from i32) (param $count i32) (param $steps i32) (param $skip i32)
-      (local $list ${list}) (local $${type} ${one}) (local $i i32) (local $left i32)
-      (call $room_${type} (i32.mul ${get("count")}
-        (i32.shr_u (i32.add ${get("steps")} (i32.const ${STEPS - 1})) (i32.const ${Math.log2(STEPS)}))))
+    (func (export "stage_${type}") (param $i i32) (param $from i32) (param $count i32) (param $steps i32) (param $skip i32)
+      (local $list ${list}) (local $${type} ${one}) (local $left i32)
+      (call $room_${type} (i32.add ${get("i")} (i32.mul ${get("count")}
+        (i32.shr_u (i32.add ${get("steps")} (i32.const ${STEPS - 1})) (i32.const ${Math.log2(STEPS)})))))
       ${set("list", all)}
       (loop $each
         ${set("left", get("steps"))}
@@ -139,7 +170,8 @@ function stage(type: string, stride: number, rest: string): string {
 
 /** Sums of a tile, to `out`, ordered as `straighten` takes them: of `left` steps from structs `row` and `panel` on. */
 function product({ name, rows: layout, add: sum, first, few }: Product): string {
-  const { spread, two } = ROWS[layout];
+  const { spread, two, turns } = ROWS[layout];
+  const fields = turns.length + 1;
   const rows = `rows_${layout}`;
   const sums = two ? 12 : 10;
   const begins = (i: number) => few && i % few.steps === 0 && first;
@@ -148,17 +180,18 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
       const [columns, c0] = [get(`b${half}`), `c${c}`];
       return set(c0, begins(i) ? first!(columns, get("a")) : sum(columns, get("a"), get(c0)));
     }).join("\n");
-  const rotate = set("a", `(i8x16.shuffle 4 5 6 7 8 9 10 11 12 13 14 15 0 1 2 3 ${get("a")} ${get("a")})`);
+  const rotate = set("a", rotated(get("a"), 1));
   const joined = few && lines(sums, (i) => keep("sums", i, few.join(field("sums", i), get(`c${i}`))));
   const cleared = lines(sums, (i) => set(`c${i}`, "(v128.const i32x4 0 0 0 0)"));
   const step = (i: number) =>
     [
       set("b0", field("panels", 2 * i)),
       set("b1", field("panels", 2 * i + 1)),
-      set("a", field(rows, 2 * i)),
-      pair(i, 0, 4),
-      ...[1, 2, 3].flatMap((c) => [rotate, pair(i, c, c + 4)]),
-      set("a", spread(field(rows, 2 * i + 1))),
+      ...[0, 1, 2, 3].flatMap((turn) => {
+        const there = turns.indexOf(turn);
+        return [there < 0 ? rotate : set("a", field(rows, fields * i + there)), pair(i, turn, turn + 4)];
+      }),
+      set("a", spread(field(rows, fields * (i + 1) - 1))),
       pair(i, 8, 9),
       ...(two ? [rotate, pair(i, 10, 11)] : []),
       few && (i + 1) % few.steps === 0 ? joined : "",
@@ -192,10 +225,12 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
 const bytesOf = (type: string, rest: number) =>
   `(i32.mul (array.len (global.get $all_${type})) (i32.const ${VECTOR + STEPS * (VECTOR + rest)}))`;
 
-/** The module: it takes the memory of the kernels, and has the functions that `wasm/src/tiles.h` names. */
-export function tilesModule(): string {
-  const layouts = Object.entries(ROWS).map(([name, { stride, rest: [type, load] }]) =>
-    types(`rows_${name}`, type) + stage(`rows_${name}`, stride, load)
+/** The module for a build: it takes the memory of the kernels, and has the functions that `wasm/src/tiles.h` names. */
+export function tilesModule(build: Build): string {
+  const products: readonly Product[] = PRODUCTS[build];
+  const used = Object.entries(ROWS).filter(([name]) => products.some((it) => it.rows === name));
+  const layouts = used.map(([name, { stride, rest: [type, load], turns }]) =>
+    types(`rows_${name}`, type, turns) + stage(`rows_${name}`, stride, load, turns)
   );
   return `(module
     (import "kernels" "memory" (memory 0))
@@ -204,10 +239,10 @@ export function tilesModule(): string {
     ${types("panels", "v128")}
     ${stage("panels", 2 * VECTOR, "v128.load")}
     ${layouts.join("\n")}
-    ${PRODUCTS.map(product).join("\n")}
+    ${products.map(product).join("\n")}
     (func (export "copies_bytes") (result i32)
       ${
-    Object.entries(ROWS).reduce(
+    used.reduce(
       (sum, [name, { rest }]) => `(i32.add ${sum} ${bytesOf(`rows_${name}`, rest[2])})`,
       bytesOf("panels", VECTOR),
     )

@@ -92,6 +92,7 @@ Deno.test("a row of a product with integer weights is what it is alone, however 
 
 Deno.test("many rows, which are multiplied from copies of the operands, are what few are, at every end of a copy", async () => {
   const builds = [
+    createWasmBackend(simd),
     createWasmBackend(relaxed, { multiplier: "dot" }),
     createWasmBackend(relaxed, { multiplier: "words" }),
   ];

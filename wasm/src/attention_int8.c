@@ -20,7 +20,14 @@ typedef struct {
   int8_t *queries;                  // a tile
   int8_t *weights;                  // a tile of words, or two of bytes
   uint32_t all, dim;                // keys padded to 16, columns of a head
+  uint32_t copies;                  // whether tiles are multiplied from copies
 } Head;
+
+// Chunks of a tile of queries or a panel of keys, and of a tile of weights or a panel of values. Copies of queries and of
+// keys begin with chunk 0; of the weights' upper bits, of the others and of the values they follow.
+INLINE uint32_t query_chunks(const Head *h) { return chunks_of(h->dim / 4); }
+INLINE uint32_t weight_chunks(const Head *h) { return chunks_of(h->all / 4); }
+INLINE uint32_t value_chunk(const Head *h) { return h->all / 8 * query_chunks(h); }
 
 // Whether 14 bits are two operands of seven.
 INLINE int split(uint32_t kernel) {
@@ -190,9 +197,19 @@ INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t
   wasm_v128_store64_lane(rest + 16, wasm_u8x16_narrow_i16x8(wasm_v128_and(ef, low), ef), 0);
 }
 
-// Weights of keys [4 · from, 4 · (from + count)) by a panel of their values.
-INLINE void tile_weights(const Head *h, const int8_t *panel, uint32_t from, uint32_t count, uint32_t kernel,
+// Weights of keys [4 · from, 4 · (from + count)) by a panel of their values, of columns c … c + 7.
+INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t count, uint32_t kernel,
                          v128_t y[2 * TALL]) {
+  const int8_t *panel = h->values + ((uint64_t)c * h->all << !split(kernel));
+  if (h->copies) {
+    v128_t high[2 * TALL], low[2 * TALL];
+    uint32_t row = query_chunks(h) + from / CHUNK, at = value_chunk(h) + c / 8 * weight_chunks(h) + from / CHUNK;
+    tile_copied(row, at, count, kernel, high);
+    tile_copied(row + weight_chunks(h), at, count, kernel, low);
+    for (uint32_t i = 0; i < 2 * TALL; i++) low[i] = wasm_i32x4_add(low[i], wasm_i32x4_shl(high[i], 7));
+    straighten(low, y, TALL);
+    return;
+  }
 #ifdef __wasm_relaxed_simd__
   if (split(kernel)) {
     v128_t c[2 * TALL];
@@ -229,7 +246,11 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const
   for (uint32_t s = 0; s < h->all; s += 8) {
     v128_t y[2 * TALL];
     const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
-    tile_int8(h->queries, panel, h->dim, kernel, y);
+    if (h->copies) {
+      v128_t c[2 * TALL];
+      tile_copied(0, s / 8 * query_chunks(h), h->dim / 4, kernel, c);
+      straighten(c, y, TALL);
+    } else tile_int8(h->queries, panel, h->dim, kernel, y);
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
       v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);
@@ -282,7 +303,7 @@ INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint
     for (uint32_t from = 0; from < steps; from += KEYS / 4) {
       v128_t y[2 * TALL];
       uint32_t now = steps - from < KEYS / 4 ? steps - from : KEYS / 4;
-      tile_weights(h, h->values + ((uint64_t)c * h->all << !split(kernel)), from, now, kernel, y);
+      tile_weights(h, c, from, now, kernel, y);
       for (uint32_t i = 0; i < 2 * rows; i++) total[i] = wasm_f32x4_add(total[i], wasm_f32x4_convert_i32x4(y[i]));
     }
     for (uint32_t r = 0; r < count; r++) {
@@ -301,14 +322,20 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
                  uint32_t v_stride, uint32_t rows, uint32_t keys, float scale, uint32_t kernel) {
   uint32_t tall = rows_of(kernel);
   pack_values(h, v, v_stride, keys, kernel);
+  if (h->copies) {
+    stage_panels(0, h->keys, h->all / 8, h->dim / 4, 0);
+    stage_panels(value_chunk(h), h->values, (h->dim + 7) / 8, h->all / 4, 0);
+  }
   for (uint32_t row = 0; row < rows; row += tall) {
     int32_t zeros[TALL];
     float scales[TALL];
     v128_t most[TALL], sums[TALL];
     uint32_t count = rows - row < tall ? rows - row : tall;
     pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale, kernel, zeros, scales);
+    if (h->copies) copy_rows(0, h->queries, 1, h->dim / 4, kernel);
     score(h, keys, zeros, scales, kernel, most);
     weigh(h, kernel, most, sums);
+    if (h->copies) copy_rows(query_chunks(h), h->weights, 2, h->all / 4, kernel);
     mix(h, out + (uint64_t)row * out_stride, out_stride, count, kernel, sums);
   }
 }
@@ -329,6 +356,7 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.key_sums = (int32_t *)(h.key_scale + h.all);
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
+  h.copies = split(kernel) && rows > COPIED && copyable(dim / 4);
   pack_keys(&h, k, k_stride, keys);
   if (kernel == VNNI) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, VNNI);
   else head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, 1);

@@ -6,7 +6,7 @@
 // is the activation, with int4 weights the nibble; the other is `eight`.
 #pragma once
 
-#include "simd.h"
+#include "tiles.h"
 
 #define STEP 32        // bytes of weights for 4 values of k, or for 2 that are words
 #define STEP_ROWS (4 * ROWS)  // the same of activations
@@ -28,6 +28,33 @@ INLINE uint32_t rows_of(uint32_t kernel) {
   return kernel == VNNI ? TALL : ROWS;
 #else
   return (void)kernel, ROWS;
+#endif
+}
+
+// Steps of so many values of k.
+INLINE uint32_t steps_of(uint32_t k) { return WORDS ? k / 2 : k / 4; }
+
+// Whether a product of so many rows copies its operands; sums of one step in 16 bits are too slow for it to matter.
+INLINE int copied(uint32_t rows, uint32_t kernel) { return rows > COPIED && (WORDS || kernel != 1); }
+
+// Copies tiles for a kernel, one after the other, from chunk `at` on.
+INLINE void copy_rows(uint32_t at, const int8_t *tiles, uint32_t count, uint32_t steps, uint32_t kernel) {
+#ifdef __wasm_relaxed_simd__
+  if (kernel == VNNI) return stage_rows_six(at, tiles, count, steps, 0);
+#endif
+  (void)kernel;
+  stage_rows_five(at, tiles, count, steps, 0);
+}
+
+// Sums of copies, ordered as `straighten` takes them.
+INLINE void tile_copied(uint32_t row, uint32_t panel, uint32_t steps, uint32_t kernel, v128_t c[2 * TALL]) {
+#ifdef __wasm_relaxed_simd__
+  if (kernel == VNNI) staged_dot(row, panel, steps, c);
+  else if (kernel == 4) staged_words4(row, panel, steps, c);
+  else staged_words8(row, panel, steps, c);
+#else
+  (void)kernel;
+  staged_words(row, panel, steps, c);
 #endif
 }
 

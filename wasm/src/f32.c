@@ -48,13 +48,13 @@ INLINE void chains(const float *a, const float *w, uint32_t count, v128_t sums[1
   }
 }
 
-// Sums of a tile over the whole of k; where it is staged, of the copies from chunks `row` and `panel` on, but for the
+// Sums of a tile over the whole of k; from copies, if there are any, that begin with chunks `row` and `panel`; but for the
 // last values, which make no whole step of four.
-INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t panel, uint32_t k, uint32_t staged,
+INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t panel, uint32_t k, uint32_t copies,
                        v128_t y[10]) {
   v128_t sums[20] = {0}, c[10];
   for (uint32_t i = 0; i < k; i += BLOCK * BLOCKS) {
-    uint32_t count = k - i < BLOCK * BLOCKS ? k - i : BLOCK * BLOCKS, whole = staged ? count / 4 * 4 : 0;
+    uint32_t count = k - i < BLOCK * BLOCKS ? k - i : BLOCK * BLOCKS, whole = copies ? count / 4 * 4 : 0;
     v128_t part[10] = {0};
     if (whole) staged_f32(row + i / CHUNK, panel + i / CHUNK, whole, part);
     if (count > whole) chains(a + ROWS * (i + whole), w + 8 * (i + whole), count - whole, part);
@@ -69,11 +69,11 @@ EXPORT(gemm_f32)
 void gemm_f32(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, float *out, uint32_t out_stride,
               const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  uint32_t staged = STAGES && rows > 6 * ROWS && k >= 4, steps = k / 4 * 4, chunks = chunks_of(steps);
-  if (staged) stage_rows_five(a, (rows + ROWS - 1) / ROWS, steps, (k - steps) * 4 * ROWS);
+  uint32_t copies = rows > COPIED && k >= 4, steps = k / 4 * 4, chunks = chunks_of(steps);
+  if (copies) stage_rows_floats(0, a, (rows + ROWS - 1) / ROWS, steps, (k - steps) * 4 * ROWS);
   for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    if (staged) stage_panels(w, (cols + 7) / 8, steps, (k - steps) * 32);
+    if (copies) stage_panels(0, w, (cols + 7) / 8, steps, (k - steps) * 32);
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
@@ -82,7 +82,7 @@ void gemm_f32(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_
         for (uint32_t half = 0; half < cols; half += 8) {
           v128_t sums[10];
           uint32_t from = (row + r) / ROWS * chunks, panel = half / 8 * chunks;
-          if (staged) tile_exact(tile, w + (uint64_t)half * k, from, panel, k, 1, sums);
+          if (copies) tile_exact(tile, w + (uint64_t)half * k, from, panel, k, 1, sums);
           else tile_exact(tile, w + (uint64_t)half * k, 0, 0, k, 0, sums);
           keep_tile(y + PAIR * r + half, sums, ROWS);
         }

@@ -57,30 +57,30 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
 }
 #endif
 
+// Where tiles are of words a group is a chunk, and with `copies` those from `row` and `from` on are multiplied.
 INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *panel, const int8_t *w, uint32_t groups,
-                      uint32_t kernel, v128_t y[10]) {
-  v128_t sums[20] = {0}, c[10] = {0};
+                      uint32_t copies, uint32_t row, uint32_t from, uint32_t kernel, v128_t y[10]) {
+  v128_t sums[20] = {0}, c[2 * TALL] = {0};
   // Two loops, so that the inner one does not carry the sums.
   while (groups) {
     uint32_t now = groups < GROUPS ? groups : GROUPS;
     groups -= now;
+    (void)row, (void)from;
 #ifdef __wasm_relaxed_simd__
     for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES, a += 8 * STEP_ROWS, panel += 8 * STEP) {
       group_int4(a, presets, panel, w, kernel, c);
     }
 #else
-    (void)presets, (void)w, (void)kernel;
-    tile_words(a, panel, 16 * now, c);
-    a += 16 * STEP_ROWS * now, panel += 16 * STEP * now;
+    (void)presets, (void)w;
+    if (copies) tile_copied(row, from, CHUNK * now, kernel, c);
+    else tile_words(a, panel, CHUNK * now, c);
+    a += CHUNK * STEP_ROWS * now, panel += CHUNK * STEP * now, row += now, from += now;
 #endif
     gather(sums, c, 10);
   }
   for (uint32_t i = 0; i < 10; i++) c[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
-#ifdef __wasm_relaxed_simd__
-  straighten(c, y, ROWS);
-#else
-  for (uint32_t i = 0; i < 10; i++) y[i] = c[i];
-#endif
+  if (!WORDS || copies) straighten(c, y, ROWS);
+  else for (uint32_t i = 0; i < 10; i++) y[i] = c[i];
 }
 
 // Groups of panels to where tiles are multiplied with them: nibbles, or where tiles are of words, weights times their
@@ -117,10 +117,12 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
                int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
                const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  uint32_t groups = padded / 32;
+  uint32_t groups = padded / 32, copies = WORDS && copied(rows, kernel);
+  if (copies) copy_rows(0, a, (rows + ROWS - 1) / ROWS, CHUNK * groups, kernel);
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * GROUP_BYTES * groups) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
     unpack(room, w, (cols + 7) / 8 * groups);
+    if (copies) stage_panels(0, room, (cols + 7) / 8, CHUNK * groups, 0);
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
@@ -130,8 +132,9 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
           v128_t sums[10];
           const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
           const int16_t *preset = presets + (uint64_t)(row + r) * groups * 2;
-          if (kernel == VNNI) tile_int4(tile, preset, panel, from, groups, VNNI, sums);
-          else tile_int4(tile, preset, panel, from, groups, 8, sums);
+          uint32_t at = (row + r) / ROWS * groups, other = half / 8 * groups;
+          if (kernel == VNNI) tile_int4(tile, preset, panel, from, groups, copies, at, other, VNNI, sums);
+          else tile_int4(tile, preset, panel, from, groups, copies, at, other, 8, sums);
           keep_tile(y + PAIR * r + half, sums, ROWS);
         }
         descale_block(y + half, count, scales + row, w_scale + col + half);

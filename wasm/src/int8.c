@@ -4,7 +4,6 @@
 // Activations are rounded row by row to 0…127 with a zero point (lib/backend/layout.ts tells how and why); the
 // products are summed exactly, the zero point is taken out by the sum of each column, and only then come floats.
 #include "dots.h"
-#include "tiles.h"
 
 // Sum of every column, for the zero point.
 EXPORT(columns_int8)
@@ -137,11 +136,9 @@ INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32
 }
 
 // The same of copies.
-INLINE void block_staged(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, uint32_t kernel) {
+INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, uint32_t kernel) {
   v128_t c[2 * TALL], sums[2 * TALL];
-  if (kernel == VNNI) staged_dot(row, panel, steps, c);
-  else if (kernel == 4) staged_words4(row, panel, steps, c);
-  else staged_words8(row, panel, steps, c);
+  tile_copied(row, panel, steps, kernel, c);
   straighten(c, sums, rows_of(kernel));
   descale_tile(y, sums, s, rows_of(kernel));
 }
@@ -152,15 +149,14 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
                  const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, const Finish *f,
                  uint32_t int4, uint32_t kernel) {
   uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
-  uint32_t steps = padded / 4, chunks = chunks_of(steps), staged = STAGES && kernel != 1 && rows > 6 * tall;
-  if (staged && kernel == VNNI) stage_rows_six(a, (rows + tall - 1) / tall, steps, 0);
-  else if (staged) stage_rows_five(a, (rows + tall - 1) / tall, steps, 0);
+  uint32_t steps = steps_of(padded), chunks = chunks_of(steps), copies = copied(rows, kernel);
+  if (copies) copy_rows(0, a, (rows + tall - 1) / tall, steps, kernel);
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * panel_bytes) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR, panels = (cols + 7) / 8;
     const int8_t *pair = WORDS || int4 ? room : w;
     if (int4) unpack_int4(room, w, panels * (padded / 32));
-    else if (WORDS) unpack(room, w, panels * steps);
-    if (staged) stage_panels(pair, panels, steps, 0);
+    else if (WORDS) unpack(room, w, panels * (padded / 4));
+    if (copies) stage_panels(0, pair, panels, steps, 0);
     for (uint32_t row = 0; row < rows; row += block) {
       float y[PAIR * BLOCK_TILES * TALL];
       uint32_t count = rows - row < block ? rows - row : block;
@@ -171,9 +167,9 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
           const Scales s = {zeros + row + r, scales + row + r, w_scale + col + half, w_sums + col + half};
           float *to = y + PAIR * r + half;
           uint32_t first = (row + r) / tall * chunks, other = half / 8 * chunks;
-          if (staged && kernel == VNNI) block_staged(to, first, other, steps, &s, VNNI);
-          else if (staged && kernel == 4) block_staged(to, first, other, steps, &s, 4);
-          else if (staged) block_staged(to, first, other, steps, &s, 8);
+          if (copies && kernel == VNNI) block_copied(to, first, other, steps, &s, VNNI);
+          else if (copies && kernel == 4) block_copied(to, first, other, steps, &s, 4);
+          else if (copies) block_copied(to, first, other, steps, &s, 8);
           else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
           else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
           else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);

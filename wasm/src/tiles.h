@@ -7,31 +7,34 @@
 
 #define TILES(name) __attribute__((import_module("tiles"), import_name(#name))) void name
 
-// Steps of a chunk; steps of everything below are a multiple of 4.
+// Rows above which copies pay.
+enum { COPIED = 30 };
+
+// Steps of a chunk.
 enum { CHUNK = 16 };
+
+// Whether a tile of so many steps may be copied: it may end after 2, 4, 8, 12 or 16 of a chunk.
+INLINE int copyable(uint32_t steps) { return steps && (steps % 4 == 0 || steps % CHUNK == 2); }
 
 // Chunks that so many steps lie in.
 INLINE uint32_t chunks_of(uint32_t steps) { return (steps + CHUNK - 1) / CHUNK; }
 
-#ifdef __wasm_relaxed_simd__
-// `count` panels of `steps` steps, `skip` bytes apart, each in whole chunks.
-TILES(stage_panels)(const void *from, uint32_t count, uint32_t steps, uint32_t skip);
+// `count` panels of `steps` steps, `skip` bytes apart, each in whole chunks, from chunk `at` on.
+TILES(stage_panels)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
 
-// The same of tiles of rows.
-TILES(stage_rows_six)(const void *from, uint32_t count, uint32_t steps, uint32_t skip);
-TILES(stage_rows_five)(const void *from, uint32_t count, uint32_t steps, uint32_t skip);
+// The same of tiles of five rows: of floats, and of bytes or words.
+TILES(stage_rows_floats)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
+TILES(stage_rows_five)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
 
 // Sums of the tile whose copy begins with chunk `row` and the panel whose copy begins with chunk `panel`.
+TILES(staged_f32)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
+
+// What only one of the builds has.
+#ifdef __wasm_relaxed_simd__
+TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
 TILES(staged_dot)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * TALL]);
 TILES(staged_words4)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
 TILES(staged_words8)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
-TILES(staged_f32)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
-enum { STAGES = 1 };
 #else
-// Never called.
-#define STAGE(name) INLINE void name(const void *from, uint32_t count, uint32_t steps, uint32_t skip) { (void)from, (void)count, (void)steps, (void)skip; }
-#define STAGED(name) INLINE void name(uint32_t row, uint32_t panel, uint32_t steps, v128_t *sums) { (void)row, (void)panel, (void)steps, (void)sums; }
-STAGE(stage_panels) STAGE(stage_rows_six) STAGE(stage_rows_five)
-STAGED(staged_dot) STAGED(staged_words4) STAGED(staged_words8) STAGED(staged_f32)
-enum { STAGES = 0 };
+TILES(staged_words)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
 #endif
