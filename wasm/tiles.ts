@@ -112,7 +112,7 @@ const rotated = (value: string, lanes: number) =>
     lines(VECTOR, (i) => `${(i + 4 * lanes) % VECTOR}`).replaceAll("\n", " ")
   } ${value} ${value})`;
 
-/** Structs of sixteen steps, each with its fields, and as many of them as were ever needed. */
+/** Structs of sixteen steps, and as many of them as were ever needed. */
 function types(type: string, rest: string, turns: readonly number[] = [0]): string {
   const first = "(field (mut v128))".repeat(turns.length);
   return `(type $${type} (struct ${lines(STEPS, () => `${first} (field (mut ${rest}))`)}))
@@ -222,8 +222,10 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
 }
 
 /** Bytes of the structs of a type, heads included as V8 has them. */
-const bytesOf = (type: string, rest: number) =>
-  `(i32.mul (array.len (global.get $all_${type})) (i32.const ${VECTOR + STEPS * (VECTOR + rest)}))`;
+const bytesOf = (type: string, rest: number, turns = [0] as readonly number[]) =>
+  `(i32.mul (array.len (global.get $all_${type})) (i32.const ${
+    VECTOR + STEPS * (VECTOR * turns.length + rest)
+  }))`;
 
 /** The module for a build: it takes the memory of the kernels, and has the functions that `wasm/src/tiles.h` names. */
 export function tilesModule(build: Build): string {
@@ -243,7 +245,7 @@ export function tilesModule(build: Build): string {
     (func (export "copies_bytes") (result i32)
       ${
     used.reduce(
-      (sum, [name, { rest }]) => `(i32.add ${sum} ${bytesOf(`rows_${name}`, rest[2])})`,
+      (sum, [name, { rest, turns }]) => `(i32.add ${sum} ${bytesOf(`rows_${name}`, rest[2], turns)})`,
       bytesOf("panels", VECTOR),
     )
   }))`;

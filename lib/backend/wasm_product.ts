@@ -19,8 +19,8 @@ const FEW_ROWS = 4;
 /** Bytes of weights that are still in the second-level cache when the next row reads them. */
 const CACHED_BYTES = 2 ** 19;
 
-/** Of sixteen steps and its head. */
-const STRUCT_BYTES = 528;
+/** Of sixteen steps of rows, at most, and its head. */
+const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int4-g32-p8": 784 };
 
 /** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */
 const MOST_BYTES_K = 65_536;
@@ -223,7 +223,7 @@ export function productScratch(scheme: Scheme, rows: number, k: number, threads:
 export function copiesBytes(scheme: Scheme, rows: number, k: number): number {
   const structs = Math.ceil(k / (scheme === "f32" ? 1 : 4) / 16);
   return rows > MOST_ROWS * TILE
-    ? (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + PAIR / PANEL) * structs * STRUCT_BYTES
+    ? (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + PAIR / PANEL) * structs * STRUCT_BYTES[scheme]
     : 0;
 }
 

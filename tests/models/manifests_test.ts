@@ -50,7 +50,8 @@ Deno.test("counted memory is what the WASM backend comes to hold", async () => {
     const ratio = backend.memoryBytes / counted.peakBytes;
     assert.ok(ratio > 0.99 && ratio < 1.05, `${backend.memoryBytes} held, ${counted.peakBytes} counted`);
     const copied = backend.copiesBytes / counted.copiesBytes;
-    assert.ok(copied > 0.7 && copied < 1.1, `${backend.copiesBytes} copied, ${counted.copiesBytes} counted`);
+    // Where one instruction multiplies and adds, tiles are fewer, and their rows are there once.
+    assert.ok(copied > 0.5 && copied < 1.1, `${backend.copiesBytes} copied, ${counted.copiesBytes} counted`);
   } finally {
     await Deno.remove(out, { recursive: true });
   }

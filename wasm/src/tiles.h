@@ -10,7 +10,7 @@
 // Rows above which copies pay.
 enum { COPIED = 30 };
 
-// Steps of a chunk.
+// Steps of a chunk, as the structs of the copies are called here.
 enum { CHUNK = 16 };
 
 // Whether a tile of so many steps may be copied: it may end after 2, 4, 8, 12 or 16 of a chunk.
