@@ -192,7 +192,7 @@ async function main(): Promise<number> {
     peers: { type: "string", default: "true" },
     multiplier: { type: "string" },
     build: { type: "string" },
-    least: { type: "string", default: "1000" },
+    least: { type: "string", default: "5000" },
   });
   const only = flags.only?.split(",").map((it) => oneOf("only", it, WORKS));
   const settings: Settings = {

@@ -21,7 +21,7 @@ const IDS = Array.from({ length: TEXT_TOKENS }, (_, i) => 5 + i);
 const noPause = () => Promise.resolve();
 
 export const MODELS: readonly Work[] = [
-  { name: "siglip-224", weights: "int8", rounds: 5, prepare: (settings) => siglip(224, settings) },
+  { name: "siglip-224", weights: "int8", rounds: 9, prepare: (settings) => siglip(224, settings) },
   { name: "siglip-448", weights: "int8", rounds: 2, prepare: (settings) => siglip(448, settings) },
   { name: "prefill-264", weights: "int4", rounds: 2, prepare: (settings) => prefill(settings) },
   { name: "decode-32", weights: "int4", rounds: 5, prepare: (settings) => decode(settings) },
