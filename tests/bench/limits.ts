@@ -58,7 +58,7 @@ export function openLimits(): (name: LimitName, budgetMs: number) => number {
       // Pages never written are all one page of zeros, which no cache would miss.
       new Uint8Array(memory.buffer, start).fill(1);
     }
-    // In one stream and in four: what is best differs between processors.
+    // In one stream and in eight: what is best differs between processors.
     const half = budgetMs / 2;
     return Math.max(
       best(size, half, () => loops.read(start, size)),
