@@ -117,7 +117,8 @@ function types(type: string, rest: string, turns: readonly number[] = [0]): stri
   const first = "(field (mut v128))".repeat(turns.length);
   return `(type $${type} (struct ${lines(STEPS, () => `${first} (field (mut ${rest}))`)}))
     (type $list_${type} (array (mut (ref $${type}))))
-    (global $all_${type} (mut (ref $list_${type})) (array.new_fixed $list_${type} 0))`;
+    (global $all_${type} (mut (ref $list_${type})) (array.new_fixed $list_${type} 0))
+    (global $key_${type} (mut i32) (i32.const 0))`;
 }
 
 /** $left steps, as many as `ENDS` allows: `begin` for every struct of them, `step`, `between` two structs, `end` within one. */
@@ -137,7 +138,10 @@ function steps(
     (br $next)))`;
 }
 
-/** Copies of `count` times `steps` steps, `skip` bytes apart, each in structs of its own, from struct `i` on. */
+/**
+ * Copies of `count` times `steps` steps, `skip` bytes apart, each in structs of its own, from struct `i` on; none where those
+ * of this key are the last that were made. Key 0 is never there.
+ */
 function stage(type: string, stride: number, rest: string, turns: readonly number[] = [0]): string {
   const [one, list, all] = [`(ref $${type})`, `(ref $list_${type})`, `(global.get $all_${type})`];
   const fields = turns.length + 1;
@@ -157,7 +161,10 @@ function stage(type: string, stride: number, rest: string, turns: readonly numbe
         (br_if $next (i32.lt_u ${get("i")} ${get("count")})))
       (global.set $all_${type} ${get("more")}))
     (func (export "stage_${type}") (param $i i32) (param $from i32) (param $count i32) (param $steps i32) (param $skip i32)
-      (local $list ${list}) (local $${type} ${one}) (local $left i32)
+      (param $key i32) (local $list ${list}) (local $${type} ${one}) (local $left i32)
+      (if (i32.and (i32.ne ${get("key")} (i32.const 0)) (i32.eq ${
+    get("key")
+  } (global.get $key_${type}))) (then (return)))
       (call $room_${type} (i32.add ${get("i")} (i32.mul ${get("count")}
         (i32.shr_u (i32.add ${get("steps")} (i32.const ${STEPS - 1})) (i32.const ${Math.log2(STEPS)})))))
       ${set("list", all)}
@@ -165,7 +172,8 @@ function stage(type: string, stride: number, rest: string, turns: readonly numbe
         ${set("left", get("steps"))}
         ${steps(set(type, at(type, get("list"), "i")) + add("i", 1), copy)}
         ${add("from", get("skip"))}
-        (br_if $each (local.tee $count (i32.sub ${get("count")} (i32.const 1))))))`;
+        (br_if $each (local.tee $count (i32.sub ${get("count")} (i32.const 1)))))
+      (global.set $key_${type} ${get("key")}))`;
 }
 
 /** Sums of a tile, to `out`, ordered as `straighten` takes them: of `left` steps from structs `row` and `panel` on. */

@@ -14,6 +14,8 @@ import { type PartName, PARTS } from "./wasm_parts.ts";
 /** Runs operations cut in units. */
 export interface Crew {
   readonly threads: number;
+  /** Operations run so far. */
+  readonly runs: number;
   /**
    * Runs units [0, units) of an operation and returns when all are done. `cost` is a guess in nanoseconds on one
    * thread: what is cheap is not shared out.
@@ -23,7 +25,17 @@ export interface Crew {
 
 /** One thread: this one. */
 export function alone(kernels: Kernels): Crew {
-  return { threads: 1, run: (part, args, units) => PARTS[part](kernels, args, 0, units, 0) };
+  let runs = 0;
+  return {
+    threads: 1,
+    get runs() {
+      return runs;
+    },
+    run(part, args, units) {
+      runs++;
+      PARTS[part](kernels, args, 0, units, 0);
+    },
+  };
 }
 
 /** What is cheaper than this is done before another thread has heard of it. */
@@ -119,6 +131,7 @@ function firstUnit(ticket: number, tickets: number, units: number): number {
 
 /** The leading thread of several. */
 export class Leader implements Crew {
+  runs = 0;
   #broken: Error | undefined;
   /** Cost of what could have been shared out since the others fell asleep. */
   #missed = 0;
@@ -138,6 +151,7 @@ export class Leader implements Crew {
   run(part: PartName, args: readonly number[], units: number, cost: number): void {
     const { shareAboveNs, control: { words } } = this;
     this.#check();
+    this.runs++;
     const sleepers = Atomics.load(words, SLEEPERS);
     const worthy = units > 1 && cost >= shareAboveNs && this.threads > 1;
     if (worthy) this.#missed = sleepers ? this.#missed + cost : 0;

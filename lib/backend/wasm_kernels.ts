@@ -156,7 +156,7 @@ function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): 
     for (let i = 0; i < k; i++) floats[at.w / 4 + ((c >> 3) * k + i) * 8 + c % 8] = w(c, i);
   }
   kernels.pack_f32(at.a, at.x, k, rows, k);
-  kernels.gemm_f32(at.a, at.w, rows, k, n, at.out, n, 0, 0, 0, FINISH.plain);
+  kernels.gemm_f32(at.a, at.w, 0, rows, k, n, at.out, n, 0, 0, 0, FINISH.plain);
   kernels.gemv_f32(at.x, at.w, k, n, at.one, 0, 0, FINISH.plain);
   for (let t = 0; t < rows; t++) {
     for (let c = 0; c < n; c++) {
@@ -235,6 +235,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
       at.ones,
       ...weights,
       room,
+      0,
       rows,
       k,
       8,
@@ -265,7 +266,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     for (let at = 0; at < k / 32 * rows * 2; at++) {
       words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
     }
-    const rest = [room, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
+    const rest = [room, 0, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
     kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
     const gemv = [at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain, kernel];
     const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4) ??
@@ -281,7 +282,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   fill((t, i) => eight(t, i) + zero, many, tall);
   new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + many);
   kernels.columns_int4(sums, at.w4, k, 1);
-  const rest = [room, many, k, 8, out, 8, 0, 0, 0, FINISH.plain];
+  const rest = [room, 0, many, k, 8, out, 8, 0, 0, 0, FINISH.plain];
   kernels.gemm_int4_bytes(at.a, at.zeros, at.ones, at.w4, at.ones, sums, ...rest);
   return wrong("gemm_int4_bytes", many * 8, (t, c) => right4(t, c) * scale(c));
 }

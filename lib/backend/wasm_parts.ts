@@ -100,8 +100,8 @@ export const PARTS = {
   },
 
   /** Pairs of panels. */
-  gemm_f32(kernels, [a, w, rows, k, ...columns], from, end) {
-    kernels.gemm_f32(a, w + from * PAIR * k * 4, rows, k, ...pairs(columns, from, end));
+  gemm_f32(kernels, [a, w, key, rows, k, ...columns], from, end) {
+    kernels.gemm_f32(a, w + from * PAIR * k * 4, key, rows, k, ...pairs(columns, from, end));
   },
 
   gemv_f32(kernels, [x, w, k, n, out, bias, residual, mode], from, end) {
@@ -111,11 +111,17 @@ export const PARTS = {
   },
 
   /** Pairs of panels; room to unpack one, where tiles are of words, is at `room` for the first thread, then for the others. */
-  gemm_int8(kernels, [a, zeros, scales, w, wScale, sums, room, rows, padded, ...columns], from, end, thread) {
+  gemm_int8(
+    kernels,
+    [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
+    from,
+    end,
+    thread,
+  ) {
     const [col, at] = [from * PAIR, from * PAIR * 4];
     const own = room + thread * PAIR * padded * kernels.tile_bytes();
     const operands = [a, zeros, scales, w + col * padded, wScale + at, sums + at];
-    kernels.gemm_int8(...operands, own, rows, padded, ...pairs(columns, from, end));
+    kernels.gemm_int8(...operands, own, key, rows, padded, ...pairs(columns, from, end));
   },
 
   gemv_int8(kernels, args, from, end) {
@@ -139,16 +145,22 @@ export const PARTS = {
   },
 
   /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
-  gemm_int4(kernels, [a, presets, scales, w, wScale, room, rows, padded, ...columns], from, end, thread) {
+  gemm_int4(
+    kernels,
+    [a, presets, scales, w, wScale, room, key, rows, padded, ...columns],
+    from,
+    end,
+    thread,
+  ) {
     const own = room + thread * PAIR * padded * kernels.tile_bytes();
     const operands = [a, presets, scales, w + from * pairBytes(padded), wScale + from * PAIR * 4];
-    kernels.gemm_int4(...operands, own, rows, padded, ...pairs(columns, from, end));
+    kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(columns, from, end));
   },
 
   /** The same where weights are multiplied as bytes. */
   gemm_int4_bytes(
     kernels,
-    [a, zeros, scales, w, wScale, sums, room, rows, padded, ...columns],
+    [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
     from,
     end,
     thread,
@@ -156,7 +168,7 @@ export const PARTS = {
     const at = from * PAIR * 4;
     const own = room + thread * PAIR * padded;
     const operands = [a, zeros, scales, w + from * pairBytes(padded), wScale + at, sums + at];
-    kernels.gemm_int4_bytes(...operands, own, rows, padded, ...pairs(columns, from, end));
+    kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(columns, from, end));
   },
 
   gemv_int4(kernels, args, from, end) {

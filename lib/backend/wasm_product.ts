@@ -260,6 +260,8 @@ interface Packed extends Pick<Form, "kind" | "tile"> {
   readonly zeros: number;
   /** Room for one unpacked pair of panels a thread, where weights are not multiplied as they lie. */
   readonly room: number;
+  /** No other packing has it: a thread that has copied these values need not do it again. */
+  readonly key: number;
 }
 
 function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
@@ -271,7 +273,7 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
   if (kind === "f32") {
     const values = tile > 1 ? scratch(sizes.values) : x.start;
     if (tile > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
-    return { kind, tile, rows, values, scales: 0, zeros: 0, room: 0 };
+    return { kind, tile, rows, values, scales: 0, zeros: 0, room: 0, key: crew.runs };
   }
   const values = scratch(total(sizes));
   const zeros = values + sizes.values;
@@ -280,7 +282,7 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
   const from = [values, zeros, scales, x.start, stride, rows, x.cols, padded];
   if (kind === "int4-bytes") crew.run("quantize8_tall", [...from, zero], tiles, cost);
   else crew.run(kind === "int8-p8-s4" ? "quantize7" : "quantize8", [...from, tile], tiles, cost);
-  return { kind, tile, rows, values, scales, zeros, room };
+  return { kind, tile, rows, values, scales, zeros, room, key: crew.runs };
 }
 
 /** What a product reads of a matrix; addresses. */
@@ -290,7 +292,7 @@ interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" |
 
 function product(
   crew: Crew,
-  { kind, rows, values, scales, zeros, room }: Packed,
+  { kind, rows, values, scales, zeros, room, key }: Packed,
   out: WasmTensor,
   w: Columns,
   { bias, residual, mode }: Finish,
@@ -305,25 +307,25 @@ function product(
   const cost = rows > 1 ? rows * n * padded * MULTIPLY_NS[scheme] : n * padded * READ_NS[scheme];
   switch (kind) {
     case "f32":
-      if (rows > 1) crew.run("gemm_f32", [values, start, rows, padded, n, ...finish], units, cost);
+      if (rows > 1) crew.run("gemm_f32", [values, start, key, rows, padded, n, ...finish], units, cost);
       else crew.run("gemv_f32", [values, start, padded, n, ...finish], units, cost);
       break;
     case "int8-p8-s4": {
       const operands = [values, zeros, scales, start, scale, sums];
       if (rows > 1) {
-        crew.run("gemm_int8", [...operands, room, rows, padded, n, ...finish, kernel], units, cost);
+        crew.run("gemm_int8", [...operands, room, key, rows, padded, n, ...finish, kernel], units, cost);
       } else crew.run("gemv_int8", [...operands, padded, n, ...finish, kernel], units, cost);
       break;
     }
     case "int4-g32-p8": {
       const operands = [values, zeros, scales, start, scale];
       if (rows > 1) {
-        crew.run("gemm_int4", [...operands, room, rows, padded, n, ...finish, kernel], units, cost);
+        crew.run("gemm_int4", [...operands, room, key, rows, padded, n, ...finish, kernel], units, cost);
       } else crew.run("gemv_int4", [...operands, padded, n, ...finish, kernel], units, cost);
       break;
     }
     case "int4-bytes": {
-      const operands = [values, zeros, scales, start, scale, sums, room, rows, padded, n];
+      const operands = [values, zeros, scales, start, scale, sums, room, key, rows, padded, n];
       crew.run("gemm_int4_bytes", [...operands, ...finish], units, cost);
     }
   }

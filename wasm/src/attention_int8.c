@@ -323,8 +323,8 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
   uint32_t tall = rows_of(kernel);
   pack_values(h, v, v_stride, keys, kernel);
   if (h->copies) {
-    stage_panels(0, h->keys, h->all / 8, h->dim / 4, 0);
-    stage_panels(value_chunk(h), h->values, (h->dim + 7) / 8, h->all / 4, 0);
+    stage_panels(0, h->keys, h->all / 8, h->dim / 4, 0, 0);
+    stage_panels(value_chunk(h), h->values, (h->dim + 7) / 8, h->all / 4, 0, 0);
   }
   for (uint32_t row = 0; row < rows; row += tall) {
     int32_t zeros[TALL];
@@ -332,10 +332,10 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
     v128_t most[TALL], sums[TALL];
     uint32_t count = rows - row < tall ? rows - row : tall;
     pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale, kernel, zeros, scales);
-    if (h->copies) copy_rows(0, h->queries, 1, h->dim / 4, kernel);
+    if (h->copies) copy_rows(0, h->queries, 1, h->dim / 4, kernel, 0);
     score(h, keys, zeros, scales, kernel, most);
     weigh(h, kernel, most, sums);
-    if (h->copies) copy_rows(query_chunks(h), h->weights, 2, h->all / 4, kernel);
+    if (h->copies) copy_rows(query_chunks(h), h->weights, 2, h->all / 4, kernel, 0);
     mix(h, out + (uint64_t)row * out_stride, out_stride, count, kernel, sums);
   }
 }

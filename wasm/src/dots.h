@@ -37,13 +37,13 @@ INLINE uint32_t steps_of(uint32_t k) { return WORDS ? k / 2 : k / 4; }
 // Whether a product of so many rows copies its operands; sums of one step in 16 bits are too slow for it to matter.
 INLINE int copied(uint32_t rows, uint32_t kernel) { return rows > COPIED && (WORDS || kernel != 1); }
 
-// Copies tiles for a kernel, one after the other, from chunk `at` on.
-INLINE void copy_rows(uint32_t at, const int8_t *tiles, uint32_t count, uint32_t steps, uint32_t kernel) {
+// Copies tiles for a kernel, one after the other, from chunk `at` on, if they are not there under this key.
+INLINE void copy_rows(uint32_t at, const int8_t *tiles, uint32_t count, uint32_t steps, uint32_t kernel, uint32_t key) {
 #ifdef __wasm_relaxed_simd__
-  if (kernel == VNNI) return stage_rows_six(at, tiles, count, steps, 0);
+  if (kernel == VNNI) return stage_rows_six(at, tiles, count, steps, 0, key);
 #endif
   (void)kernel;
-  stage_rows_five(at, tiles, count, steps, 0);
+  stage_rows_five(at, tiles, count, steps, 0, key);
 }
 
 // Sums of copies, ordered as `straighten` takes them.

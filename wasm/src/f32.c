@@ -64,16 +64,16 @@ INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t pa
   straighten(c, y, ROWS);
 }
 
-// out [rows, n] = a · Wᵀ with a as pack_f32 leaves it.
+// out [rows, n] = a · Wᵀ with a as pack_f32 leaves it; the same key, the same a.
 EXPORT(gemm_f32)
-void gemm_f32(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, float *out, uint32_t out_stride,
-              const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode) {
+void gemm_f32(const float *a, const float *w, uint32_t key, uint32_t rows, uint32_t k, uint32_t n, float *out,
+              uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   uint32_t copies = rows > COPIED && k >= 4, steps = k / 4 * 4, chunks = chunks_of(steps);
-  if (copies) stage_rows_floats(0, a, (rows + ROWS - 1) / ROWS, steps, (k - steps) * 4 * ROWS);
+  if (copies) stage_rows_floats(0, a, (rows + ROWS - 1) / ROWS, steps, (k - steps) * 4 * ROWS, key);
   for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    if (copies) stage_panels(0, w, (cols + 7) / 8, steps, (k - steps) * 32);
+    if (copies) stage_panels(0, w, (cols + 7) / 8, steps, (k - steps) * 32, 0);
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;

@@ -114,15 +114,15 @@ INLINE void descale_block(float *y, uint32_t count, const float *scales, const f
 // unpacked once for all rows: `room` holds two of them, 16 · padded bytes, or twice as many where tiles are of words.
 EXPORT(gemm_int4)
 void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, const int8_t *w, const float *w_scale,
-               int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
+               int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
                const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   uint32_t groups = padded / 32, copies = WORDS && copied(rows, kernel);
-  if (copies) copy_rows(0, a, (rows + ROWS - 1) / ROWS, CHUNK * groups, kernel);
+  if (copies) copy_rows(0, a, (rows + ROWS - 1) / ROWS, CHUNK * groups, kernel, key);
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * GROUP_BYTES * groups) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
     unpack(room, w, (cols + 7) / 8 * groups);
-    if (copies) stage_panels(0, room, (cols + 7) / 8, CHUNK * groups, 0);
+    if (copies) stage_panels(0, room, (cols + 7) / 8, CHUNK * groups, 0, 0);
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;

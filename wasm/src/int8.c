@@ -146,17 +146,17 @@ INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps,
 // out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Each panel is unpacked once for all rows, but where weights lie
 // as they are multiplied: `room` holds two panels, 16 · padded bytes, or twice as many where tiles are of words.
 INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-                 const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, const Finish *f,
+                 const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, const Finish *f,
                  uint32_t int4, uint32_t kernel) {
   uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
   uint32_t steps = steps_of(padded), chunks = chunks_of(steps), copies = copied(rows, kernel);
-  if (copies) copy_rows(0, a, (rows + tall - 1) / tall, steps, kernel);
+  if (copies) copy_rows(0, a, (rows + tall - 1) / tall, steps, kernel, key);
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * panel_bytes) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR, panels = (cols + 7) / 8;
     const int8_t *pair = WORDS || int4 ? room : w;
     if (int4) unpack_int4(room, w, panels * (padded / 32));
     else if (WORDS) unpack(room, w, panels * (padded / 4));
-    if (copies) stage_panels(0, pair, panels, steps, 0);
+    if (copies) stage_panels(0, pair, panels, steps, 0, 0);
     for (uint32_t row = 0; row < rows; row += block) {
       float y[PAIR * BLOCK_TILES * TALL];
       uint32_t count = rows - row < block ? rows - row : block;
@@ -184,22 +184,22 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
 // a as quantize7 leaves it.
 EXPORT(gemm_int8)
 void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-               const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out,
+               const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out,
                uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode,
                uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  gemm(a, zeros, scales, w, w_scale, w_sums, room, rows, padded, n, &f, 0, kernel);
+  gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 0, kernel);
 }
 
 // Where one instruction multiplies and adds. a as quantize8_tall leaves it: of all eight bits, which that instruction takes
 // beside weights of any.
 EXPORT(gemm_int4_bytes)
 void gemm_int4_bytes(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-                     const int32_t *w_sums, int8_t *room, uint32_t rows, uint32_t padded, uint32_t n, float *out,
+                     const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out,
                      uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride,
                      uint32_t mode) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  gemm(a, zeros, scales, w, w_scale, w_sums, room, rows, padded, n, &f, 1, VNNI);
+  gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 1, VNNI);
 }
 
 // out [count, k]: rows ids[i] of the table, times scale.

@@ -19,19 +19,20 @@ INLINE int copyable(uint32_t steps) { return steps && (steps % 4 == 0 || steps %
 // Chunks that so many steps lie in.
 INLINE uint32_t chunks_of(uint32_t steps) { return (steps + CHUNK - 1) / CHUNK; }
 
-// `count` panels of `steps` steps, `skip` bytes apart, each in whole chunks, from chunk `at` on.
-TILES(stage_panels)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
+// `count` panels of `steps` steps, `skip` bytes apart, each in whole chunks, from chunk `at` on. Nothing is done where the
+// last copies had this key, which is not 0.
+TILES(stage_panels)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
 
 // The same of tiles of five rows: of floats, and of bytes or words.
-TILES(stage_rows_floats)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
-TILES(stage_rows_five)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
+TILES(stage_rows_floats)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
+TILES(stage_rows_five)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
 
 // Sums of the tile whose copy begins with chunk `row` and the panel whose copy begins with chunk `panel`.
 TILES(staged_f32)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
 
 // What only one of the builds has.
 #ifdef __wasm_relaxed_simd__
-TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip);
+TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
 TILES(staged_dot)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * TALL]);
 TILES(staged_words4)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
 TILES(staged_words8)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
