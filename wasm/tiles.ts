@@ -14,19 +14,25 @@
 const [STEPS, ENDS] = [16, [2, 4, 8, 12]];
 const VECTOR = 16;
 
-/** How the rows of a tile lie in memory, and in a struct. */
-interface Rows {
-  /** Bytes of a step of all rows. */
+/** How a step lies in memory, and in a struct. */
+interface Layout {
+  /** Bytes. */
   readonly stride: number;
-  /** Type, instruction that loads it, and bytes, of the rows beyond four. */
+  /** Type, instruction that loads it, and bytes, of what is beyond one vector. */
   readonly rest: readonly [type: string, load: string, bytes: number];
+  /** How often the vector was rotated that is there: more than once where a rotation would wait for a product's units. */
+  readonly turns: readonly number[];
+}
+
+/** Of the rows of a tile: of four, and beyond them. */
+interface Rows extends Layout {
   /** Spreads them, if they are not already. */
   readonly spread: (rest: string) => string;
   /** Whether they are two, which are rotated once. */
   readonly two: boolean;
-  /** How often the four rows were rotated that are there: more than once where a rotation would wait for a product's units. */
-  readonly turns: readonly number[];
 }
+
+const PANELS: Layout = { stride: 2 * VECTOR, rest: ["v128", "v128.load", VECTOR], turns: [0] };
 
 const as = (rest: string) => rest;
 const ROWS: Record<string, Rows> = {
@@ -113,7 +119,7 @@ const rotated = (value: string, lanes: number) =>
   } ${value} ${value})`;
 
 /** Structs of sixteen steps, and as many of them as were ever needed. */
-function types(type: string, rest: string, turns: readonly number[] = [0]): string {
+function types(type: string, { rest: [rest], turns }: Layout): string {
   const first = "(field (mut v128))".repeat(turns.length);
   return `(type $${type} (struct ${lines(STEPS, () => `${first} (field (mut ${rest}))`)}))
     (type $list_${type} (array (mut (ref $${type}))))
@@ -142,7 +148,7 @@ function steps(
  * Copies of `count` times `steps` steps, `skip` bytes apart, each in structs of its own, from struct `i` on; none where those
  * of this key are the last that were made. Key 0 is never there.
  */
-function stage(type: string, stride: number, rest: string, turns: readonly number[] = [0]): string {
+function stage(type: string, { stride, rest: [, rest], turns }: Layout): string {
   const [one, list, all] = [`(ref $${type})`, `(ref $list_${type})`, `(global.get $all_${type})`];
   const fields = turns.length + 1;
   const four = `(v128.load ${get("from")})`;
@@ -230,7 +236,7 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
 }
 
 /** Bytes of the structs of a type, heads included as V8 has them. */
-const bytesOf = (type: string, rest: number, turns = [0] as readonly number[]) =>
+const bytesOf = (type: string, { rest: [, , rest], turns }: Layout) =>
   `(i32.mul (array.len (global.get $all_${type})) (i32.const ${
     VECTOR + STEPS * (VECTOR * turns.length + rest)
   }))`;
@@ -239,22 +245,16 @@ const bytesOf = (type: string, rest: number, turns = [0] as readonly number[]) =
 export function tilesModule(build: Build): string {
   const products: readonly Product[] = PRODUCTS[build];
   const used = Object.entries(ROWS).filter(([name]) => products.some((it) => it.rows === name));
-  const layouts = used.map(([name, { stride, rest: [type, load], turns }]) =>
-    types(`rows_${name}`, type, turns) + stage(`rows_${name}`, stride, load, turns)
-  );
+  const layouts: [type: string, Layout][] = [
+    ["panels", PANELS],
+    ...used.map(([name, rows]): [string, Layout] => [`rows_${name}`, rows]),
+  ];
+  const bytes = layouts.map(([type, layout]) => bytesOf(type, layout));
   return `(module
     (import "kernels" "memory" (memory 0))
     (type $sums (struct ${lines(10, () => "(field (mut v128))")}))
     (global $sums (ref $sums) (struct.new_default $sums))
-    ${types("panels", "v128")}
-    ${stage("panels", 2 * VECTOR, "v128.load")}
-    ${layouts.join("\n")}
+    ${layouts.map(([type, layout]) => types(type, layout) + stage(type, layout)).join("\n")}
     ${products.map(product).join("\n")}
-    (func (export "copies_bytes") (result i32)
-      ${
-    used.reduce(
-      (sum, [name, { rest, turns }]) => `(i32.add ${sum} ${bytesOf(`rows_${name}`, rest[2], turns)})`,
-      bytesOf("panels", VECTOR),
-    )
-  }))`;
+    (func (export "copies_bytes") (result i32) ${bytes.reduce((sum, one) => `(i32.add ${sum} ${one})`)}))`;
 }

@@ -115,7 +115,7 @@ export class Wasm implements WasmBackend {
   }
 
   get copiesBytes(): number {
-    return (this.#kernels.copies_bytes?.() ?? 0) * this.#crew.threads;
+    return this.#kernels.copies_bytes() * this.#crew.threads;
   }
 
   tensor(rows: number, cols: number): Tensor {

@@ -36,8 +36,8 @@ export interface Kernels extends
     | "attention_int8",
     Kernel
   > {
-  /** Bytes of the copies of operands that products of many rows have made, of this instance; where the build makes any. */
-  readonly copies_bytes?: () => number;
+  /** Bytes of the copies of operands that products of many rows have made, of this instance. */
+  readonly copies_bytes: () => number;
   readonly __heap_base: WebAssembly.Global;
   /** Where the stack begins; it grows down. */
   readonly __stack_pointer: WebAssembly.Global;

@@ -19,7 +19,9 @@ const FEW_ROWS = 4;
 /** Bytes of weights that are still in the second-level cache when the next row reads them. */
 const CACHED_BYTES = 2 ** 19;
 
-/** Of sixteen steps of rows, at most, and its head. */
+/** Rows above which operands are copied, as `wasm/src/tiles.h` says, and steps of a struct of them (`wasm/tiles.ts`). */
+const [COPIED, STRUCT_STEPS] = [30, 16];
+/** Of a struct of rows, at most, and its head. */
 const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int4-g32-p8": 784 };
 
 /** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */
@@ -219,12 +221,11 @@ export function productScratch(scheme: Scheme, rows: number, k: number, threads:
   }
 }
 
-/** Bytes that such a product copies at most, one set a thread, into structs of sixteen steps (`wasm/tiles.ts`). */
+/** Bytes that such a product copies at most, one set a thread; in the plain build about twice as many. */
 export function copiesBytes(scheme: Scheme, rows: number, k: number): number {
-  const structs = Math.ceil(k / (scheme === "f32" ? 1 : 4) / 16);
-  return rows > MOST_ROWS * TILE
-    ? (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + PAIR / PANEL) * structs * STRUCT_BYTES[scheme]
-    : 0;
+  if (rows <= COPIED) return 0;
+  const structs = Math.ceil(k / (scheme === "f32" ? 1 : 4) / STRUCT_STEPS);
+  return (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + PAIR / PANEL) * structs * STRUCT_BYTES[scheme];
 }
 
 /** Rows in one block, whole tiles, the blocks being about equal. */

@@ -53,12 +53,17 @@ Deno.test("the kernels find the same bound in int8 weights as the packing does",
   assert.deepEqual([...found].sort(), [1, 4, 8]);
 });
 
-Deno.test("a row of a product with integer weights is what it is alone, however many there are", async () => {
-  const builds = [
+/** A backend for each way in which integers are multiplied. */
+function everyWay() {
+  return [
     createWasmBackend(simd),
     createWasmBackend(relaxed, { multiplier: "dot" }),
     createWasmBackend(relaxed, { multiplier: "words" }),
   ];
+}
+
+Deno.test("a row of a product with integer weights is what it is alone, however many there are", async () => {
+  const builds = everyWay();
   // So wide that few rows go through the columns in several parts, the last of them no whole panel.
   const [n, k, most] = [460, 2050, 6];
   for (const scheme of ["int8-p8-s4", "int4-g32-p8"] as const) {
@@ -91,11 +96,7 @@ Deno.test("a row of a product with integer weights is what it is alone, however 
 });
 
 Deno.test("many rows, which are multiplied from copies of the operands, are what few are, at every end of a copy", async () => {
-  const builds = [
-    createWasmBackend(simd),
-    createWasmBackend(relaxed, { multiplier: "dot" }),
-    createWasmBackend(relaxed, { multiplier: "words" }),
-  ];
+  const builds = everyWay();
   const [rows, few, n] = [50, 5, 19];
   const bounds = new Set<number>();
   for (const k of [3, 16, 20, 52, 64, 84, 130, 300]) {

@@ -20,7 +20,7 @@ typedef struct {
   int8_t *queries;                  // a tile
   int8_t *weights;                  // a tile of words, or two of bytes
   uint32_t all, dim;                // keys padded to 16, columns of a head
-  uint32_t copies;                  // whether tiles are multiplied from copies
+  uint32_t copies;                  // whether it pays to copy tiles, and they can be
 } Head;
 
 // Chunks of a tile of queries or a panel of keys, and of a tile of weights or a panel of values. Copies of queries and of
@@ -37,6 +37,9 @@ INLINE int split(uint32_t kernel) {
   return (void)kernel, 0;
 #endif
 }
+
+// Whether tiles are multiplied from copies: words are not.
+INLINE int copies(const Head *h, uint32_t kernel) { return split(kernel) && h->copies; }
 
 INLINE v128_t round_i32(v128_t x, v128_t large) { return wasm_i32x4_sub(wasm_f32x4_add(x, large), large); }
 
@@ -201,7 +204,7 @@ INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t
 INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t count, uint32_t kernel,
                          v128_t y[2 * TALL]) {
   const int8_t *panel = h->values + ((uint64_t)c * h->all << !split(kernel));
-  if (h->copies) {
+  if (copies(h, kernel)) {
     v128_t high[2 * TALL], low[2 * TALL];
     uint32_t row = query_chunks(h) + from / CHUNK, at = value_chunk(h) + c / 8 * weight_chunks(h) + from / CHUNK;
     tile_copied(row, at, count, kernel, high);
@@ -246,11 +249,8 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const
   for (uint32_t s = 0; s < h->all; s += 8) {
     v128_t y[2 * TALL];
     const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
-    if (h->copies) {
-      v128_t c[2 * TALL];
-      tile_copied(0, s / 8 * query_chunks(h), h->dim / 4, kernel, c);
-      straighten(c, y, TALL);
-    } else tile_int8(h->queries, panel, h->dim, kernel, y);
+    if (copies(h, kernel)) tile_int8_copied(0, s / 8 * query_chunks(h), h->dim / 4, kernel, y);
+    else tile_int8(h->queries, panel, h->dim, kernel, y);
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
       v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);
@@ -322,7 +322,7 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
                  uint32_t v_stride, uint32_t rows, uint32_t keys, float scale, uint32_t kernel) {
   uint32_t tall = rows_of(kernel);
   pack_values(h, v, v_stride, keys, kernel);
-  if (h->copies) {
+  if (copies(h, kernel)) {
     stage_panels(0, h->keys, h->all / 8, h->dim / 4, 0, 0);
     stage_panels(value_chunk(h), h->values, (h->dim + 7) / 8, h->all / 4, 0, 0);
   }
@@ -332,10 +332,10 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
     v128_t most[TALL], sums[TALL];
     uint32_t count = rows - row < tall ? rows - row : tall;
     pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale, kernel, zeros, scales);
-    if (h->copies) copy_rows(0, h->queries, 1, h->dim / 4, kernel, 0);
+    if (copies(h, kernel)) copy_rows(0, h->queries, 1, h->dim / 4, kernel, 0);
     score(h, keys, zeros, scales, kernel, most);
     weigh(h, kernel, most, sums);
-    if (h->copies) copy_rows(query_chunks(h), h->weights, 2, h->all / 4, kernel, 0);
+    if (copies(h, kernel)) copy_rows(query_chunks(h), h->weights, 2, h->all / 4, kernel, 0);
     mix(h, out + (uint64_t)row * out_stride, out_stride, count, kernel, sums);
   }
 }
@@ -356,7 +356,7 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.key_sums = (int32_t *)(h.key_scale + h.all);
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
-  h.copies = split(kernel) && rows > COPIED && copyable(dim / 4);
+  h.copies = rows > COPIED && copyable(dim / 4);
   pack_keys(&h, k, k_stride, keys);
   if (kernel == VNNI) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, VNNI);
   else head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, 1);

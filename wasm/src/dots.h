@@ -247,3 +247,10 @@ INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_
   tile_words(a, b, padded / 2, y);
 #endif
 }
+
+// The same of copies.
+INLINE void tile_int8_copied(uint32_t row, uint32_t panel, uint32_t steps, uint32_t kernel, v128_t y[2 * TALL]) {
+  v128_t c[2 * TALL];
+  tile_copied(row, panel, steps, kernel, c);
+  straighten(c, y, rows_of(kernel));
+}

@@ -65,8 +65,8 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
   while (groups) {
     uint32_t now = groups < GROUPS ? groups : GROUPS;
     groups -= now;
-    (void)row, (void)from;
 #ifdef __wasm_relaxed_simd__
+    (void)row, (void)from;
     for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES, a += 8 * STEP_ROWS, panel += 8 * STEP) {
       group_int4(a, presets, panel, w, kernel, c);
     }

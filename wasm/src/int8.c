@@ -137,17 +137,16 @@ INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32
 
 // The same of copies.
 INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, uint32_t kernel) {
-  v128_t c[2 * TALL], sums[2 * TALL];
-  tile_copied(row, panel, steps, kernel, c);
-  straighten(c, sums, rows_of(kernel));
+  v128_t sums[2 * TALL];
+  tile_int8_copied(row, panel, steps, kernel, sums);
   descale_tile(y, sums, s, rows_of(kernel));
 }
 
 // out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Each panel is unpacked once for all rows, but where weights lie
 // as they are multiplied: `room` holds two panels, 16 · padded bytes, or twice as many where tiles are of words.
 INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-                 const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, const Finish *f,
-                 uint32_t int4, uint32_t kernel) {
+                 const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
+                 const Finish *f, uint32_t int4, uint32_t kernel) {
   uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
   uint32_t steps = steps_of(padded), chunks = chunks_of(steps), copies = copied(rows, kernel);
   if (copies) copy_rows(0, a, (rows + tall - 1) / tall, steps, kernel, key);
@@ -184,9 +183,9 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
 // a as quantize7 leaves it.
 EXPORT(gemm_int8)
 void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-               const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out,
-               uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode,
-               uint32_t kernel) {
+               const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
+               float *out, uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride,
+               uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 0, kernel);
 }
@@ -195,9 +194,9 @@ void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const
 // beside weights of any.
 EXPORT(gemm_int4_bytes)
 void gemm_int4_bytes(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
-                     const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out,
-                     uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride,
-                     uint32_t mode) {
+                     const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
+                     float *out, uint32_t out_stride, const float *bias, const float *residual,
+                     uint32_t residual_stride, uint32_t mode) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 1, VNNI);
 }
