@@ -24,6 +24,9 @@ const [COPIED, STRUCT_STEPS] = [30, 16];
 /** Of a struct of rows, at most, and its head. */
 const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int4-g32-p8": 784 };
 
+/** The kernel's number where nibbles beside a row alone may be moved up by four: a zero point of 128 says so. */
+const UNSIGNED = 2;
+
 /** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */
 const MOST_BYTES_K = 65_536;
 
@@ -51,7 +54,7 @@ export class WasmMatrix implements Matrix {
     readonly tile: number,
     /** Bytes of a value in such a tile. */
     readonly tileBytes: number,
-    /** Zero point of activations beside int4 weights that are multiplied as bytes. */
+    /** Zero point of activations beside int4 weights that are multiplied as bytes: 128 where bytes are unsigned. */
     readonly zero = 0,
   ) {}
 }
@@ -176,9 +179,9 @@ function multiplyFew(
 
 /** Whole panels of a matrix, of so many bytes each. */
 function columnsOf(w: WasmMatrix, col: number, n: number, panelBytes: number): Columns {
-  const { scheme, padded, kernel, piece, scale, sums } = w;
+  const { scheme, padded, kernel, zero, piece, scale, sums } = w;
   const start = piece.start + col / PANEL * panelBytes;
-  return { scheme, padded, kernel, n, start, scale: scale + col * 4, sums: sums + col * 4 };
+  return { scheme, padded, kernel, zero, n, start, scale: scale + col * 4, sums: sums + col * 4 };
 }
 
 /** How rows of activations lie for a kernel. */
@@ -287,7 +290,7 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
 }
 
 /** What a product reads of a matrix; addresses. */
-interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" | "sums" | "kernel"> {
+interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" | "sums" | "kernel" | "zero"> {
   readonly start: number;
 }
 
@@ -299,7 +302,7 @@ function product(
   { bias, residual, mode }: Finish,
   added: number,
 ): void {
-  const { scheme, n, padded, scale, sums, kernel, start } = w;
+  const { scheme, n, padded, scale, sums, kernel, zero, start } = w;
   const units = Math.ceil(n / (rows > 1 ? PAIR : PANEL));
   const finish = rows > 1
     ? [out.start, out.stride, bias, added, residual?.stride ?? 0, mode]
@@ -322,7 +325,10 @@ function product(
       const operands = [values, zeros, scales, start, scale];
       if (rows > 1) {
         crew.run("gemm_int4", [...operands, room, key, rows, padded, n, ...finish, kernel], units, cost);
-      } else crew.run("gemv_int4", [...operands, padded, n, ...finish, kernel], units, cost);
+      } else {
+        const alone = zero === 128 ? UNSIGNED : kernel;
+        crew.run("gemv_int4", [...operands, padded, n, ...finish, alone], units, cost);
+      }
       break;
     }
     case "int4-bytes": {

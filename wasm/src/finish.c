@@ -9,7 +9,8 @@ const float EXP[10][4] = {
     FOUR(8.312520571e-03f),
 };
 const float LARGE[4] = FOUR(12582912.0f);
-const uint8_t FIFTEEN[16] = {BYTES(15)};
+const uint8_t LOW_NIBBLE[16] = {BYTES(15)};
+const uint8_t HIGH_NIBBLE[16] = {BYTES(240)};
 const uint8_t SEVEN_BITS[16] = {BYTES(127)};
 // -2√(2/π), and that times 0.044715
 const float GELU_POWERS[2][4] = {FOUR(-1.5957691216057308f), FOUR(-0.07135481282553f)};

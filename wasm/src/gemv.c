@@ -17,7 +17,7 @@ typedef struct {
   const int16_t *presets;  // int4
   const int8_t *w;
   uint32_t apart, padded;
-  v128_t mask;             // int4: 15 in every byte, in a register for the whole product
+  v128_t mask;             // int4: of a nibble in every byte, in a register for the whole product
 } Row;
 
 #ifdef __wasm_relaxed_simd__
@@ -57,17 +57,31 @@ INLINE void panels_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_
   for (uint32_t i = 0; i < 2 * second; i++) y[2 * first + i] = d[i];
 }
 
-// A group of each of `streams` panels with int4 weights, added to c; the panels go on to the next.
-INLINE void group_int4_row(const int8_t *x, v128_t preset, v128_t mask, const int8_t *w[AT_ONCE], uint32_t kernel,
+// What a group's sums begin with: -8 times the activations of a lane, and where that is so 16 times as much, for columns
+// 4 … 7, and 17 times, for both.
+typedef struct {
+  v128_t one, sixteen, both;
+} Presets;
+
+// A group of each of `streams` panels with int4 weights, added to c; the panels go on to the next. Where the operand of
+// nibbles may be of all eight bits, a byte is multiplied as it is, and its upper nibble times 16: the lower one's share is
+// the difference, and neither has to be moved.
+INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, const int8_t *w[AT_ONCE], uint32_t kernel,
                            uint32_t streams, v128_t c[2 * AT_ONCE]) {
   v128_t s[2 * AT_ONCE];
-  for (uint32_t i = 0; i < 2 * streams; i++) s[i] = preset;
+  for (uint32_t i = 0; i < 2 * streams; i++) s[i] = kernel != UNSIGNED ? preset->one : i % 2 ? preset->sixteen : preset->both;
 #pragma clang loop unroll(full)
   for (uint32_t i = 0; i < 8; i++) {
     v128_t four = wasm_v128_load32_splat(x + 4 * i);
     for (uint32_t p = 0; p < streams; p++) {
-      v128_t v = wasm_v128_load(w[p] + 16 + 16 * i);
-      v128_t low = wasm_v128_and(v, mask), high = wasm_v128_and(wasm_u16x8_shr(v, 4), mask);
+      v128_t v = wasm_v128_load(w[p] + 16 + 16 * i), high = wasm_v128_and(v, mask);
+      if (kernel == UNSIGNED) {
+        s[2 * p] = DOT32(four, v, s[2 * p]);
+        s[2 * p + 1] = DOT32(four, high, s[2 * p + 1]);
+        continue;
+      }
+      v128_t low = high;
+      high = wasm_v128_and(wasm_u16x8_shr(v, 4), mask);
       if (kernel == VNNI) {
         s[2 * p] = DOT32(four, low, s[2 * p]);
         s[2 * p + 1] = DOT32(four, high, s[2 * p + 1]);
@@ -78,10 +92,14 @@ INLINE void group_int4_row(const int8_t *x, v128_t preset, v128_t mask, const in
     }
   }
   for (uint32_t p = 0; p < streams; p++) {
-    // Sums in 32 bits fit 16: the low halves times the scales, the high ones times 0, are the whole product.
     v128_t scales = wasm_v128_load(w[p]);
-    v128_t low = kernel == VNNI ? wasm_u32x4_extend_low_u16x8(scales) : TWICE_LOW(scales);
-    v128_t high = kernel == VNNI ? wasm_u32x4_extend_high_u16x8(scales) : TWICE_HIGH(scales);
+    if (kernel == UNSIGNED) {
+      s[2 * p] = wasm_i32x4_sub(s[2 * p], s[2 * p + 1]);
+      s[2 * p + 1] = wasm_i32x4_shr(s[2 * p + 1], 4);
+    }
+    // Sums in 32 bits fit 16: the low halves times the scales, the high ones times 0, are the whole product.
+    v128_t low = kernel == 8 ? TWICE_LOW(scales) : wasm_u32x4_extend_low_u16x8(scales);
+    v128_t high = kernel == 8 ? TWICE_HIGH(scales) : wasm_u32x4_extend_high_u16x8(scales);
     c[2 * p] = wasm_i32x4_add(c[2 * p], wasm_i32x4_dot_i16x8(s[2 * p], low));
     c[2 * p + 1] = wasm_i32x4_add(c[2 * p + 1], wasm_i32x4_dot_i16x8(s[2 * p + 1], high));
     w[p] += GROUP_BYTES;
@@ -103,10 +121,12 @@ INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_
     v128_t c[2 * AT_ONCE], d[2 * AT_ONCE];
     for (uint32_t i = 0; i < 2 * AT_ONCE; i++) c[i] = d[i] = wasm_i32x4_const_splat(0);
     for (; now; now--, x += 32, presets += 2) {
-      v128_t preset = wasm_v128_load32_splat(presets);
-      if (kernel == VNNI) preset = wasm_i32x4_extadd_pairwise_i16x8(preset);
-      group_int4_row(x, preset, mask, w, kernel, first, c);
-      if (second) group_int4_row(x, preset, mask, v, kernel, second, d);
+      Presets preset = {.one = wasm_v128_load32_splat(presets)};
+      if (kernel != 8) preset.one = wasm_i32x4_extadd_pairwise_i16x8(preset.one);
+      preset.sixteen = wasm_i32x4_shl(preset.one, 4);
+      preset.both = wasm_i32x4_add(preset.one, preset.sixteen);
+      group_int4_row(x, &preset, mask, w, kernel, first, c);
+      if (second) group_int4_row(x, &preset, mask, v, kernel, second, d);
     }
     gather(sums, c, 2 * first);
     if (second) gather(more, d, 2 * second);
@@ -209,7 +229,8 @@ INLINE void sums_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_t 
 }
 
 INLINE void sums_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
-  if (kernel == VNNI) panels_int4(row, VNNI, streams, y);
+  if (kernel == UNSIGNED) panels_int4(row, UNSIGNED, streams, y);
+  else if (kernel == VNNI) panels_int4(row, VNNI, streams, y);
   else panels_int4(row, 8, streams, y);
 }
 
@@ -241,8 +262,9 @@ void gemv_int4(const int8_t *x, const int16_t *presets, const float *scale, cons
                uint32_t kernel) {
   const Finish f = {out, 0, bias, residual, 0, mode};
   uint32_t each = n / 8 / STREAMS, bytes = GROUP_BYTES * (padded / 32);
-  Row row = {x, presets, w, each * bytes, padded, wasm_v128_load(FIFTEEN)};
-  Descale d = {row.mask, wasm_v128_load32_splat(scale), w_scale, 0};
+  v128_t mask = wasm_v128_load(!WORDS && kernel == UNSIGNED ? HIGH_NIBBLE : LOW_NIBBLE);
+  Row row = {x, presets, w, each * bytes, padded, mask};
+  Descale d = {mask, wasm_v128_load32_splat(scale), w_scale, 0};
   v128_t y[2 * STREAMS];
   for (uint32_t at = 0; at < each; at++, row.w += bytes) {
     sums_int4(&row, kernel, STREAMS, y);

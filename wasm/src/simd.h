@@ -73,7 +73,7 @@ INLINE void straighten(const v128_t c[2 * TALL], v128_t y[2 * TALL], uint32_t ro
 // Constants of the functions below, in memory: an engine builds one in code from three instructions at every use.
 extern const float EXP[10][4], GELU_POWERS[2][4];
 extern const float LARGE[4];
-extern const uint8_t FIFTEEN[16], SEVEN_BITS[16];
+extern const uint8_t LOW_NIBBLE[16], HIGH_NIBBLE[16], SEVEN_BITS[16];
 
 // e^x to about 2e-7 relative for x in [-87.3, 88]; beyond it stays at the ends. 2ⁿ times a polynomial on
 // [-½ ln 2, ½ ln 2], minimax for the relative error; n is found by adding a number so large that the sum is whole,
