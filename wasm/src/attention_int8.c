@@ -15,8 +15,8 @@ enum {
 typedef struct {
   int8_t *keys, *values;            // panels of the first product, and of the second: of bytes or words
   float *key_scale, *value_scale;   // [keys], [dim]
-  int32_t *key_sums;                // [keys]
-  float *scores;                    // [rows][keys]
+  float *key_sums;                  // [keys]
+  float *scores;                    // [keys/4][rows of a tile][4]
   int8_t *queries;                  // a tile
   int8_t *weights;                  // a tile of words, or two of bytes
   uint32_t all, dim;                // keys padded to 16, columns of a head
@@ -128,7 +128,7 @@ static void pack_keys(const Head *h, const float *k, uint32_t stride, uint32_t k
     }
     h->key_scale[s] = most >= 1e-30f ? most / 127 : 0;
     sums = wasm_i32x4_add(sums, LANES(sums, sums, 2, 3, 0, 1));
-    h->key_sums[s] = wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
+    h->key_sums[s] = (float)(wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1));
   }
 }
 
@@ -240,12 +240,18 @@ INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_
   }
 }
 
-// Scores of the queries of a tile; the greatest of each in the lanes of most[r].
+// Scores of the queries of a tile; the greatest of each in the lanes of most[r]. All sums are below 2²⁴, so that the zero
+// point is taken out of them exactly after they have become floats.
 INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const float scales[TALL], uint32_t kernel,
                   v128_t most[TALL]) {
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
+  v128_t offset[TALL], step[TALL];
   uint32_t rows = rows_of(kernel);
-  for (uint32_t r = 0; r < rows; r++) most[r] = unseen;
+  for (uint32_t r = 0; r < rows; r++) {
+    most[r] = unseen;
+    offset[r] = wasm_f32x4_splat(-(float)zeros[r]);
+    step[r] = wasm_f32x4_splat(scales[r]);
+  }
   for (uint32_t s = 0; s < h->all; s += 8) {
     v128_t y[2 * TALL];
     const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
@@ -254,34 +260,46 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
       v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);
-      v128_t seen = wasm_u32x4_lt(wasm_i32x4_add(wasm_i32x4_splat(at), wasm_i32x4_const(0, 1, 2, 3)),
-                                  wasm_i32x4_splat(keys));
       for (uint32_t r = 0; r < rows; r++) {
-        v128_t v = y[2 * r + half];
-        v = descale_int8(v, wasm_i32x4_splat(zeros[r]), sums, wasm_f32x4_splat(scales[r]), scale);
-        if (s + 8 > keys) v = wasm_v128_bitselect(v, unseen, seen);
+        v128_t v = madd(offset[r], sums, wasm_f32x4_convert_i32x4(y[2 * r + half]));
+        v = wasm_f32x4_mul(wasm_f32x4_mul(v, step[r]), scale);
+        if (s + 8 > keys) {
+          v128_t lane = wasm_i32x4_add(wasm_i32x4_splat(at), wasm_i32x4_const(0, 1, 2, 3));
+          v = wasm_v128_bitselect(v, unseen, wasm_u32x4_lt(lane, wasm_i32x4_splat(keys)));
+        }
         most[r] = wasm_f32x4_pmax(most[r], v);
-        wasm_v128_store(h->scores + (uint64_t)r * h->all + at, v);
+        wasm_v128_store(h->scores + at * rows + 4 * r, v);
       }
     }
   }
 }
 
+// 2^x times ONE, to about 2e-7 relative, for x up to 0; below -126 it stays at the end. `big`: so large that a sum with it
+// is whole, and stands in its last bits.
+INLINE v128_t weight(v128_t x, v128_t big) {
+  x = wasm_f32x4_pmax(x, wasm_v128_load(POWER_OF_TWO[0]));
+  v128_t power = wasm_f32x4_add(x, big), p = wasm_v128_load(POWER_OF_TWO[1]);
+  x = wasm_f32x4_sub(x, wasm_f32x4_sub(power, big));
+  for (uint32_t i = 2; i < 7; i++) p = madd(p, x, wasm_v128_load(POWER_OF_TWO[i]));
+  return wasm_i32x4_add(p, wasm_i32x4_shl(power, 23));
+}
+
 // Scores to weights, as a tile; sums of the weights.
 INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[TALL], v128_t sums[TALL]) {
-  v128_t large = wasm_v128_load(LARGE), one = wasm_f32x4_const_splat(ONE), top[TALL];
+  v128_t large = wasm_v128_load(LARGE), top[TALL];
   uint32_t rows = rows_of(kernel);
   for (uint32_t r = 0; r < rows; r++) {
     v128_t m = wasm_f32x4_pmax(most[r], LANES(most[r], most[r], 2, 3, 0, 1));
     top[r] = wasm_f32x4_pmax(m, LANES(m, m, 1, 0, 3, 2));
     sums[r] = wasm_i32x4_const_splat(0);
   }
-  uint32_t steps = h->all / 4;
-  for (uint32_t i = 0; i < steps; i++) {
+  const float *from = h->scores;
+  for (uint32_t i = 0; i < h->all / 4; i++, from += 4 * rows) {
     v128_t x[TALL];
+    KEEP(from);
     for (uint32_t r = 0; r < rows; r++) {
-      v128_t e = exp_f32(wasm_f32x4_sub(wasm_v128_load(h->scores + (uint64_t)r * h->all + 4 * i), top[r]));
-      x[r] = round_i32(wasm_f32x4_mul(e, one), large);
+      v128_t score = wasm_v128_load(from + 4 * r);
+      x[r] = round_i32(weight(wasm_f32x4_sub(score, top[r]), large), large);
       sums[r] = wasm_i32x4_add(sums[r], x[r]);
     }
     place_weights(h, i, x, kernel);
@@ -331,7 +349,7 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
     float scales[TALL];
     v128_t most[TALL], sums[TALL];
     uint32_t count = rows - row < tall ? rows - row : tall;
-    pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale, kernel, zeros, scales);
+    pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale * 1.44269504f, kernel, zeros, scales);
     if (copies(h, kernel)) copy_rows(0, h->queries, 1, h->dim / 4, kernel, 0);
     score(h, keys, zeros, scales, kernel, most);
     weigh(h, kernel, most, sums);
@@ -353,7 +371,7 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.weights = h.values + 2 * h.all * wide;
   h.queries = h.weights + 2 * TALL * h.all;
   h.key_scale = (float *)(h.queries + (2 * TALL * (dim + 12) + 15) / 16 * 16);
-  h.key_sums = (int32_t *)(h.key_scale + h.all);
+  h.key_sums = h.key_scale + h.all;
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
   h.copies = rows > COPIED && copyable(dim / 4);

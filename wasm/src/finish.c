@@ -8,6 +8,12 @@ const float EXP[10][4] = {
     FOUR(2.12194440e-4f), FOUR(4.999923110e-01f), FOUR(1.666711420e-01f), FOUR(4.189015925e-02f),
     FOUR(8.312520571e-03f),
 };
+// -126, the least power of two that is not denormal, and 2^x on [-½, ½] times 2¹⁴ - 1: a polynomial, minimax for the
+// relative error, exact at 0.
+const float POWER_OF_TWO[7][4] = {
+    FOUR(-126.0f), FOUR(21.7316184520f), FOUR(158.448455971f), FOUR(909.376711291f), FOUR(3935.56391109f),
+    FOUR(11355.8269335f), FOUR(16383.0f),
+};
 const float LARGE[4] = FOUR(12582912.0f);
 const uint8_t LOW_NIBBLE[16] = {BYTES(15)};
 const uint8_t HIGH_NIBBLE[16] = {BYTES(240)};

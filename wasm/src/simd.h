@@ -71,7 +71,7 @@ INLINE void straighten(const v128_t c[2 * TALL], v128_t y[2 * TALL], uint32_t ro
 }
 
 // Constants of the functions below, in memory: an engine builds one in code from three instructions at every use.
-extern const float EXP[10][4], GELU_POWERS[2][4];
+extern const float EXP[10][4], GELU_POWERS[2][4], POWER_OF_TWO[7][4];
 extern const float LARGE[4];
 extern const uint8_t LOW_NIBBLE[16], HIGH_NIBBLE[16], SEVEN_BITS[16];
 
