@@ -57,11 +57,14 @@ interface Product {
   readonly few?: { readonly steps: number; join(sum: string, few: string): string };
   /** Columns times rows, where these begin anew. */
   first?(columns: string, rows: string): string;
+  /** What its sums end as: themselves, or floats with the scales of rows and columns. */
+  readonly ends: readonly ("sums" | "scaled")[];
 }
 
 const floats = (add: Product["add"]): Product => ({
   name: "f32",
   rows: "floats",
+  ends: ["sums"],
   add,
   few: { steps: 64, join: (sum, few) => `(f32x4.add ${sum} ${few})` },
 });
@@ -72,6 +75,7 @@ const words = (steps: number): Product => {
   return {
     name: `words${steps}`,
     rows: "five",
+    ends: ["scaled"],
     first,
     add: (columns, rows, sum) => `(i16x8.add ${sum} ${first(columns, rows)})`,
     few: { steps, join },
@@ -85,6 +89,7 @@ const PRODUCTS = {
     {
       name: "words",
       rows: "five",
+      ends: ["sums", "scaled"],
       add: (columns, rows, sum) => `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${columns} ${rows}))`,
     },
   ],
@@ -95,6 +100,7 @@ const PRODUCTS = {
     {
       name: "dot",
       rows: "six",
+      ends: ["sums", "scaled"],
       add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
     },
   ],
@@ -113,10 +119,10 @@ const field = (type: string, i: number) => `(struct.get $${type} ${i} ${get(type
 const keep = (type: string, i: number, value: string) => `(struct.set $${type} ${i} ${get(type)} ${value})`;
 const at = (type: string, list: string, index: string) => `(array.get $list_${type} ${list} ${get(index)})`;
 
-const rotated = (value: string, lanes: number) =>
-  `(i8x16.shuffle ${
-    lines(VECTOR, (i) => `${(i + 4 * lanes) % VECTOR}`).replaceAll("\n", " ")
-  } ${value} ${value})`;
+/** Lanes of two vectors, 32 bits each. */
+const lanes = (a: string, b: string, ...of: number[]) =>
+  `(i8x16.shuffle ${of.flatMap((lane) => [0, 1, 2, 3].map((i) => 4 * lane + i)).join(" ")} ${a} ${b})`;
+const rotated = (value: string, by: number) => lanes(value, value, ...[0, 1, 2, 3].map((i) => (i + by) % 4));
 
 /** Structs of sixteen steps, and as many of them as were ever needed. */
 function types(type: string, { rest: [rest], turns }: Layout): string {
@@ -182,8 +188,64 @@ function stage(type: string, { stride, rest: [, rest], turns }: Layout): string 
       (global.set $key_${type} ${get("key")}))`;
 }
 
-/** Sums of a tile, to `out`, ordered as `straighten` takes them: of `left` steps from structs `row` and `panel` on. */
-function product({ name, rows: layout, add: sum, first, few }: Product): string {
+/**
+ * Sums of a tile to floats, `out` rows of sixteen: less the zero points of rows times the sums of columns, times the scales
+ * of both. They lie as the loop leaves them: lane i of sum j belongs to row i + j, of four; of two, or of one, likewise.
+ */
+function scaled(sum: (i: number) => string, two: boolean): string {
+  const load = (name: string, at: number, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
+  const last = two ? "v128.load64_splat" : "v128.load32_splat";
+  const turn = (i: number) => i < 8 ? i % 4 : (i - 8) >> 1;
+  const half = (i: number) => i < 8 ? i >> 2 : i % 2;
+  /** Local that holds what the rows of sum i have of it. */
+  const of = (name: string, i: number) => get(`${name}${i < 8 ? "" : "_last"}${turn(i)}`);
+  const rows = (name: string) => [
+    set(`${name}0`, load(name, 0)),
+    ...[1, 2, 3].map((j) => set(`${name}${j}`, rotated(get(`${name}${j - 1}`), 1))),
+    set(`${name}_last0`, load(name, VECTOR, last)),
+    two ? set(`${name}_last1`, rotated(get(`${name}_last0`), 1)) : "",
+  ];
+  const columns = (name: string) => [0, 1].map((h) => set(`${name}${h}`, load(name, VECTOR * h)));
+  const floats = (i: number) => {
+    const whole = `(i32x4.sub ${sum(i)} (i32x4.mul ${of("zeros", i)} ${get(`w_sums${half(i)}`)}))`;
+    return `(f32x4.mul (f32x4.mul (f32x4.convert_i32x4_s ${whole}) ${of("scales", i)}) ${
+      get(`w_scale${half(i)}`)
+    })`;
+  };
+  const store = (r: number, h: number, value: string) =>
+    `(v128.store offset=${4 * VECTOR * r + VECTOR * h} ${get("out")} ${value})`;
+  const straight = (r: number, h: number) => {
+    const c = (j: number) => get(`c${4 * h + (r + j) % 4}`);
+    return store(r, h, lanes(lanes(c(0), c(3), 0, 5, 2, 7), lanes(c(2), c(1), 0, 5, 2, 7), 0, 1, 6, 7));
+  };
+  const c = (i: number) => set(`c${i}`, floats(i));
+  return [
+    ...["zeros", "scales"].flatMap(rows),
+    ...["w_sums", "w_scale"].flatMap(columns),
+    ...[0, 1].flatMap((h) => {
+      const [a, b] = [get(`c${8 + h}`), get(`c${10 + h}`)];
+      return [
+        ...[0, 1, 2, 3].map((j) => c(4 * h + j)),
+        ...[0, 1, 2, 3].map((r) => straight(r, h)),
+        c(8 + h),
+        two ? c(10 + h) : "",
+        store(4, h, two ? lanes(a, b, 0, 5, 2, 7) : a),
+        two ? store(5, h, lanes(b, a, 0, 5, 2, 7)) : "",
+      ];
+    }),
+  ].join("\n");
+}
+
+/** What `scaled` reads. */
+const SCALES = ["zeros", "scales", "w_scale", "w_sums"].map((name) => `(param $${name} i32)`).join(" ") +
+  ["zeros", "scales"].flatMap((name) => ["0", "1", "2", "3", "_last0", "_last1"].map((of) => name + of))
+    .concat(["w_scale0", "w_scale1", "w_sums0", "w_sums1"]).map((name) => `(local $${name} v128)`).join(" ");
+
+/** A tile of `left` steps from structs `row` and `panel` on, to `out`; sums are ordered as `straighten` takes them. */
+function product(
+  { name, rows: layout, add: sum, first, few }: Product,
+  ends: Product["ends"][number],
+): string {
   const { spread, two, turns } = ROWS[layout];
   const fields = turns.length + 1;
   const rows = `rows_${layout}`;
@@ -214,8 +276,10 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
     set(of, at(of, `(global.get $all_${of})`, index)) + add(index, 1)
   );
   const long = few && few.steps > STEPS;
-  return `(func (export "staged_${name}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
-    (local $${rows} (ref $${rows})) (local $panels (ref $panels)) (local $sums (ref $sums)) (local $structs i32)
+  const ended = (i: number) => few ? field("sums", i) : get(`c${i}`);
+  const scales = ends === "scaled" ? SCALES : "";
+  return `(func (export "${ends}_${name}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
+    ${scales} (local $${rows} (ref $${rows})) (local $panels (ref $panels)) (local $sums (ref $sums)) (local $structs i32)
     (local $a v128) (local $b0 v128) (local $b1 v128) ${lines(sums, (i) => `(local $c${i} v128)`)}
     ${set("sums", "(global.get $sums)")}
     ${few ? lines(sums, (i) => keep("sums", i, "(v128.const i32x4 0 0 0 0)")) : ""}
@@ -230,8 +294,9 @@ function product({ name, rows: layout, add: sum, first, few }: Product): string 
   }
     ${long ? joined : ""}
     ${
-    lines(sums, (i) =>
-      `(v128.store offset=${VECTOR * i} ${get("out")} ${few ? field("sums", i) : get(`c${i}`)})`)
+    ends === "scaled"
+      ? scaled(ended, two)
+      : lines(sums, (i) => `(v128.store offset=${VECTOR * i} ${get("out")} ${ended(i)})`)
   })`;
 }
 
@@ -255,6 +320,6 @@ export function tilesModule(build: Build): string {
     (type $sums (struct ${lines(10, () => "(field (mut v128))")}))
     (global $sums (ref $sums) (struct.new_default $sums))
     ${layouts.map(([type, layout]) => types(type, layout) + stage(type, layout)).join("\n")}
-    ${products.map(product).join("\n")}
+    ${products.flatMap((it) => it.ends.map((ends) => product(it, ends))).join("\n")}
     (func (export "copies_bytes") (result i32) ${bytes.reduce((sum, one) => `(i32.add ${sum} ${one})`)}))`;
 }

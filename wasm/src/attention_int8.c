@@ -207,8 +207,8 @@ INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t coun
   if (copies(h, kernel)) {
     v128_t high[2 * TALL], low[2 * TALL];
     uint32_t row = query_chunks(h) + from / CHUNK, at = value_chunk(h) + c / 8 * weight_chunks(h) + from / CHUNK;
-    tile_copied(row, at, count, kernel, high);
-    tile_copied(row + weight_chunks(h), at, count, kernel, low);
+    tile_copied(row, at, count, high);
+    tile_copied(row + weight_chunks(h), at, count, low);
     for (uint32_t i = 0; i < 2 * TALL; i++) low[i] = wasm_i32x4_add(low[i], wasm_i32x4_shl(high[i], 7));
     straighten(low, y, TALL);
     return;
@@ -253,10 +253,12 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const
     step[r] = wasm_f32x4_splat(scales[r]);
   }
   for (uint32_t s = 0; s < h->all; s += 8) {
-    v128_t y[2 * TALL];
+    v128_t c[2 * TALL], y[2 * TALL];
     const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
-    if (copies(h, kernel)) tile_int8_copied(0, s / 8 * query_chunks(h), h->dim / 4, kernel, y);
-    else tile_int8(h->queries, panel, h->dim, kernel, y);
+    if (copies(h, kernel)) {
+      tile_copied(0, s / 8 * query_chunks(h), h->dim / 4, c);
+      straighten(c, y, rows);
+    } else tile_int8(h->queries, panel, h->dim, kernel, y);
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
       v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);

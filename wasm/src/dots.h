@@ -49,15 +49,12 @@ INLINE void copy_rows(uint32_t at, const int8_t *tiles, uint32_t count, uint32_t
   stage_rows_five(at, tiles, count, steps, 0, key);
 }
 
-// Sums of copies, ordered as `straighten` takes them.
-INLINE void tile_copied(uint32_t row, uint32_t panel, uint32_t steps, uint32_t kernel, v128_t c[2 * TALL]) {
+// Sums of copies of bytes, or in the plain build of words, ordered as `straighten` takes them.
+INLINE void tile_copied(uint32_t row, uint32_t panel, uint32_t steps, v128_t c[2 * TALL]) {
 #ifdef __wasm_relaxed_simd__
-  if (kernel == VNNI) staged_dot(row, panel, steps, c);
-  else if (kernel == 4) staged_words4(row, panel, steps, c);
-  else staged_words8(row, panel, steps, c);
+  sums_dot(row, panel, steps, c);
 #else
-  (void)kernel;
-  staged_words(row, panel, steps, c);
+  sums_words(row, panel, steps, c);
 #endif
 }
 
@@ -249,11 +246,4 @@ INLINE void tile_int8(const int8_t *a, const int8_t *b, uint32_t padded, uint32_
   for (uint32_t i = 0; i < 2 * ROWS; i++) y[i] = wasm_i32x4_const_splat(0);
   tile_words(a, b, padded / 2, y);
 #endif
-}
-
-// The same of copies.
-INLINE void tile_int8_copied(uint32_t row, uint32_t panel, uint32_t steps, uint32_t kernel, v128_t y[2 * TALL]) {
-  v128_t c[2 * TALL];
-  tile_copied(row, panel, steps, kernel, c);
-  straighten(c, y, rows_of(kernel));
 }

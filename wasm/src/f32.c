@@ -56,7 +56,7 @@ INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t pa
   for (uint32_t i = 0; i < k; i += BLOCK * BLOCKS) {
     uint32_t count = k - i < BLOCK * BLOCKS ? k - i : BLOCK * BLOCKS, whole = copies ? count / 4 * 4 : 0;
     v128_t part[10] = {0};
-    if (whole) staged_f32(row + i / CHUNK, panel + i / CHUNK, whole, part);
+    if (whole) sums_f32(row + i / CHUNK, panel + i / CHUNK, whole, part);
     if (count > whole) chains(a + ROWS * (i + whole), w + 8 * (i + whole), count - whole, part);
     gather_f64(sums, part, 10);
   }

@@ -71,8 +71,8 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
       group_int4(a, presets, panel, w, kernel, c);
     }
 #else
-    (void)presets, (void)w;
-    if (copies) tile_copied(row, from, CHUNK * now, kernel, c);
+    (void)presets, (void)w, (void)kernel;
+    if (copies) tile_copied(row, from, CHUNK * now, c);
     else tile_words(a, panel, CHUNK * now, c);
     a += CHUNK * STEP_ROWS * now, panel += CHUNK * STEP * now, row += now, from += now;
 #endif

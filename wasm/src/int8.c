@@ -137,9 +137,14 @@ INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32
 
 // The same of copies.
 INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, uint32_t kernel) {
-  v128_t sums[2 * TALL];
-  tile_int8_copied(row, panel, steps, kernel, sums);
-  descale_tile(y, sums, s, rows_of(kernel));
+#ifdef __wasm_relaxed_simd__
+  if (kernel == VNNI) scaled_dot(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  else if (kernel == 4) scaled_words4(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  else scaled_words8(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+#else
+  (void)kernel;
+  scaled_words(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+#endif
 }
 
 // out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Each panel is unpacked once for all rows, but where weights lie
@@ -166,9 +171,7 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
           const Scales s = {zeros + row + r, scales + row + r, w_scale + col + half, w_sums + col + half};
           float *to = y + PAIR * r + half;
           uint32_t first = (row + r) / tall * chunks, other = half / 8 * chunks;
-          if (copies && kernel == VNNI) block_copied(to, first, other, steps, &s, VNNI);
-          else if (copies && kernel == 4) block_copied(to, first, other, steps, &s, 4);
-          else if (copies) block_copied(to, first, other, steps, &s, 8);
+          if (copies) block_copied(to, first, other, steps, &s, kernel);
           else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
           else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
           else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);

@@ -28,14 +28,23 @@ TILES(stage_rows_floats)(uint32_t at, const void *from, uint32_t count, uint32_t
 TILES(stage_rows_five)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
 
 // Sums of the tile whose copy begins with chunk `row` and the panel whose copy begins with chunk `panel`.
-TILES(staged_f32)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
+#define TILE_SUMS(name, count) TILES(sums_##name)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[count])
+
+// The same as floats, rows of PAIR: sums less zero points of rows times sums of columns, times the scales of both.
+#define TILE_SCALED(name)                                                                                  \
+  TILES(scaled_##name)(uint32_t row, uint32_t panel, uint32_t steps, float *out, const int32_t *zeros,     \
+                       const float *scales, const float *w_scale, const int32_t *w_sums)
+
+TILE_SUMS(f32, 2 * ROWS);
 
 // What only one of the builds has.
 #ifdef __wasm_relaxed_simd__
 TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
-TILES(staged_dot)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * TALL]);
-TILES(staged_words4)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
-TILES(staged_words8)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
+TILE_SUMS(dot, 2 * TALL);
+TILE_SCALED(dot);
+TILE_SCALED(words4);
+TILE_SCALED(words8);
 #else
-TILES(staged_words)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[2 * ROWS]);
+TILE_SUMS(words, 2 * ROWS);
+TILE_SCALED(words);
 #endif
