@@ -11,6 +11,8 @@ import type { Kernels } from "./wasm_kernels.ts";
 
 /** Columns that a product of several rows takes at once: two panels, a line of the cache in a row of the result. */
 export const PAIR = 2 * PANEL;
+/** Columns that a product of one row takes at once: panels in as many streams as `wasm/src/gemv.c` reads. */
+export const STREAMS = 8 * PANEL;
 /** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
 export const TILE = 5;
 export const MOST_ROWS = 6;
@@ -37,9 +39,6 @@ function move(address: number, bytes: number): number {
 function bytesOf(kernels: Kernels, lanes: number): number {
   return lanes > 1 ? kernels.tile_bytes() : 1;
 }
-
-/** Bytes of 8 columns of f32. */
-const STRIPE = PANEL * 4;
 
 /** Bytes of a pair of panels of int4 weights. */
 function pairBytes(padded: number): number {
@@ -105,8 +104,8 @@ export const PARTS = {
   },
 
   gemv_f32(kernels, [x, w, k, n, out, bias, residual, mode], from, end) {
-    const [col, at] = [from * PANEL, from * STRIPE];
-    const count = Math.min(n, end * PANEL) - col;
+    const [col, at] = [from * STREAMS, from * STREAMS * 4];
+    const count = Math.min(n, end * STREAMS) - col;
     kernels.gemv_f32(x, w + col * k * 4, k, count, out + at, move(bias, at), move(residual, at), mode);
   },
 
@@ -126,7 +125,7 @@ export const PARTS = {
 
   gemv_int8(kernels, args, from, end) {
     const [x, zero, scale, w, wScale, sums, padded, n, out, bias, residual, mode, kernel] = args;
-    const [col, at] = [from * PANEL, from * STRIPE];
+    const [col, at] = [from * STREAMS, from * STREAMS * 4];
     kernels.gemv_int8(
       x,
       zero,
@@ -135,7 +134,7 @@ export const PARTS = {
       wScale + at,
       sums + at,
       padded,
-      Math.min(n, end * PANEL) - col,
+      Math.min(n, end * STREAMS) - col,
       out + at,
       move(bias, at),
       move(residual, at),
@@ -173,15 +172,15 @@ export const PARTS = {
 
   gemv_int4(kernels, args, from, end) {
     const [x, presets, scale, w, wScale, padded, n, out, bias, residual, mode, kernel] = args;
-    const [col, at] = [from * PANEL, from * STRIPE];
+    const [col, at] = [from * STREAMS, from * STREAMS * 4];
     kernels.gemv_int4(
       x,
       presets,
       scale,
-      w + from * (padded / GROUP) * GROUP_BYTES,
+      w + col / PANEL * (padded / GROUP) * GROUP_BYTES,
       wScale + at,
       padded,
-      Math.min(n, end * PANEL) - col,
+      Math.min(n, end * STREAMS) - col,
       out + at,
       move(bias, at),
       move(residual, at),

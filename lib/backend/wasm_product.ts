@@ -9,7 +9,7 @@ import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layou
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
 import { type Kernels, type Multiplier, probeZero } from "./wasm_kernels.ts";
-import { MOST_ROWS, PAIR, TILE } from "./wasm_parts.ts";
+import { MOST_ROWS, PAIR, STREAMS, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -303,7 +303,7 @@ function product(
   added: number,
 ): void {
   const { scheme, n, padded, scale, sums, kernel, zero, start } = w;
-  const units = Math.ceil(n / (rows > 1 ? PAIR : PANEL));
+  const units = Math.ceil(n / (rows > 1 ? PAIR : STREAMS));
   const finish = rows > 1
     ? [out.start, out.stride, bias, added, residual?.stride ?? 0, mode]
     : [out.start, bias, added, mode];
