@@ -16,7 +16,7 @@ const BLOCK_ROWS = 320;
 
 /** Rows up to which each goes by itself: a tile takes as long as five or six, however many it holds. */
 const FEW_ROWS = 4;
-/** Bytes of weights that are still in the second-level cache when the next row reads them. */
+/** Bytes of weights, about, that are still in the second-level cache when the next row reads them. */
 const CACHED_BYTES = 2 ** 19;
 
 /** Rows above which operands are copied, as `wasm/src/tiles.h` says, and steps of a struct of them (`wasm/tiles.ts`). */
@@ -164,7 +164,7 @@ function multiplyFew(
       packed = rows.map((r) => pack(crew, () => base + r * each, x.slice(r, 1), form));
     }
     const panel = packedBytes(w.scheme, PANEL, w.k);
-    const most = Math.max(1, Math.floor(CACHED_BYTES / panel)) * PANEL;
+    const most = roundUp(Math.max(1, Math.floor(CACHED_BYTES / panel)) * PANEL, STREAMS);
     const { bias, residual } = finish;
     for (let col = 0; col < w.n; col += most) {
       const columns = columnsOf(w, col, Math.min(most, w.n - col), panel);
