@@ -11,6 +11,8 @@ import type { Kernels } from "./wasm_kernels.ts";
 
 /** Columns that a product of several rows takes at once: two panels, a line of the cache in a row of the result. */
 export const PAIR = 2 * PANEL;
+/** Columns of weights of bytes that are unpacked or copied at once. */
+export const QUAD = 2 * PAIR;
 /** Columns that a product of one row takes at once: panels in as many streams as `wasm/src/gemv.c` reads. */
 export const STREAMS = 8 * PANEL;
 /** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
@@ -109,7 +111,7 @@ export const PARTS = {
     kernels.gemv_f32(x, w + col * k * 4, k, count, out + at, move(bias, at), move(residual, at), mode);
   },
 
-  /** Pairs of panels; room to unpack one, where tiles are of words, is at `room` for the first thread, then for the others. */
+  /** Pairs of panels; room to unpack two, where tiles are of words, is at `room` for the first thread, then for the others. */
   gemm_int8(
     kernels,
     [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
@@ -118,7 +120,7 @@ export const PARTS = {
     thread,
   ) {
     const [col, at] = [from * PAIR, from * PAIR * 4];
-    const own = room + thread * PAIR * padded * kernels.tile_bytes();
+    const own = room + thread * QUAD * padded * kernels.tile_bytes();
     const operands = [a, zeros, scales, w + col * padded, wScale + at, sums + at];
     kernels.gemm_int8(...operands, own, key, rows, padded, ...pairs(columns, from, end));
   },
@@ -165,7 +167,7 @@ export const PARTS = {
     thread,
   ) {
     const at = from * PAIR * 4;
-    const own = room + thread * PAIR * padded;
+    const own = room + thread * QUAD * padded;
     const operands = [a, zeros, scales, w + from * pairBytes(padded), wScale + at, sums + at];
     kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(columns, from, end));
   },

@@ -9,7 +9,7 @@ import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layou
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
 import { type Kernels, type Multiplier, probeZero } from "./wasm_kernels.ts";
-import { MOST_ROWS, PAIR, STREAMS, TILE } from "./wasm_parts.ts";
+import { MOST_ROWS, PAIR, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -228,7 +228,7 @@ export function productScratch(scheme: Scheme, rows: number, k: number, threads:
 export function copiesBytes(scheme: Scheme, rows: number, k: number): number {
   if (rows <= COPIED) return 0;
   const structs = Math.ceil(k / (scheme === "f32" ? 1 : 4) / STRUCT_STEPS);
-  return (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + PAIR / PANEL) * structs * STRUCT_BYTES[scheme];
+  return (Math.ceil(rowsAtOnce(rows, TILE) / TILE) + QUAD / PANEL) * structs * STRUCT_BYTES[scheme];
 }
 
 /** Rows in one block, whole tiles, the blocks being about equal. */
@@ -247,7 +247,7 @@ function packedSizes({ kind, tile, bytes, padded }: Form, rows: number, threads:
     values: roundUp(values, 16),
     zeros: roundUp(zeros, 16),
     scales: roundUp(tiled * 4, 16),
-    rooms: unpacks ? threads * padded * PAIR * bytes : 0,
+    rooms: unpacks ? threads * padded * (kind === "int4-g32-p8" ? PAIR : QUAD) * bytes : 0,
   };
 }
 
@@ -262,7 +262,7 @@ interface Packed extends Pick<Form, "kind" | "tile"> {
   readonly scales: number;
   /** Zero points; of int4, presets. */
   readonly zeros: number;
-  /** Room for one unpacked pair of panels a thread, where weights are not multiplied as they lie. */
+  /** Room for unpacked panels, one after the other of each thread, where weights are not multiplied as they lie. */
   readonly room: number;
   /** No other packing has it: a thread that has copied these values need not do it again. */
   readonly key: number;

@@ -147,38 +147,43 @@ INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps,
 #endif
 }
 
-// out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Each panel is unpacked once for all rows, but where weights lie
-// as they are multiplied: `room` holds two panels, 16 · padded bytes, or twice as many where tiles are of words.
+// out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Panels are unpacked once for all rows, but where weights lie as
+// they are multiplied: `room` holds four of them, 32 · padded bytes, or twice as many where tiles are of words. Four, so
+// that a block of rows too many for the cache is read once for two pairs.
 INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
                  const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
                  const Finish *f, uint32_t int4, uint32_t kernel) {
   uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
   uint32_t steps = steps_of(padded), chunks = chunks_of(steps), copies = copied(rows, kernel);
   if (copies) copy_rows(0, a, (rows + tall - 1) / tall, steps, kernel, key);
-  for (uint32_t col = 0; col < n; col += PAIR, w += 2 * panel_bytes) {
-    uint32_t cols = n - col < PAIR ? n - col : PAIR, panels = (cols + 7) / 8;
-    const int8_t *pair = WORDS || int4 ? room : w;
+  for (uint32_t first = 0; first < n; first += QUAD) {
+    uint32_t wide = n - first < QUAD ? n - first : QUAD, panels = (wide + 7) / 8;
+    const int8_t *here = WORDS || int4 ? room : w;
     if (int4) unpack_int4(room, w, panels * (padded / 32));
     else if (WORDS) unpack(room, w, panels * (padded / 4));
-    if (copies) stage_panels(0, pair, panels, steps, 0, 0);
+    if (copies) stage_panels(0, here, panels, steps, 0, 0);
+    w += panels * panel_bytes;
     for (uint32_t row = 0; row < rows; row += block) {
-      float y[PAIR * BLOCK_TILES * TALL];
       uint32_t count = rows - row < block ? rows - row : block;
-      for (uint32_t r = 0; r < count; r += tall) {
-        const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
-        for (uint32_t half = 0; half < cols; half += 8) {
-          const int8_t *panel = pair + (half * padded << WORDS);
-          const Scales s = {zeros + row + r, scales + row + r, w_scale + col + half, w_sums + col + half};
-          float *to = y + PAIR * r + half;
-          uint32_t first = (row + r) / tall * chunks, other = half / 8 * chunks;
-          if (copies) block_copied(to, first, other, steps, &s, kernel);
-          else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
-          else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
-          else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);
-          else block_int8(to, tile, panel, padded, &s, 1);
+      for (uint32_t col = first; col < first + wide; col += PAIR) {
+        float y[PAIR * BLOCK_TILES * TALL];
+        uint32_t cols = first + wide - col < PAIR ? first + wide - col : PAIR;
+        for (uint32_t r = 0; r < count; r += tall) {
+          const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
+          for (uint32_t half = 0; half < cols; half += 8) {
+            uint32_t at = col - first + half;
+            const int8_t *panel = here + (at * padded << WORDS);
+            const Scales s = {zeros + row + r, scales + row + r, w_scale + col + half, w_sums + col + half};
+            float *to = y + PAIR * r + half;
+            if (copies) block_copied(to, (row + r) / tall * chunks, at / 8 * chunks, steps, &s, kernel);
+            else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
+            else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
+            else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);
+            else block_int8(to, tile, panel, padded, &s, 1);
+          }
         }
+        finish(f, row, count, col, cols, y);
       }
-      finish(f, row, count, col, cols, y);
     }
   }
 }

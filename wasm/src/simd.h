@@ -142,7 +142,7 @@ INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float
 
 // Rows are finished in blocks of so many, two panels at once, so that whole lines of the cache are written: the sums
 // of a block wait in an array of the stack, [BLOCK_TILES * rows of a tile][PAIR].
-enum { BLOCK_TILES = 4, PAIR = 16 };
+enum { BLOCK_TILES = 4, PAIR = 16, QUAD = 2 * PAIR };
 
 // Finishes and stores columns [col, col + cols) of rows [row, row + rows); cols at most PAIR, y [rows][PAIR].
 void finish(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols, const float *y);
