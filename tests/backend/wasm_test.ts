@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
-import { chooseKernels, instantiate, selfTest } from "../../lib/backend/wasm_kernels.ts";
+import { chooseKernels, instantiate, probeZero, selfTest } from "../../lib/backend/wasm_kernels.ts";
 import { pack } from "../../lib/weights/load.ts";
 import { boundedSteps, quantizeInt8 } from "../../lib/weights/quantize.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
@@ -51,6 +51,45 @@ Deno.test("the kernels find the same bound in int8 weights as the packing does",
     found.add(steps);
   }
   assert.deepEqual([...found].sort(), [1, 4, 8]);
+});
+
+Deno.test("a row meets nibbles of any value to the same bits in every way that this processor has", () => {
+  const [n, k] = [152, 2144];
+  const memory = new WebAssembly.Memory({ initial: 8, maximum: 8 });
+  const kernels = instantiate(relaxed, memory);
+  const base = Math.ceil(kernels.__heap_base.value / 64) * 64;
+  const [x, ones, out] = [base, base + 4096, base + 8192];
+  const [values, presets, w] = [base + 16_384, base + 32_768, base + 65_536];
+  const groups = k / 32;
+  const activations = new Float32Array(memory.buffer, values, k);
+  activations.set(random(k, 3).map((it, i) => i % 7 === 0 ? Math.sign(it) : it));
+  new Float32Array(memory.buffer, ones, n).fill(1);
+  const bytes = new Uint8Array(memory.buffer, w, n / 8 * groups * 144);
+  bytes.set(Uint8Array.from(random(bytes.length, 4), (it, i) => i % 5 === 0 ? 255 : 128 + 127 * it));
+  const scaleOf = (column: number, group: number) => (column * 31 + group * 7) % 2047 - 1023;
+  for (let at = 0; at < n / 8 * groups; at++) {
+    const scales = new Int16Array(memory.buffer, w + at * 144, 8);
+    scales.forEach((_, c) => scales[c] = scaleOf(Math.floor(at / groups) * 8 + c, at % groups));
+  }
+  const factor = new Float32Array(memory.buffer, ones + 4 * n, 1);
+  kernels.quantize8(x, presets, factor.byteOffset, values, k, 1, k, k, 1);
+  factor[0] = 1;
+  const row = new Int8Array(memory.buffer, x, k);
+  assert.deepEqual([Math.min(...row), Math.max(...row)], [-127, 127]);
+  const expected = Array.from({ length: n }, (_, column) => {
+    let sum = 0;
+    for (let i = 0; i < k; i++) {
+      const group = (column >> 3) * groups + (i >> 5);
+      const byte = bytes[group * 144 + 16 + (i % 32 >> 2) * 16 + column % 4 * 4 + i % 4];
+      sum += row[i] * ((column & 4 ? byte >> 4 : byte & 15) - 8) * scaleOf(column, i >> 5);
+    }
+    return Math.fround(sum);
+  });
+  // By dot-add, by 16-bit sums, and by whole bytes where the operand of nibbles has eight bits without a sign.
+  for (const kernel of probeZero(kernels) === 128 ? [0, 8, 2] : [0, 8]) {
+    kernels.gemv_int4(x, presets, factor.byteOffset, w, ones, k, n, out, 0, 0, 0, kernel);
+    assert.deepEqual([...new Float32Array(memory.buffer, out, n)], expected, `kernel ${kernel}`);
+  }
 });
 
 /** A backend for each way in which integers are multiplied. */
