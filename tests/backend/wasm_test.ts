@@ -136,7 +136,7 @@ Deno.test("a row of a product with integer weights is what it is alone, however 
 
 Deno.test("many rows, which are multiplied from copies of the operands, are what few are, at every end of a copy", async () => {
   const builds = everyWay();
-  const [rows, few, n] = [50, 5, 19];
+  const [rows, few, n] = [50, 5, 51];
   const bounds = new Set<number>();
   for (const k of [3, 16, 20, 52, 64, 84, 130, 300]) {
     // With the power most weights are small, and eight products fit 16 bits.
