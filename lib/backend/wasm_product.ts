@@ -24,7 +24,10 @@ const [COPIED, STRUCT_STEPS] = [30, 16];
 /** Of a struct of rows, at most, and its head. */
 const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int4-g32-p8": 784 };
 
-/** The kernel's number where nibbles beside a row alone may be moved up by four: a zero point of 128 says so. */
+/**
+ * Number of the kernel of a row alone that multiplies bytes of two nibbles as they are: for an engine that takes all eight
+ * bits of that operand, unsigned, which a zero point of 128 tells.
+ */
 const UNSIGNED = 2;
 
 /** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */

@@ -2,6 +2,7 @@
 
 import type { Backend, Matrix, Scheme, StoredMatrix } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
+import { coldBytes } from "./limits.ts";
 import { numbers, randomMatrix } from "./random.ts";
 import { openBackend, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
 
@@ -13,9 +14,6 @@ interface Shape {
 }
 
 const SCHEMES: Record<Weights, Scheme> = { f32: "f32", int8: "int8-p8-s4", int4: "int4-g32-p8" };
-/** A token's weights come from memory, never from a cache: matrices in turn until it holds none of them. */
-const COLD_BYTES = 220e6;
-
 /** Kernels by what they stand for: SigLIP's MLP and attention, Gemma's MLP in prefill and in decoding. */
 export const KERNELS: readonly Work[] = [
   kernel("gemm-int8", "int8", { t: 256, n: 4304, k: 1152 }),
@@ -27,23 +25,30 @@ export const KERNELS: readonly Work[] = [
   kernel("matvec-int4", "int4", { t: 1, n: 16384, k: 2048 }),
 ];
 
-/** A product as a work; `shape` may be any. */
-export function kernel(name: string, weights: Weights, shape: Shape, coldBytes = COLD_BYTES): Work {
-  return { name, weights, prepare: (settings) => prepare(SCHEMES[weights], shape, settings, coldBytes) };
+/**
+ * A product as a work; `shape` may be any. A token's weights come from memory, never from a cache: matrices in turn until
+ * it holds none of them.
+ */
+export function kernel(name: string, weights: Weights, shape: Shape, cold?: number): Work {
+  return {
+    name,
+    weights,
+    prepare: (settings) => prepare(SCHEMES[weights], shape, settings, cold ?? coldBytes()),
+  };
 }
 
 async function prepare(
   scheme: Scheme,
   { t, n, k }: Shape,
   settings: Settings,
-  coldBytes: number,
+  cold: number,
 ): Promise<Prepared> {
   const stored = randomMatrix(scheme, n, k);
   const input = numbers(t * k);
   const { backend, close } = await openBackend(settings);
   const [x, out] = [backend.tensor(t, k), backend.tensor(t, n)];
   const bytes = stored.data.byteLength;
-  const copies = t === 1 ? Math.ceil(coldBytes / bytes) : 1;
+  const copies = t === 1 ? Math.ceil(cold / bytes) : 1;
   const matrices: Matrix[] = Array.from({ length: copies }, () => backend.matrix(stored));
   backend.write(x, input);
   backend.linear(out, x, matrices[0]);

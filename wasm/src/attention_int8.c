@@ -240,8 +240,8 @@ INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_
   }
 }
 
-// Scores of the queries of a tile; the greatest of each in the lanes of most[r]. All sums are below 2²⁴, so that the zero
-// point is taken out of them exactly after they have become floats.
+// Scores of the queries of a tile, as `scales` have it; the greatest of each in the lanes of most[r]. All sums are below
+// 2²⁴, so that the zero point is taken out of them exactly after they have become floats.
 INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const float scales[TALL], uint32_t kernel,
                   v128_t most[TALL]) {
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
@@ -351,6 +351,7 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
     float scales[TALL];
     v128_t most[TALL], sums[TALL];
     uint32_t count = rows - row < tall ? rows - row : tall;
+    // Scores are in units of log 2: their weights are powers of two.
     pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale * 1.44269504f, kernel, zeros, scales);
     if (copies(h, kernel)) copy_rows(0, h->queries, 1, h->dim / 4, kernel, 0);
     score(h, keys, zeros, scales, kernel, most);

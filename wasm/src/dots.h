@@ -20,10 +20,9 @@ enum { WORDS = 1 };
 #endif
 
 // Which kernel computes a product. In the plain build there is one, and this is not looked at.
-enum {
-  VNNI = 0,      // dot-add
-  UNSIGNED = 2,  // the same, of an engine that takes all eight bits of the operand promised seven; for nibbles of one row
-};               // otherwise the number of steps summed in 16 bits: 1, 4 or 8
+// VNNI: dot-add. UNSIGNED, for nibbles beside one row: the same of an engine that takes the operand promised seven bits as
+// unsigned bytes. Otherwise the number of steps summed in 16 bits: 1, 4 or 8.
+enum { VNNI = 0, UNSIGNED = 2 };
 
 // Rows of a tile of bytes for it; of a product with int4 weights, where every group of them ends all sums, ROWS.
 INLINE uint32_t rows_of(uint32_t kernel) {
