@@ -84,6 +84,12 @@ export function probeZero(kernels: Kernels): 128 | 0 | undefined {
   }
 }
 
+/**
+ * Number of the kernel of a row alone that multiplies bytes of two nibbles as they are: for an engine that takes all eight
+ * bits of that operand, unsigned, which a zero point of 128 tells.
+ */
+export const UNSIGNED = 2;
+
 /** The faster way on this processor. */
 export function probeMultiplier(kernels: Kernels): Multiplier {
   return probeZero(kernels) === undefined ? "words" : "dot";
@@ -272,7 +278,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4);
     if (found) return found;
   }
-  for (const kernel of zero === 128 ? [0, 2, 8] : [0, 8]) {
+  for (const kernel of zero === 128 ? [0, UNSIGNED, 8] : [0, 8]) {
     kernels.gemv_int4(at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain, kernel);
     const found = wrong(`gemv_int4 ${kernel}`, 8, right4);
     if (found) return found;

@@ -8,7 +8,7 @@ import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
-import { type Kernels, type Multiplier, probeZero } from "./wasm_kernels.ts";
+import { type Kernels, type Multiplier, probeZero, UNSIGNED } from "./wasm_kernels.ts";
 import { MOST_ROWS, PAIR, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
@@ -23,12 +23,6 @@ const CACHED_BYTES = 2 ** 19;
 const [COPIED, STRUCT_STEPS] = [30, 16];
 /** Of a struct of rows, at most, and its head. */
 const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int4-g32-p8": 784 };
-
-/**
- * Number of the kernel of a row alone that multiplies bytes of two nibbles as they are: for an engine that takes all eight
- * bits of that operand, unsigned, which a zero point of 128 tells.
- */
-const UNSIGNED = 2;
 
 /** K up to which sums of such bytes certainly fit 32 bits: 255 · 120 · K < 2³¹. */
 const MOST_BYTES_K = 65_536;

@@ -14,6 +14,7 @@ interface Shape {
 }
 
 const SCHEMES: Record<Weights, Scheme> = { f32: "f32", int8: "int8-p8-s4", int4: "int4-g32-p8" };
+
 /** Kernels by what they stand for: SigLIP's MLP and attention, Gemma's MLP in prefill and in decoding. */
 export const KERNELS: readonly Work[] = [
   kernel("gemm-int8", "int8", { t: 256, n: 4304, k: 1152 }),
