@@ -14,7 +14,7 @@ export const PAIR = 2 * PANEL;
 /** Columns of weights of bytes that are unpacked or copied at once. */
 export const QUAD = 2 * PAIR;
 /** Columns that a product of one row takes at once: panels in as many streams as `wasm/src/gemv.c` reads. */
-export const STREAMS = 8 * PANEL;
+export const STREAMS = 4 * PANEL;
 /** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
 export const TILE = 5;
 export const MOST_ROWS = 6;

@@ -1,15 +1,16 @@
 // Matrix-vector products of one row with integer weights: a token waits for its weights to come from memory.
 //
-// Eight panels are read together, an eighth of the matrix apart: a processor reads ahead in each stream by itself, and
-// one stream alone leaves memory idle (a loop of nothing but reads gets 10 GB/s in one stream, 17 in four, 18 in eight, 19
-// in sixteen; int4 weights 7 in one, 16 in four, and 1.07 to 1.12 times as many in eight; Xeon of family 6, model 207).
-// Four of them take turns with the other four, since registers hold the sums of four. Then come the panels that eight do
-// not divide, one by one.
+// Four panels are read together, a quarter of the matrix apart: a processor reads ahead in each stream by itself, and one
+// stream alone leaves memory idle (int4 weights 24 GB/s in one stream, 29 in two, 31 in four, 29 in six, 26 in eight, of 36
+// that a loop of nothing but reads gets; EPYC of family 26, model 2). Then come the panels that four do not divide, one by one.
+//
+// Scales of columns and places in `out` come from memory too, and those of one panel alone would keep all weights waiting
+// (20 GB/s instead of 26, in eight streams): sums wait until each stream has BLOCK panels of them.
 //
 // The loop bodies are long and straight. wasm/build.ts compiles this file so that they keep their order.
 #include "dots.h"
 
-enum { STREAMS = 8, AT_ONCE = 4 };
+enum { STREAMS = 4, BLOCK = 32 };
 
 // A row, and panels `apart` bytes from one another. Their sums go to y[2 * stream + half].
 typedef struct {
@@ -23,9 +24,9 @@ typedef struct {
 #ifdef __wasm_relaxed_simd__
 
 // Four steps of each of `streams` panels with int8 weights, added to y; the panels go on.
-INLINE void steps_int8_row(const int8_t *x, const int8_t *w[AT_ONCE], uint32_t kernel, uint32_t streams,
-                           v128_t y[2 * AT_ONCE]) {
-  v128_t words[2 * AT_ONCE];
+INLINE void steps_int8_row(const int8_t *x, const int8_t *w[STREAMS], uint32_t kernel, uint32_t streams,
+                           v128_t y[2 * STREAMS]) {
+  v128_t words[2 * STREAMS];
   for (uint32_t i = 0; i < 4; i++) {
     v128_t four = wasm_v128_load32_splat(x + 4 * i);
     for (uint32_t p = 0; p < 2 * streams; p++) {
@@ -43,18 +44,14 @@ INLINE void steps_int8_row(const int8_t *x, const int8_t *w[AT_ONCE], uint32_t k
 }
 
 INLINE void panels_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
-  uint32_t first = streams < AT_ONCE ? streams : AT_ONCE, second = streams - first;
-  const int8_t *x = row->x, *w[AT_ONCE], *v[AT_ONCE];
-  v128_t c[2 * AT_ONCE], d[2 * AT_ONCE];
-  for (uint32_t p = 0; p < first; p++) w[p] = row->w + p * row->apart;
-  for (uint32_t p = 0; p < second; p++) v[p] = row->w + (AT_ONCE + p) * row->apart;
-  for (uint32_t i = 0; i < 2 * AT_ONCE; i++) c[i] = d[i] = wasm_i32x4_const_splat(0);
+    const int8_t *x = row->x, *w[STREAMS];
+  v128_t c[2 * STREAMS];
+  for (uint32_t p = 0; p < streams; p++) w[p] = row->w + p * row->apart;
+  for (uint32_t i = 0; i < 2 * streams; i++) c[i] = wasm_i32x4_const_splat(0);
   for (uint32_t steps = row->padded / 16; steps; steps--, x += 16) {
-    steps_int8_row(x, w, kernel, first, c);
-    if (second) steps_int8_row(x, v, kernel, second, d);
+    steps_int8_row(x, w, kernel, streams, c);
   }
-  for (uint32_t i = 0; i < 2 * first; i++) y[i] = c[i];
-  for (uint32_t i = 0; i < 2 * second; i++) y[2 * first + i] = d[i];
+  for (uint32_t i = 0; i < 2 * streams; i++) y[i] = c[i];
 }
 
 // What a group's sums begin with: -8 times the activations of a lane, and where that is so 16 times as much, for columns
@@ -66,9 +63,9 @@ typedef struct {
 // A group of each of `streams` panels with int4 weights, added to c; the panels go on to the next. Where the operand of
 // nibbles may be of all eight bits, a byte is multiplied as it is, and its upper nibble times 16: the lower one's share is
 // the difference, and neither has to be moved.
-INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, const int8_t *w[AT_ONCE], uint32_t kernel,
-                           uint32_t streams, v128_t c[2 * AT_ONCE]) {
-  v128_t s[2 * AT_ONCE];
+INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, const int8_t *w[STREAMS], uint32_t kernel,
+                           uint32_t streams, v128_t c[2 * STREAMS]) {
+  v128_t s[2 * STREAMS];
   for (uint32_t i = 0; i < 2 * streams; i++) s[i] = kernel != UNSIGNED ? preset->one : i % 2 ? preset->sixteen : preset->both;
 #pragma clang loop unroll(full)
   for (uint32_t i = 0; i < 8; i++) {
@@ -109,30 +106,25 @@ INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, 
 
 // Groups with int4 weights; to floats.
 INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
-  uint32_t first = streams < AT_ONCE ? streams : AT_ONCE, second = streams - first;
-  const int8_t *x = row->x, *w[AT_ONCE], *v[AT_ONCE];
+    const int8_t *x = row->x, *w[STREAMS];
   const int16_t *presets = row->presets;
-  v128_t sums[4 * AT_ONCE] = {0}, more[4 * AT_ONCE] = {0}, mask = row->mask;
-  for (uint32_t p = 0; p < first; p++) w[p] = row->w + p * row->apart;
-  for (uint32_t p = 0; p < second; p++) v[p] = row->w + (AT_ONCE + p) * row->apart;
+  v128_t sums[4 * STREAMS] = {0}, mask = row->mask;
+  for (uint32_t p = 0; p < streams; p++) w[p] = row->w + p * row->apart;
   for (uint32_t left = row->padded / 32; left;) {
     uint32_t now = left < GROUPS ? left : GROUPS;
     left -= now;
-    v128_t c[2 * AT_ONCE], d[2 * AT_ONCE];
-    for (uint32_t i = 0; i < 2 * AT_ONCE; i++) c[i] = d[i] = wasm_i32x4_const_splat(0);
+    v128_t c[2 * STREAMS];
+    for (uint32_t i = 0; i < 2 * streams; i++) c[i] = wasm_i32x4_const_splat(0);
     for (; now; now--, x += 32, presets += 2) {
       Presets preset = {.one = wasm_v128_load32_splat(presets)};
       if (kernel != 8) preset.one = wasm_i32x4_extadd_pairwise_i16x8(preset.one);
       preset.sixteen = wasm_i32x4_shl(preset.one, 4);
       preset.both = wasm_i32x4_add(preset.one, preset.sixteen);
-      group_int4_row(x, &preset, mask, w, kernel, first, c);
-      if (second) group_int4_row(x, &preset, mask, v, kernel, second, d);
+      group_int4_row(x, &preset, mask, w, kernel, streams, c);
     }
-    gather(sums, c, 2 * first);
-    if (second) gather(more, d, 2 * second);
+    gather(sums, c, 2 * streams);
   }
-  for (uint32_t i = 0; i < 2 * first; i++) y[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
-  for (uint32_t i = 0; i < 2 * second; i++) y[2 * first + i] = narrow_f64(more[2 * i], more[2 * i + 1]);
+  for (uint32_t i = 0; i < 2 * streams; i++) y[i] = narrow_f64(sums[2 * i], sums[2 * i + 1]);
 }
 
 #else
@@ -243,15 +235,18 @@ void gemv_int8(const int8_t *x, const int32_t *zero, const float *scale, const i
   uint32_t each = n / 8 / STREAMS, bytes = 8 * padded;
   Row row = {x, 0, w, each * bytes, padded, wasm_i8x16_const_splat(0)};
   Descale d = {wasm_v128_load32_splat(zero), wasm_v128_load32_splat(scale), w_scale, w_sums};
-  v128_t y[2 * STREAMS];
-  for (uint32_t at = 0; at < each; at++, row.w += bytes) {
-    sums_int8(&row, kernel, STREAMS, y);
-    for (uint32_t p = 0; p < STREAMS; p++) end_int8(&f, &d, 8 * (at + p * each), n, y + 2 * p);
+  v128_t y[BLOCK][2 * STREAMS];
+  for (uint32_t at = 0; at < each; at += BLOCK) {
+    uint32_t now = each - at < BLOCK ? each - at : BLOCK;
+    for (uint32_t i = 0; i < now; i++, row.w += bytes) sums_int8(&row, kernel, STREAMS, y[i]);
+    for (uint32_t p = 0; p < STREAMS; p++) {
+      for (uint32_t i = 0; i < now; i++) end_int8(&f, &d, 8 * (p * each + at + i), n, y[i] + 2 * p);
+    }
   }
   row.w = w + STREAMS * each * bytes;
   for (uint32_t at = STREAMS * each; 8 * at < n; at++, row.w += bytes) {
-    sums_int8(&row, kernel, 1, y);
-    end_int8(&f, &d, 8 * at, n, y);
+    sums_int8(&row, kernel, 1, y[0]);
+    end_int8(&f, &d, 8 * at, n, y[0]);
   }
 }
 
@@ -265,14 +260,17 @@ void gemv_int4(const int8_t *x, const int16_t *presets, const float *scale, cons
   v128_t mask = wasm_v128_load(!WORDS && kernel == UNSIGNED ? HIGH_NIBBLE : LOW_NIBBLE);
   Row row = {x, presets, w, each * bytes, padded, mask};
   Descale d = {mask, wasm_v128_load32_splat(scale), w_scale, 0};
-  v128_t y[2 * STREAMS];
-  for (uint32_t at = 0; at < each; at++, row.w += bytes) {
-    sums_int4(&row, kernel, STREAMS, y);
-    for (uint32_t p = 0; p < STREAMS; p++) end_int4(&f, &d, 8 * (at + p * each), n, y + 2 * p);
+  v128_t y[BLOCK][2 * STREAMS];
+  for (uint32_t at = 0; at < each; at += BLOCK) {
+    uint32_t now = each - at < BLOCK ? each - at : BLOCK;
+    for (uint32_t i = 0; i < now; i++, row.w += bytes) sums_int4(&row, kernel, STREAMS, y[i]);
+    for (uint32_t p = 0; p < STREAMS; p++) {
+      for (uint32_t i = 0; i < now; i++) end_int4(&f, &d, 8 * (p * each + at + i), n, y[i] + 2 * p);
+    }
   }
   row.w = w + STREAMS * each * bytes;
   for (uint32_t at = STREAMS * each; 8 * at < n; at++, row.w += bytes) {
-    sums_int4(&row, kernel, 1, y);
-    end_int4(&f, &d, 8 * at, n, y);
+    sums_int4(&row, kernel, 1, y[0]);
+    end_int4(&f, &d, 8 * at, n, y[0]);
   }
 }
