@@ -69,15 +69,15 @@ export class JobStore {
     await this.store.queue("jobs").send({ id: jobKey(id), body: { job: id } });
   }
 
-  /** Removes all there is of a job, its record last. */
+  /** Removes all there is of a job, its record first: who then misses a result finds that the job is gone. */
   async drop({ id, items, idempotency }: Job): Promise<void> {
     const { records, blobs } = this.store;
+    if (idempotency) await records.delete(idempotency);
+    await records.delete(jobKey(id));
     for (const index of items.keys()) {
       await blobs.delete(itemKey(id, index));
       await blobs.delete(resultKey(id, index));
     }
-    if (idempotency) await records.delete(idempotency);
-    await records.delete(jobKey(id));
   }
 
   /** Ids of all jobs. */

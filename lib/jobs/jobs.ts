@@ -81,7 +81,7 @@ export class Jobs {
   /** A job with the results of what is done; undefined when there is none. */
   async get(id: string, caller?: string): Promise<JobView | undefined> {
     const job = await this.#read(id, caller);
-    return job && await this.store.view(job);
+    return job && await this.#unlessDropped(job, this.store.view(job));
   }
 
   /** Cancels what is not finished, and tells what then is; a job that has ended stays as it is. */
@@ -91,7 +91,7 @@ export class Jobs {
       id,
       (it) => isFinal(it.status) ? undefined : cancel(it, this.now()),
     );
-    return job && await this.store.view(job);
+    return job && await this.#unlessDropped(job, this.store.view(job));
   }
 
   /**
@@ -110,7 +110,9 @@ export class Jobs {
       const changes: JobChange[] = [];
       for (const [index, { revision }] of job.items.entries()) {
         if (revision <= after) continue;
-        changes.push({ revision, event: "item", data: await this.store.itemView(job, index) });
+        const data = await this.#unlessDropped(job, this.store.itemView(job, index));
+        if (!data) return;
+        changes.push({ revision, event: "item", data });
       }
       if (job.statusRevision > after) {
         changes.push({ revision: job.statusRevision, event: "job", data: { id, status: job.status } });
@@ -119,6 +121,15 @@ export class Jobs {
       after = Math.max(after, job.revision);
       if (isFinal(job.status)) return;
       await this.store.changed.wait(WATCH_MS, signal);
+    }
+  }
+
+  /** What is read of a job; undefined when the job was removed meanwhile. */
+  async #unlessDropped<T>({ id }: Job, reading: Promise<T>): Promise<T | undefined> {
+    try {
+      return await reading;
+    } catch (error) {
+      if (await this.store.read(id)) throw error;
     }
   }
 

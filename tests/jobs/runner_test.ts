@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { join } from "@std/path";
 import { RequestError } from "../../lib/errors.ts";
+import type { Job } from "../../lib/jobs/job.ts";
+import { JobStore } from "../../lib/jobs/job_store.ts";
 import { openKvStore } from "../../lib/store/deno_kv.ts";
 import { createFileBlobs } from "../../lib/store/files.ts";
 import { createMemoryStore } from "../../lib/store/memory.ts";
@@ -342,4 +344,38 @@ Deno.test("long results leave the webhook, not the job; after its time a job is 
     await until(async () => (await Array.fromAsync(store.records.keys(""))).length === 0);
     assert.deepEqual(await Array.fromAsync(store.blobs.list("")), []);
   });
+});
+
+Deno.test("a job that is removed while it is read is gone, not broken", async () => {
+  const store = createMemoryStore();
+  const { jobs, working, ended } = harness(store, (item) => Promise.resolve(item));
+  const readers: Record<string, (id: string) => Promise<unknown>> = {
+    get: (id) => jobs.get(id),
+    cancel: (id) => jobs.cancel(id),
+    watch: async (id) => (await Array.fromAsync(jobs.watch(id, -1, AbortSignal.timeout(5000)))).at(0),
+  };
+  const { blobs } = store;
+  const inner = blobs.get.bind(blobs);
+  for (const [name, read] of Object.entries(readers)) {
+    const { id } = await jobs.create({ items: [1] });
+    await working(() => ended(id));
+    const result = `jobs/${id}/results/0`;
+    blobs.get = async (key) => {
+      if (key === result) await drop();
+      return inner(key);
+    };
+    const drop = async () => {
+      const stored = await store.records.get(`jobs/${id}`);
+      if (stored) await new JobStore(store).drop(stored.value as Job);
+    };
+    assert.equal(await read(id), undefined, name);
+    blobs.get = inner;
+  }
+  // What is broken without being removed is still told.
+  const { id } = await jobs.create({ items: [1] });
+  await working(() => ended(id));
+  await blobs.delete(`jobs/${id}/results/0`);
+  for (const [name, read] of Object.entries(readers)) {
+    await assert.rejects(read(id), { code: "record_corrupt" }, name);
+  }
 });
