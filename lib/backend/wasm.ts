@@ -32,7 +32,7 @@ import {
   STACK_BYTES,
 } from "./wasm_kernels.ts";
 import { attentionInt8Scratch, attentionScratch, attentionUnits } from "./wasm_parts.ts";
-import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
+import { embedRows, type Kept, multiply, type Step, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
   /** The memory never grows beyond this; at most, and by default, 4 GiB less one page. */
@@ -87,6 +87,8 @@ export class Wasm implements WasmBackend {
   readonly #multiplier: Multiplier;
   #scratch: Piece | undefined;
   #rotation: { key: string; piece: Piece } | undefined;
+  /** What the last product packed; nothing once the memory is written to by other means than the crew. */
+  #kept: Kept | undefined;
 
   constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions, hands?: Hands) {
     this.#arena = new Arena(maxBytes, hands?.memory);
@@ -146,6 +148,7 @@ export class Wasm implements WasmBackend {
   write(t: Tensor, values: Float32Array): void {
     shapes.same("write", values.length, t.rows * t.cols);
     const { start, rows, cols, stride } = inside(t);
+    this.#kept = undefined;
     if (cols === stride) return this.#floats(start, rows * cols).set(values);
     for (let r = 0; r < rows; r++) {
       this.#floats(start + r * stride * 4, cols).set(values.subarray(r * cols, (r + 1) * cols));
@@ -164,7 +167,7 @@ export class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("linear", to, from);
     const { bias, activation, residual } = options;
-    multiply(this.#crew, this.#reserve, to, from, [{
+    this.#multiply(to, from, [{
       w: whole(w),
       finish: {
         bias: bias ? inside(bias).start : 0,
@@ -179,10 +182,16 @@ export class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("gated", to, from);
     const finish = { bias: 0, residual: undefined };
-    multiply(this.#crew, this.#reserve, to, from, [
+    this.#multiply(to, from, [
       { w: whole(gate), finish: { ...finish, mode: FINISH.gelu } },
       { w: whole(up), finish: { ...finish, mode: FINISH.multiply } },
     ]);
+  }
+
+  #multiply(out: WasmTensor, x: WasmTensor, steps: readonly Step[]): void {
+    const kept = this.#kept;
+    this.#kept = undefined;
+    this.#kept = multiply(this.#crew, this.#reserve, out, x, steps, kept);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: number): void {
@@ -209,6 +218,7 @@ export class Wasm implements WasmBackend {
 
   place(outs: readonly Tensor[], x: Tensor): void {
     shapes.checkPlace(outs, x);
+    this.#kept = undefined;
     const { start, cols, stride } = inside(x);
     outs.forEach((it, t) => {
       this.#floats(inside(it).start, cols).set(this.#floats(start + t * stride * 4, cols));
@@ -286,6 +296,7 @@ export class Wasm implements WasmBackend {
   patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {
     shapes.checkPatches(out, pixels, size, patch);
     const [o, p] = [inside(out), inside(pixels)];
+    this.#kept = undefined;
     this.#kernels.patches(o.start, o.stride, o.cols, p.start, size, patch);
   }
 
@@ -310,6 +321,7 @@ export class Wasm implements WasmBackend {
 
   /** Address of scratch for one operation; the next one may overwrite it. */
   #reserve = (bytes: number): number => {
+    this.#kept = undefined;
     if (!this.#scratch || this.#scratch.size < bytes) {
       if (this.#scratch) this.#arena.free(this.#scratch);
       this.#scratch = undefined;

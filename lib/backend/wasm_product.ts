@@ -65,8 +65,8 @@ export interface Finish {
   readonly mode: number;
 }
 
-/** A matrix to multiply with. */
-interface Step {
+/** A matrix to multiply with, and what to do with the product. */
+export interface Step {
   readonly w: WasmMatrix;
   readonly finish: Finish;
 }
@@ -117,29 +117,52 @@ export function takeMatrix(
   return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes);
 }
 
-/** out = x · Wᵀ for one matrix after the other, each finished in its own way; the shapes are checked. */
+/** Rows as they were packed last: good for the next product of the same, as long as nothing else has run. */
+export interface Kept {
+  readonly packed: Packed;
+  readonly x: WasmTensor;
+  /** Operations that had run when they were last multiplied. */
+  runs: number;
+}
+
+/**
+ * out = x · Wᵀ for one matrix after the other, each finished in its own way; the shapes are checked.
+ *
+ * @param kept what the product before this one returned, unless anything was written, or scratch taken, since.
+ */
 export function multiply(
   crew: Crew,
   scratch: Scratch,
   out: WasmTensor,
   x: WasmTensor,
   steps: readonly Step[],
-): void {
-  if (x.rows > 1 && x.rows <= FEW_ROWS) return multiplyFew(crew, scratch, out, x, steps);
+  kept?: Kept,
+): Kept | undefined {
+  if (x.rows > 1 && x.rows <= FEW_ROWS) return void multiplyFew(crew, scratch, out, x, steps);
   const most = rowsAtOnce(x.rows, Math.max(...steps.map(({ w }) => formOf(w, x.rows).tile)));
+  if (kept?.runs !== crew.runs) kept = undefined;
   for (let row = 0; row < x.rows; row += most) {
     const rows = Math.min(most, x.rows - row);
     const [from, to] = [x.slice(row, rows), out.slice(row, rows)];
-    let packed: Packed | undefined;
     for (const { w, finish } of steps) {
       const { residual } = finish;
       const added = residual ? residual.start + row * residual.stride * 4 : 0;
       const form = formOf(w, rows);
       // Activations are packed once for matrices that read them the same way.
-      if (packed?.kind !== form.kind || packed.tile !== form.tile) packed = pack(crew, scratch, from, form);
-      product(crew, packed, to, columnsOf(w, 0, w.n, 0), finish, added);
+      if (!kept || !serves(kept, from, form)) {
+        kept = { packed: pack(crew, scratch, from, form), x: from, runs: 0 };
+      }
+      product(crew, kept.packed, to, columnsOf(w, 0, w.n, 0), finish, added);
     }
   }
+  if (!kept || out.piece === x.piece) return;
+  kept.runs = crew.runs;
+  return kept;
+}
+
+function serves({ packed, x }: Kept, { start, stride, rows, cols }: WasmTensor, form: Form): boolean {
+  return packed.kind === form.kind && packed.tile === form.tile &&
+    x.start === start && x.stride === stride && x.rows === rows && x.cols === cols;
 }
 
 /** The same, some columns at a time, row after row: only the first reads their weights from memory. */

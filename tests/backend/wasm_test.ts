@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { Backend, Tensor } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { chooseKernels, instantiate, probeZero, selfTest, UNSIGNED } from "../../lib/backend/wasm_kernels.ts";
@@ -128,6 +129,60 @@ Deno.test("a row of a product with integer weights is what it is alone, however 
               `${rows} rows, ${scheme}`,
             );
           }
+        }
+      }
+    }
+  }
+});
+
+Deno.test("rows that one product packed serve the next, until anything writes to them or to what they are packed in", async () => {
+  const k = 64;
+  const values = [1, 2, 3].map((seed) => random(41 * k, seed));
+  const matrices = (["int8-p8-s4", "int4-g32-p8", "f32"] as const).map((scheme, i) =>
+    pack(scheme, random(k * k, 10 + i), k, k)
+  );
+  // What may happen between two products of the same rows; the second one multiplies what then stands there.
+  const between: Record<string, (b: Backend, x: Tensor, other: Tensor, whole: Tensor) => void> = {
+    nothing: () => {},
+    write: (b, x) => b.write(x, values[1].subarray(0, x.rows * k)),
+    place: (b, x, other) => b.place([b.slice(x, x.rows - 1, 1)], b.slice(other, 0, 1)),
+    add: (b, x, other) => b.add(x, other),
+    patches: (b, x, other) => b.patches(b.slice(x, 0, 1), b.slice(other, 0, 1, 0, 12), 2, 2),
+    embed: (b, x) => b.embed(b.slice(x, 0, 1), [3], b.matrix(matrices[2]), 1),
+    "attention in the same scratch": (b, x, other) => {
+      const out = b.tensor(x.rows, k);
+      b.attentionInt8(out, other, other, other, { heads: 1, headDim: k, scale: 1 });
+      b.free(out);
+    },
+    "a product of other rows": (b, _x, other) =>
+      b.linear(b.tensor(other.rows, k), other, b.matrix(matrices[0])),
+    "a product of them over themselves": (b, x, _other, whole) => {
+      b.linear(b.slice(whole, 1, x.rows), x, b.matrix(matrices[0]));
+    },
+  };
+  for (const b of everyWay()) {
+    for (const rows of [1, 6, 40]) {
+      for (const [what, change] of Object.entries(between)) {
+        for (
+          const [first, second] of [[0, 0], [1, 1], [2, 2], [0, 1], [1, 2]].map((it) =>
+            it.map((i) => matrices[i])
+          )
+        ) {
+          const whole = tensor(b, rows + 1, k, values[0].subarray(0, (rows + 1) * k));
+          const x = b.slice(whole, 0, rows);
+          const other = tensor(b, rows, k, values[2].subarray(0, rows * k));
+          const [out, w] = [b.tensor(rows, k), b.matrix(second)];
+          b.linear(out, x, b.matrix(first));
+          change(b, x, other, whole);
+          b.linear(out, x, w);
+          const found = await b.read(out);
+          const copy = tensor(b, rows, k, await b.read(x));
+          b.linear(out, copy, w);
+          assert.deepEqual(
+            found,
+            await b.read(out),
+            `${what}, ${rows} rows, ${first.scheme}, ${second.scheme}`,
+          );
         }
       }
     }
