@@ -167,7 +167,7 @@ Deno.test({
           return done ? undefined : new TextDecoder().decode(value);
         };
         let text = "";
-        for (let more; more = await read(asked.reader);) text += more;
+        for (let more = await read(asked.reader); more; more = await read(asked.reader)) text += more;
         assert.match(text, /^event: done$/m);
         let left = 0;
         // All of it may be computed by the time that the other one leaves too: then another is asked for.
