@@ -185,13 +185,14 @@ test("requests that come while others are answered join them", async (bed) => {
   await bed.worker();
   const pool = await bed.pool();
   const order: string[] = [];
-  const ask = async (name: string, maxTokens: number) => {
-    for await (const event of pool.submit(bed.work({ maxTokens }))) order.push(`${name} ${event.type}`);
+  const ask = async (name: string, maxTokens: number, begun = () => {}) => {
+    for await (const event of pool.submit(bed.work({ maxTokens }))) {
+      if (order.push(`${name} ${event.type}`) === 1) begun();
+    }
   };
-  await Promise.all([
-    ask("long", 300),
-    new Promise((wake) => setTimeout(wake, 20)).then(() => ask("short", 5)),
-  ]);
+  let short: Promise<void> | undefined;
+  await ask("long", 900, () => short = ask("short", 5));
+  await short;
   assert.ok(order.indexOf("short done") < order.indexOf("long done"));
 });
 
