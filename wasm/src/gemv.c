@@ -44,7 +44,7 @@ INLINE void steps_int8_row(const int8_t *x, const int8_t *w[STREAMS], uint32_t k
 }
 
 INLINE void panels_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
-    const int8_t *x = row->x, *w[STREAMS];
+  const int8_t *x = row->x, *w[STREAMS];
   v128_t c[2 * STREAMS];
   for (uint32_t p = 0; p < streams; p++) w[p] = row->w + p * row->apart;
   for (uint32_t i = 0; i < 2 * streams; i++) c[i] = wasm_i32x4_const_splat(0);
@@ -106,7 +106,7 @@ INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, 
 
 // Groups with int4 weights; to floats.
 INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
-    const int8_t *x = row->x, *w[STREAMS];
+  const int8_t *x = row->x, *w[STREAMS];
   const int16_t *presets = row->presets;
   v128_t sums[4 * STREAMS] = {0}, mask = row->mask;
   for (uint32_t p = 0; p < streams; p++) w[p] = row->w + p * row->apart;
