@@ -295,7 +295,7 @@ export function attentionUnits(rows: number, heads: number, group: number): numb
 
 /** Bytes of scratch that the attention needs for every thread. */
 export function attentionScratch(rows: number, keys: number, dim: number): number {
-  if (rows === 1) return keys * 16;
+  if (rows === 1) return (keys + dim) * 16;
   const [tiledKeys, tiledDim] = [roundUp(keys, TILE), roundUp(dim, TILE)];
   return 4 * (tiledKeys * dim + tiledDim * keys + 8 * (dim + tiledKeys + tiledDim));
 }
