@@ -8,6 +8,7 @@ import type {
   Backend,
   EachAttentionOptions,
   FullAttentionOptions,
+  Linear,
   Matrix,
   Scheme,
   StoredMatrix,
@@ -151,6 +152,10 @@ class Counting implements Backend {
     this.#reserve(productScratch(scheme, x.rows, k, 1));
     const kind = scheme === "f32" ? "float" : "byte";
     this.#copies[kind] = Math.max(this.#copies[kind], copiesBytes(scheme, x.rows, k));
+  }
+
+  linearEach(of: readonly Linear[]): void {
+    for (const [out, x, w] of of) this.linear(out, x, w);
   }
 
   gated(_: Tensor, x: Tensor, ...weights: Matrix[]): void {

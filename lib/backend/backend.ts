@@ -50,6 +50,9 @@ export interface LinearOptions {
   readonly residual?: Tensor;
 }
 
+/** What `linear` is called with. */
+export type Linear = readonly [out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions];
+
 export interface AttentionOptions {
   readonly heads: number;
   /** Divides heads; query head h reads key-value head ⌊h / (heads / kvHeads)⌋. */
@@ -111,6 +114,8 @@ export interface Backend {
 
   /** out [T, N] = x [T, K] · Wᵀ, the weights being read once for up to 16 rows; then bias, activation, residual. `out` may be `residual`, never `x`. */
   linear(out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions): void;
+  /** `linear` for each, together where they read the same rows. None may read what another one writes. */
+  linearEach(of: readonly Linear[]): void;
   /** GeGLU: out [T, F] = gelu(x · gateᵀ) ⊙ (x · upᵀ). */
   gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void;
   /** out = (x − mean) / √(variance + eps) · weight + bias per row; weight and bias [1, K]. `out` may be `x`. */

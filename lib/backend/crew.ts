@@ -18,9 +18,9 @@ export interface Crew {
   readonly runs: number;
   /**
    * Runs units [0, units) of an operation and returns when all are done. `cost` is a guess in nanoseconds on one
-   * thread: what is cheap is not shared out.
+   * thread: what is cheap is not shared out. `each`: at most so many tickets a thread, `TICKETS_EACH` by default.
    */
-  run(part: PartName, args: readonly number[], units: number, cost: number): void;
+  run(part: PartName, args: readonly number[], units: number, cost: number, each?: number): void;
 }
 
 /** One thread: this one. */
@@ -44,7 +44,7 @@ export const SHARE_ABOVE_NS = 4000;
 const WAKE = 10;
 /** Least tickets that share an operation: drawing one and giving it back takes 0.1 to 0.2 µs. */
 const LEAST = 2;
-/** At most so many tickets a thread. */
+/** At most so many tickets a thread, where nobody asks for fewer. */
 const TICKETS_EACH = 8;
 /** A thread without work sleeps after this long. */
 const IDLE_MS = 2;
@@ -71,7 +71,7 @@ const FAILED = 6 * LINE;
 /** Number of the operation, its part, tickets, units, and count of arguments; then the arguments. */
 const [NUMBER, PART, DRAWN, UNITS, COUNT] = [0, 1, 2, 3, 4].map((it) => 7 * LINE + it);
 const ARGUMENTS_BYTE = 8 * LINE * 4;
-const MAX_ARGUMENTS = 32;
+const MAX_ARGUMENTS = 64;
 const MESSAGE_BYTE = ARGUMENTS_BYTE + MAX_ARGUMENTS * 8;
 const MESSAGE_BYTES = 512;
 
@@ -148,7 +148,7 @@ export class Leader implements Crew {
     private readonly shareAboveNs: number,
   ) {}
 
-  run(part: PartName, args: readonly number[], units: number, cost: number): void {
+  run(part: PartName, args: readonly number[], units: number, cost: number, each = TICKETS_EACH): void {
     const { shareAboveNs, control: { words } } = this;
     this.#check();
     this.runs++;
@@ -160,7 +160,7 @@ export class Leader implements Crew {
       return PARTS[part](this.kernels, args, 0, units, 0);
     }
     const worth = Math.ceil(cost / Math.max(shareAboveNs / LEAST, 1));
-    const tickets = Math.max(1, Math.min(units, TICKETS_EACH * this.threads, worth));
+    const tickets = Math.max(1, Math.min(units, each * this.threads, worth));
     words[PART] = NAMES.indexOf(part);
     words[DRAWN] = tickets;
     words[UNITS] = units;

@@ -11,6 +11,7 @@ import type {
   Backend,
   EachAttentionOptions,
   FullAttentionOptions,
+  Linear,
   LinearOptions,
   Matrix,
   StoredMatrix,
@@ -141,6 +142,10 @@ class ReferenceBackend implements Backend {
         to.set(t, n, y);
       }
     }
+  }
+
+  linearEach(of: readonly Linear[]): void {
+    for (const it of of) this.linear(...it);
   }
 
   gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {

@@ -11,6 +11,7 @@ import type {
   Backend,
   EachAttentionOptions,
   FullAttentionOptions,
+  Linear,
   LinearOptions,
   Matrix,
   StoredMatrix,
@@ -32,7 +33,7 @@ import {
   STACK_BYTES,
 } from "./wasm_kernels.ts";
 import { attentionInt8Scratch, attentionScratch, attentionUnits } from "./wasm_parts.ts";
-import { embedRows, type Kept, multiply, type Step, takeMatrix, WasmMatrix } from "./wasm_product.ts";
+import { embedRows, multiply, type Step, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
   /** The memory never grows beyond this; at most, and by default, 4 GiB less one page. */
@@ -87,8 +88,6 @@ export class Wasm implements WasmBackend {
   readonly #multiplier: Multiplier;
   #scratch: Piece | undefined;
   #rotation: { key: string; piece: Piece } | undefined;
-  /** What the last product packed; nothing once the memory is written to by other means than the crew. */
-  #kept: Kept | undefined;
 
   constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions, hands?: Hands) {
     this.#arena = new Arena(maxBytes, hands?.memory);
@@ -148,7 +147,6 @@ export class Wasm implements WasmBackend {
   write(t: Tensor, values: Float32Array): void {
     shapes.same("write", values.length, t.rows * t.cols);
     const { start, rows, cols, stride } = inside(t);
-    this.#kept = undefined;
     if (cols === stride) return this.#floats(start, rows * cols).set(values);
     for (let r = 0; r < rows; r++) {
       this.#floats(start + r * stride * 4, cols).set(values.subarray(r * cols, (r + 1) * cols));
@@ -162,19 +160,28 @@ export class Wasm implements WasmBackend {
     return Promise.resolve(values);
   }
 
-  linear(out: Tensor, x: Tensor, w: Matrix, options: LinearOptions = {}): void {
-    shapes.checkLinear(out, x, w, options);
-    const [to, from] = [inside(out), inside(x)];
-    notAliased("linear", to, from);
-    const { bias, activation, residual } = options;
-    this.#multiply(to, from, [{
-      w: whole(w),
-      finish: {
+  linear(out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions): void {
+    this.linearEach([[out, x, w, options]]);
+  }
+
+  linearEach(of: readonly Linear[]): void {
+    const products = of.map(([out, x, w, options = {}]) => {
+      shapes.checkLinear(out, x, w, options);
+      const [to, from] = [inside(out), inside(x)];
+      notAliased("linear", to, from);
+      const { bias, activation, residual } = options;
+      const finish = {
         bias: bias ? inside(bias).start : 0,
         residual: residual && inside(residual),
         mode: activation === "gelu" ? FINISH.gelu : FINISH.plain,
-      },
-    }]);
+      };
+      return { x: from, step: { out: to, w: whole(w), finish } };
+    });
+    for (let first = 0, i = 0; first < products.length; first = i) {
+      const { x } = products[first];
+      while (i < products.length && sameRows(products[i].x, x)) i++;
+      multiply(this.#crew, this.#reserve, x, products.slice(first, i).map((it) => it.step));
+    }
   }
 
   gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {
@@ -182,16 +189,10 @@ export class Wasm implements WasmBackend {
     const [to, from] = [inside(out), inside(x)];
     notAliased("gated", to, from);
     const finish = { bias: 0, residual: undefined };
-    this.#multiply(to, from, [
-      { w: whole(gate), finish: { ...finish, mode: FINISH.gelu } },
-      { w: whole(up), finish: { ...finish, mode: FINISH.multiply } },
+    multiply(this.#crew, this.#reserve, from, [
+      { out: to, w: whole(gate), finish: { ...finish, mode: FINISH.gelu } },
+      { out: to, w: whole(up), finish: { ...finish, mode: FINISH.multiply } },
     ]);
-  }
-
-  #multiply(out: WasmTensor, x: WasmTensor, steps: readonly Step[]): void {
-    const kept = this.#kept;
-    this.#kept = undefined;
-    this.#kept = multiply(this.#crew, this.#reserve, out, x, steps, kept);
   }
 
   layerNorm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: number): void {
@@ -218,7 +219,6 @@ export class Wasm implements WasmBackend {
 
   place(outs: readonly Tensor[], x: Tensor): void {
     shapes.checkPlace(outs, x);
-    this.#kept = undefined;
     const { start, cols, stride } = inside(x);
     outs.forEach((it, t) => {
       this.#floats(inside(it).start, cols).set(this.#floats(start + t * stride * 4, cols));
@@ -296,7 +296,6 @@ export class Wasm implements WasmBackend {
   patches(out: Tensor, pixels: Tensor, size: number, patch: number): void {
     shapes.checkPatches(out, pixels, size, patch);
     const [o, p] = [inside(out), inside(pixels)];
-    this.#kept = undefined;
     this.#kernels.patches(o.start, o.stride, o.cols, p.start, size, patch);
   }
 
@@ -321,7 +320,6 @@ export class Wasm implements WasmBackend {
 
   /** Address of scratch for one operation; the next one may overwrite it. */
   #reserve = (bytes: number): number => {
-    this.#kept = undefined;
     if (!this.#scratch || this.#scratch.size < bytes) {
       if (this.#scratch) this.#arena.free(this.#scratch);
       this.#scratch = undefined;
@@ -345,6 +343,10 @@ function whole(w: Matrix): WasmMatrix {
   if (!(w instanceof WasmMatrix)) throw new TypeError("Cannot use a matrix of another backend");
   if (!w.piece.live) throw new TypeError(`Cannot use a [${w.n}, ${w.k}] matrix: its memory was freed`);
   return w;
+}
+
+function sameRows(a: WasmTensor, b: WasmTensor): boolean {
+  return a.start === b.start && a.stride === b.stride && a.rows === b.rows && a.cols === b.cols;
 }
 
 function notAliased(what: string, out: WasmTensor, x: WasmTensor): void {

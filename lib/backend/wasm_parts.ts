@@ -37,6 +37,18 @@ function move(address: number, bytes: number): number {
   return address && address + bytes;
 }
 
+/**
+ * Products of the same rows with several matrices: `count` arguments of one, then of the next, the one at `n` being its
+ * columns. A unit is so many columns of each of them, as far as it has them.
+ */
+function products(count: number, n: number, columns: number, part: Part): Part {
+  return (kernels, args, from, end, thread) => {
+    for (let i = 0; i < args.length; i += count) {
+      if (from * columns < args[i + n]) part(kernels, args.slice(i, i + count), from, end, thread);
+    }
+  };
+}
+
 /** Bytes of a packed activation: in tiles as the kernels have them, in a row alone one. */
 function bytesOf(kernels: Kernels, lanes: number): number {
   return lanes > 1 ? kernels.tile_bytes() : 1;
@@ -101,31 +113,31 @@ export const PARTS = {
   },
 
   /** Pairs of panels. */
-  gemm_f32(kernels, [a, w, key, rows, k, ...columns], from, end) {
+  gemm_f32: products(12, 5, PAIR, (kernels, [a, w, key, rows, k, ...columns], from, end) => {
     kernels.gemm_f32(a, w + from * PAIR * k * 4, key, rows, k, ...pairs(columns, from, end));
-  },
+  }),
 
-  gemv_f32(kernels, [x, w, k, n, out, bias, residual, mode], from, end) {
+  gemv_f32: products(8, 3, STREAMS, (kernels, [x, w, k, n, out, bias, residual, mode], from, end) => {
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     const count = Math.min(n, end * STREAMS) - col;
     kernels.gemv_f32(x, w + col * k * 4, k, count, out + at, move(bias, at), move(residual, at), mode);
-  },
+  }),
 
   /** Pairs of panels; room to unpack two, where tiles are of words, is at `room` for the first thread, then for the others. */
-  gemm_int8(
+  gemm_int8: products(18, 10, PAIR, (
     kernels,
     [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
     from,
     end,
     thread,
-  ) {
+  ) => {
     const [col, at] = [from * PAIR, from * PAIR * 4];
     const own = room + thread * QUAD * padded * kernels.tile_bytes();
     const operands = [a, zeros, scales, w + col * padded, wScale + at, sums + at];
     kernels.gemm_int8(...operands, own, key, rows, padded, ...pairs(columns, from, end));
-  },
+  }),
 
-  gemv_int8(kernels, args, from, end) {
+  gemv_int8: products(13, 7, STREAMS, (kernels, args, from, end) => {
     const [x, zero, scale, w, wScale, sums, padded, n, out, bias, residual, mode, kernel] = args;
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     kernels.gemv_int8(
@@ -143,36 +155,35 @@ export const PARTS = {
       mode,
       kernel,
     );
-  },
+  }),
 
   /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
-  gemm_int4(
-    kernels,
-    [a, presets, scales, w, wScale, room, key, rows, padded, ...columns],
-    from,
-    end,
-    thread,
-  ) {
-    const own = room + thread * PAIR * padded * kernels.tile_bytes();
-    const operands = [a, presets, scales, w + from * pairBytes(padded), wScale + from * PAIR * 4];
-    kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(columns, from, end));
-  },
+  gemm_int4: products(
+    17,
+    9,
+    PAIR,
+    (kernels, [a, presets, scales, w, wScale, room, key, rows, padded, ...columns], from, end, thread) => {
+      const own = room + thread * PAIR * padded * kernels.tile_bytes();
+      const operands = [a, presets, scales, w + from * pairBytes(padded), wScale + from * PAIR * 4];
+      kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(columns, from, end));
+    },
+  ),
 
   /** The same where weights are multiplied as bytes. */
-  gemm_int4_bytes(
+  gemm_int4_bytes: products(17, 10, PAIR, (
     kernels,
     [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
     from,
     end,
     thread,
-  ) {
+  ) => {
     const at = from * PAIR * 4;
     const own = room + thread * QUAD * padded;
     const operands = [a, zeros, scales, w + from * pairBytes(padded), wScale + at, sums + at];
     kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(columns, from, end));
-  },
+  }),
 
-  gemv_int4(kernels, args, from, end) {
+  gemv_int4: products(12, 6, STREAMS, (kernels, args, from, end) => {
     const [x, presets, scale, w, wScale, padded, n, out, bias, residual, mode, kernel] = args;
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     kernels.gemv_int4(
@@ -189,7 +200,7 @@ export const PARTS = {
       mode,
       kernel,
     );
-  },
+  }),
 
   /** Rows. */
   layer_norm(kernels, [out, outStride, x, stride, k, weight, bias, eps], from, end) {

@@ -12,6 +12,7 @@ import type {
   Backend,
   EachAttentionOptions,
   FullAttentionOptions,
+  Linear,
   LinearOptions,
   Matrix,
   RowSampling,
@@ -215,6 +216,10 @@ class Webgpu implements WebgpuBackend {
       residual: residual && inside(residual),
       mode: activation ?? "plain",
     });
+  }
+
+  linearEach(of: readonly Linear[]): void {
+    for (const it of of) this.linear(...it);
   }
 
   gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {

@@ -425,9 +425,7 @@ class Gemma implements Decoder {
         const on = (t: Tensor) => from ? backend.slice(t, from, rows - from) : t;
         const { k, v } = placed(i);
         backend.rmsNorm(y, x, layer.inputNorm, eps);
-        backend.linear(on(q), on(y), layer.q);
-        backend.linear(k, y, layer.k);
-        backend.linear(v, y, layer.v);
+        backend.linearEach([[on(q), on(y), layer.q], [k, y, layer.k], [v, y, layer.v]]);
         await attend(i, { from, q: on(q), k, v, mixed: on(mixed) });
         this.#residual(on(x), on(y), on(mixed), layer.o, layer.postAttentionNorm);
         backend.rmsNorm(on(y), on(x), layer.preMlpNorm, eps);

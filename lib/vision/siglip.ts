@@ -176,9 +176,10 @@ export async function loadVision(
     for await (const layer of layers()) {
       await pause();
       backend.layerNorm(y, x, layer.layer_norm1.weight, layer.layer_norm1.bias, eps);
-      apply(q, y, layer["self_attn.q_proj"]);
-      apply(k, y, layer["self_attn.k_proj"]);
-      apply(v, y, layer["self_attn.v_proj"]);
+      backend.linearEach(([[q, "q_proj"], [k, "k_proj"], [v, "v_proj"]] as const).map(([out, name]) => {
+        const { weight, bias } = layer[`self_attn.${name}`];
+        return [out, y, weight, { bias }];
+      }));
       if (layer["self_attn.q_proj"].weight.scheme !== "f32" && fitsInt8(headDim)) {
         backend.attentionInt8(y, q, k, v, attention);
       } else backend.attention(y, q, k, v, attention);

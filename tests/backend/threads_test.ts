@@ -52,6 +52,8 @@ for (const threads of [2, 3, 5]) {
       for (const scheme of ["f32", "int8-p8-s4", "int4-g32-p8"] as Scheme[]) {
         for (const [t, k, n] of [[1, 2048, 2056], [64, 1152, 1001], [330, 320, 999]]) {
           const w = both.matrix(pack(scheme, random(n * k, 1), n, k));
+          const few = both.matrix(pack(scheme, random(72 * k, 8), 72, k));
+          const [some, other] = [both.tensor(t, 72), both.tensor(t, 72)];
           const [x, out, residual] = [
             tensor(both, t, k, random(t * k, 2)),
             both.tensor(t, n),
@@ -62,8 +64,10 @@ for (const threads of [2, 3, 5]) {
             await both.read(out);
             both.gated(out, x, w, w);
             await both.read(out);
+            both.linearEach([[out, x, w, { residual }], [some, x, few], [other, x, few], [out, x, w]]);
+            for (const it of [out, some, other]) await both.read(it);
           }
-          both.free(w, x, out, residual);
+          both.free(w, few, x, out, some, other, residual);
         }
       }
       const attend = async (rows: number, keys: number, heads: number, kvHeads: number, headDim: number) => {

@@ -1,7 +1,7 @@
 /** Two backends as one: everything happens on both, and what is read must be the same, bit for bit. */
 
 import assert from "node:assert/strict";
-import type { Backend, LinearOptions, Matrix, Tensor } from "../../lib/backend/backend.ts";
+import type { Backend, Linear, LinearOptions, Matrix, Tensor } from "../../lib/backend/backend.ts";
 
 class Pair implements Tensor {
   readonly rows: number;
@@ -30,6 +30,12 @@ export function twin(first: Backend, second: Backend): Backend {
     bias: bias && of(bias, i),
     residual: residual && of(residual, i),
   });
+  const product = ([out, x, w, more = {}]: Linear, i: 0 | 1): Linear => [
+    of(out, i),
+    of(x, i),
+    matrix(w, i),
+    options(more, i),
+  ];
   return {
     name: "twin",
     get sizeBytes() {
@@ -53,8 +59,8 @@ export function twin(first: Backend, second: Backend): Backend {
       );
       return b;
     },
-    linear: (out, x, w, more = {}) =>
-      void each((b, i) => b.linear(of(out, i), of(x, i), matrix(w, i), options(more, i))),
+    linear: (...it) => void each((b, i) => b.linear(...product(it, i))),
+    linearEach: (all) => void each((b, i) => b.linearEach(all.map((it) => product(it, i)))),
     gated: (out, x, gate, up) =>
       void each((b, i) => b.gated(of(out, i), of(x, i), matrix(gate, i), matrix(up, i))),
     layerNorm: (out, x, weight, bias, eps) =>

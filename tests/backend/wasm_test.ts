@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { Backend, Tensor } from "../../lib/backend/backend.ts";
+import type { Linear } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
 import { chooseKernels, instantiate, probeZero, selfTest, UNSIGNED } from "../../lib/backend/wasm_kernels.ts";
@@ -135,56 +135,37 @@ Deno.test("a row of a product with integer weights is what it is alone, however 
   }
 });
 
-Deno.test("rows that one product packed serve the next, until anything writes to them or to what they are packed in", async () => {
-  const k = 64;
-  const values = [1, 2, 3].map((seed) => random(41 * k, seed));
-  const matrices = (["int8-p8-s4", "int4-g32-p8", "f32"] as const).map((scheme, i) =>
-    pack(scheme, random(k * k, 10 + i), k, k)
-  );
-  // What may happen between two products of the same rows; the second one multiplies what then stands there.
-  const between: Record<string, (b: Backend, x: Tensor, other: Tensor, whole: Tensor) => void> = {
-    nothing: () => {},
-    write: (b, x) => b.write(x, values[1].subarray(0, x.rows * k)),
-    place: (b, x, other) => b.place([b.slice(x, x.rows - 1, 1)], b.slice(other, 0, 1)),
-    add: (b, x, other) => b.add(x, other),
-    patches: (b, x, other) => b.patches(b.slice(x, 0, 1), b.slice(other, 0, 1, 0, 12), 2, 2),
-    embed: (b, x) => b.embed(b.slice(x, 0, 1), [3], b.matrix(matrices[2]), 1),
-    "attention in the same scratch": (b, x, other) => {
-      const out = b.tensor(x.rows, k);
-      b.attentionInt8(out, other, other, other, { heads: 1, headDim: k, scale: 1 });
-      b.free(out);
-    },
-    "a product of other rows": (b, _x, other) =>
-      b.linear(b.tensor(other.rows, k), other, b.matrix(matrices[0])),
-    "a product of them over themselves": (b, x, _other, whole) => {
-      b.linear(b.slice(whole, 1, x.rows), x, b.matrix(matrices[0]));
-    },
-  };
+Deno.test("several products at once are what each is alone", async () => {
+  const [k, most] = [64, 400];
+  // Of all schemes and widths, some after one another of one kind, and not all of the same rows.
+  const shapes = [
+    ["int4-g32-p8", 200],
+    ["int4-g32-p8", 33],
+    ["int4-g32-p8", 33],
+    ["int8-p8-s4", 9],
+    ["int8-p8-s4", 300],
+    ["f32", 8],
+    ["f32", 70],
+    ["int4-g32-p8", 40],
+  ] as const;
+  const stored = shapes.map(([scheme, n], i) => pack(scheme, random(n * k, 10 + i), n, k));
   for (const b of everyWay()) {
-    for (const rows of [1, 6, 40]) {
-      for (const [what, change] of Object.entries(between)) {
-        for (
-          const [first, second] of [[0, 0], [1, 1], [2, 2], [0, 1], [1, 2]].map((it) =>
-            it.map((i) => matrices[i])
-          )
-        ) {
-          const whole = tensor(b, rows + 1, k, values[0].subarray(0, (rows + 1) * k));
-          const x = b.slice(whole, 0, rows);
-          const other = tensor(b, rows, k, values[2].subarray(0, rows * k));
-          const [out, w] = [b.tensor(rows, k), b.matrix(second)];
-          b.linear(out, x, b.matrix(first));
-          change(b, x, other, whole);
-          b.linear(out, x, w);
-          const found = await b.read(out);
-          const copy = tensor(b, rows, k, await b.read(x));
-          b.linear(out, copy, w);
-          assert.deepEqual(
-            found,
-            await b.read(out),
-            `${what}, ${rows} rows, ${first.scheme}, ${second.scheme}`,
-          );
-        }
-      }
+    const matrices = stored.map((it) => b.matrix(it));
+    const x = tensor(b, most, k, random(most * k, 1));
+    for (const rows of [1, 2, 4, 6, 40, most]) {
+      const of = matrices.map((w, i): Linear => {
+        const bias = i % 3 ? undefined : tensor(b, 1, w.n, random(w.n, 30 + i));
+        const residual = i % 2 ? tensor(b, rows, w.n, random(rows * w.n, 40 + i)) : undefined;
+        const out = b.slice(b.tensor(rows, w.n + 5), 0, rows, 2, w.n);
+        const own = b.slice(x, i === 6 && rows < most ? 1 : 0, rows);
+        return [out, own, w, { bias, residual, activation: i % 4 ? undefined : "gelu" }];
+      });
+      const outs = () => Promise.all(of.map(([out]) => b.read(out)));
+      for (const it of of) b.linear(...it);
+      const alone = await outs();
+      for (const [out] of of) b.write(out, new Float32Array(out.rows * out.cols).fill(NaN));
+      b.linearEach(of);
+      assert.deepEqual(await outs(), alone, `${rows} rows`);
     }
   }
 });

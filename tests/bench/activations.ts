@@ -9,7 +9,7 @@
  */
 
 import { parseArgs } from "node:util";
-import type { LinearOptions, Matrix, StoredMatrix, Tensor } from "../../lib/backend/backend.ts";
+import type { Linear, Matrix, StoredMatrix, Tensor } from "../../lib/backend/backend.ts";
 import { quantizeRow7 } from "../../lib/backend/layout.ts";
 import { alone } from "../../lib/backend/crew.ts";
 import { Wasm } from "../../lib/backend/wasm.ts";
@@ -61,8 +61,10 @@ class RoundingBackend extends Wasm {
     return matrix;
   }
 
-  override linear(out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions): void {
-    this.#with(x, w, (it) => super.linear(out, it, w, options));
+  override linearEach(of: readonly Linear[]): void {
+    for (const [out, x, w, options] of of) {
+      this.#with(x, w, (it) => super.linearEach([[out, it, w, options]]));
+    }
   }
 
   override gated(out: Tensor, x: Tensor, gate: Matrix, up: Matrix): void {
