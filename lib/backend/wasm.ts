@@ -33,7 +33,7 @@ import {
   STACK_BYTES,
 } from "./wasm_kernels.ts";
 import { attentionInt8Scratch, attentionScratch, attentionUnits } from "./wasm_parts.ts";
-import { embedRows, multiply, type Step, takeMatrix, WasmMatrix } from "./wasm_product.ts";
+import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
 export interface WasmOptions {
   /** The memory never grows beyond this; at most, and by default, 4 GiB less one page. */
