@@ -117,6 +117,11 @@ class Watch {
               look(args[1], args[2]);
               inner.linear(...args);
             };
+          case "linearEach":
+            return (...[of]: Parameters<Backend["linearEach"]>) => {
+              for (const [, x, w] of of) look(x, w);
+              inner.linearEach(of);
+            };
           case "gated":
             return (...args: Parameters<Backend["gated"]>) => {
               look(args[1], args[2]);
