@@ -38,13 +38,14 @@ function move(address: number, bytes: number): number {
 }
 
 /**
- * Products of the same rows with several matrices: `count` arguments of one, then of the next, the one at `n` being its
- * columns. A unit is so many columns of each of them, as far as it has them.
+ * Products of the same rows with several matrices: how many, then the arguments of one after the other, its columns the first.
+ * A unit is so many columns of each of them, as far as it has them.
  */
-function products(count: number, n: number, columns: number, part: Part): Part {
-  return (kernels, args, from, end, thread) => {
+function products(columns: number, part: Part): Part {
+  return (kernels, [of, ...args], from, end, thread) => {
+    const count = args.length / of;
     for (let i = 0; i < args.length; i += count) {
-      if (from * columns < args[i + n]) part(kernels, args.slice(i, i + count), from, end, thread);
+      if (from * columns < args[i]) part(kernels, args.slice(i, i + count), from, end, thread);
     }
   };
 }
@@ -61,7 +62,8 @@ function pairBytes(padded: number): number {
 
 /** How a product of several rows ends, from the number of its columns on: the same of pairs of panels [from, end). */
 function pairs(
-  [n, out, outStride, bias, residual, residualStride, ...rest]: readonly number[],
+  n: number,
+  [out, outStride, bias, residual, residualStride, ...rest]: readonly number[],
   from: number,
   end: number,
 ): number[] {
@@ -113,20 +115,20 @@ export const PARTS = {
   },
 
   /** Pairs of panels. */
-  gemm_f32: products(12, 5, PAIR, (kernels, [a, w, key, rows, k, ...columns], from, end) => {
-    kernels.gemm_f32(a, w + from * PAIR * k * 4, key, rows, k, ...pairs(columns, from, end));
+  gemm_f32: products(PAIR, (kernels, [n, a, w, key, rows, k, ...ends], from, end) => {
+    kernels.gemm_f32(a, w + from * PAIR * k * 4, key, rows, k, ...pairs(n, ends, from, end));
   }),
 
-  gemv_f32: products(8, 3, STREAMS, (kernels, [x, w, k, n, out, bias, residual, mode], from, end) => {
+  gemv_f32: products(STREAMS, (kernels, [n, x, w, k, out, bias, residual, mode], from, end) => {
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     const count = Math.min(n, end * STREAMS) - col;
     kernels.gemv_f32(x, w + col * k * 4, k, count, out + at, move(bias, at), move(residual, at), mode);
   }),
 
   /** Pairs of panels; room to unpack two, where tiles are of words, is at `room` for the first thread, then for the others. */
-  gemm_int8: products(18, 10, PAIR, (
+  gemm_int8: products(PAIR, (
     kernels,
-    [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
+    [n, a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...ends],
     from,
     end,
     thread,
@@ -134,11 +136,11 @@ export const PARTS = {
     const [col, at] = [from * PAIR, from * PAIR * 4];
     const own = room + thread * QUAD * padded * kernels.tile_bytes();
     const operands = [a, zeros, scales, w + col * padded, wScale + at, sums + at];
-    kernels.gemm_int8(...operands, own, key, rows, padded, ...pairs(columns, from, end));
+    kernels.gemm_int8(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));
   }),
 
-  gemv_int8: products(13, 7, STREAMS, (kernels, args, from, end) => {
-    const [x, zero, scale, w, wScale, sums, padded, n, out, bias, residual, mode, kernel] = args;
+  gemv_int8: products(STREAMS, (kernels, args, from, end) => {
+    const [n, x, zero, scale, w, wScale, sums, padded, out, bias, residual, mode, kernel] = args;
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     kernels.gemv_int8(
       x,
@@ -159,20 +161,18 @@ export const PARTS = {
 
   /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
   gemm_int4: products(
-    17,
-    9,
     PAIR,
-    (kernels, [a, presets, scales, w, wScale, room, key, rows, padded, ...columns], from, end, thread) => {
+    (kernels, [n, a, presets, scales, w, wScale, room, key, rows, padded, ...ends], from, end, thread) => {
       const own = room + thread * PAIR * padded * kernels.tile_bytes();
       const operands = [a, presets, scales, w + from * pairBytes(padded), wScale + from * PAIR * 4];
-      kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(columns, from, end));
+      kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));
     },
   ),
 
   /** The same where weights are multiplied as bytes. */
-  gemm_int4_bytes: products(17, 10, PAIR, (
+  gemm_int4_bytes: products(PAIR, (
     kernels,
-    [a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...columns],
+    [n, a, zeros, scales, w, wScale, sums, room, key, rows, padded, ...ends],
     from,
     end,
     thread,
@@ -180,11 +180,11 @@ export const PARTS = {
     const at = from * PAIR * 4;
     const own = room + thread * QUAD * padded;
     const operands = [a, zeros, scales, w + from * pairBytes(padded), wScale + at, sums + at];
-    kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(columns, from, end));
+    kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));
   }),
 
-  gemv_int4: products(12, 6, STREAMS, (kernels, args, from, end) => {
-    const [x, presets, scale, w, wScale, padded, n, out, bias, residual, mode, kernel] = args;
+  gemv_int4: products(STREAMS, (kernels, args, from, end) => {
+    const [n, x, presets, scale, w, wScale, padded, out, bias, residual, mode, kernel] = args;
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     kernels.gemv_int4(
       x,

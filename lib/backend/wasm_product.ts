@@ -317,7 +317,8 @@ function product(crew: Crew, packed: Packed, of: readonly Columns[]): void {
   const each = ({ scheme, n, padded }: Columns) =>
     n * padded * (alone ? READ_NS[scheme] : rows * MULTIPLY_NS[scheme]);
   const cost = of.reduce((sum, it) => sum + each(it), 0);
-  crew.run(part, of.flatMap((it) => operands(packed, it)), units, cost, alone ? ROW_TICKETS : undefined);
+  const args = [of.length, ...of.flatMap((it) => [it.n, ...operands(packed, it)])];
+  crew.run(part, args, units, cost, alone ? ROW_TICKETS : undefined);
 }
 
 /** Parts that multiply rows, and a row alone. */
@@ -329,30 +330,22 @@ const GEMM = {
 } as const;
 const GEMV = { "f32": "gemv_f32", "int8-p8-s4": "gemv_int8", "int4-g32-p8": "gemv_int4" } as const;
 
-/** What such a part is called with for one matrix. */
+/** What such a part is called with for one matrix, after the number of its columns. */
 function operands({ kind, rows, values, scales, zeros, room, key }: Packed, w: Columns): number[] {
-  const { n, padded, start, scale, sums, kernel, zero, out, bias, residual, residualStride, mode } = w;
+  const { padded, start, scale, sums, zero, out, bias, residual, residualStride, mode } = w;
   const alone = rows === 1;
   const end = alone
-    ? [n, out.start, bias, residual, mode]
-    : [n, out.start, out.stride, bias, residual, residualStride, mode];
+    ? [out.start, bias, residual, mode]
+    : [out.start, out.stride, bias, residual, residualStride, mode];
   const shape = alone ? [padded] : [room, key, rows, padded];
+  const kernel = alone && zero === 128 ? UNSIGNED : w.kernel;
   switch (kind) {
     case "f32":
       return [values, start, ...(alone ? [] : [key, rows]), padded, ...end];
     case "int8-p8-s4":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end, kernel];
     case "int4-g32-p8":
-      return [
-        values,
-        zeros,
-        scales,
-        start,
-        scale,
-        ...shape,
-        ...end,
-        alone && zero === 128 ? UNSIGNED : kernel,
-      ];
+      return [values, zeros, scales, start, scale, ...shape, ...end, kernel];
     case "int4-bytes":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end];
   }

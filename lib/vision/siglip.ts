@@ -149,8 +149,13 @@ export async function loadVision(
 
   const headDim = width / heads;
   const attention = { heads, kvHeads: heads, headDim, scale: headDim ** -0.5, start: 0, prefix: imageTokens };
-  const apply = (out: Tensor, x: Tensor, { weight, bias }: Linear, more = {}) =>
-    backend.linear(out, x, weight, { bias, ...more });
+  const product = (
+    out: Tensor,
+    x: Tensor,
+    { weight, bias }: Linear,
+    more = {},
+  ): Parameters<Backend["linear"]> => [out, x, weight, { bias, ...more }];
+  const apply = (...of: Parameters<typeof product>) => backend.linear(...product(...of));
 
   /** SigLIP's features [P, W], in working memory. */
   async function features(
@@ -176,10 +181,11 @@ export async function loadVision(
     for await (const layer of layers()) {
       await pause();
       backend.layerNorm(y, x, layer.layer_norm1.weight, layer.layer_norm1.bias, eps);
-      backend.linearEach(([[q, "q_proj"], [k, "k_proj"], [v, "v_proj"]] as const).map(([out, name]) => {
-        const { weight, bias } = layer[`self_attn.${name}`];
-        return [out, y, weight, { bias }];
-      }));
+      backend.linearEach([
+        product(q, y, layer["self_attn.q_proj"]),
+        product(k, y, layer["self_attn.k_proj"]),
+        product(v, y, layer["self_attn.v_proj"]),
+      ]);
       if (layer["self_attn.q_proj"].weight.scheme !== "f32" && fitsInt8(headDim)) {
         backend.attentionInt8(y, q, k, v, attention);
       } else backend.attention(y, q, k, v, attention);
