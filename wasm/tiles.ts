@@ -28,21 +28,21 @@ interface Layout {
 interface Rows extends Layout {
   /** Spreads them, if they are not already. */
   readonly spread: (rest: string) => string;
-  /** Whether they are two, which are rotated once. */
-  readonly two: boolean;
+  /** How many: two are rotated once. */
+  readonly count: 1 | 2;
 }
 
 const PANELS: Layout = { stride: 2 * VECTOR, rest: ["v128", "v128.load", VECTOR], turns: [0] };
 
 const as = (rest: string) => rest;
 const ROWS: Record<string, Rows> = {
-  six: { stride: 24, rest: ["v128", "v128.load64_splat", 16], spread: as, two: true, turns: [0] },
-  five: { stride: 20, rest: ["v128", "v128.load32_splat", 16], spread: as, two: false, turns: [0, 2] },
+  six: { stride: 24, rest: ["v128", "v128.load64_splat", 16], spread: as, count: 2, turns: [0] },
+  five: { stride: 20, rest: ["v128", "v128.load32_splat", 16], spread: as, count: 1, turns: [0, 2] },
   floats: {
     stride: 20,
     rest: ["f32", "f32.load", 4],
     spread: (rest) => `(f32x4.splat ${rest})`,
-    two: false,
+    count: 1,
     turns: [0],
   },
 };
@@ -190,11 +190,11 @@ function stage(type: string, { stride, rest: [, rest], turns }: Layout): string 
 
 /**
  * Sums of a tile to floats, `out` rows of sixteen: less the zero points of rows times the sums of columns, times the scales
- * of both. They lie as the loop leaves them: lane i of sum j belongs to row i + j, of four; of two, or of one, likewise.
+ * of both. They lie as the loop leaves them: lane i of sum j belongs to row i + j, of four; of those beyond four likewise.
  */
-function scaled(sum: (i: number) => string, two: boolean): string {
+function scaled(sum: (i: number) => string, beyond: number): string {
   const load = (name: string, at: number, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
-  const last = two ? "v128.load64_splat" : "v128.load32_splat";
+  const [last, two] = [beyond === 2 ? "v128.load64_splat" : "v128.load32_splat", beyond === 2];
   const turn = (i: number) => i < 8 ? i % 4 : (i - 8) >> 1;
   const half = (i: number) => i < 8 ? i >> 2 : i % 2;
   /** Local that holds what the rows of sum i have of it. */
@@ -202,7 +202,7 @@ function scaled(sum: (i: number) => string, two: boolean): string {
   const rows = (name: string) => [
     set(`${name}0`, load(name, 0)),
     ...[1, 2, 3].map((j) => set(`${name}${j}`, rotated(get(`${name}${j - 1}`), 1))),
-    set(`${name}_last0`, load(name, VECTOR, last)),
+    beyond ? set(`${name}_last0`, load(name, VECTOR, last)) : "",
     two ? set(`${name}_last1`, rotated(get(`${name}_last0`), 1)) : "",
   ];
   const columns = (name: string) => [0, 1].map((h) => set(`${name}${h}`, load(name, VECTOR * h)));
@@ -227,9 +227,9 @@ function scaled(sum: (i: number) => string, two: boolean): string {
       return [
         ...[0, 1, 2, 3].map((j) => c(4 * h + j)),
         ...[0, 1, 2, 3].map((r) => straight(r, h)),
-        c(8 + h),
+        beyond ? c(8 + h) : "",
         two ? c(10 + h) : "",
-        store(4, h, two ? lanes(a, b, 0, 5, 2, 7) : a),
+        beyond ? store(4, h, two ? lanes(a, b, 0, 5, 2, 7) : a) : "",
         two ? store(5, h, lanes(b, a, 0, 5, 2, 7)) : "",
       ];
     }),
@@ -241,15 +241,20 @@ const SCALES = ["zeros", "scales", "w_scale", "w_sums"].map((name) => `(param $$
   ["zeros", "scales"].flatMap((name) => ["0", "1", "2", "3", "_last0", "_last1"].map((of) => name + of))
     .concat(["w_scale0", "w_scale1", "w_sums0", "w_sums1"]).map((name) => `(local $${name} v128)`).join(" ");
 
-/** A tile of `left` steps from structs `row` and `panel` on, to `out`; sums are ordered as `straighten` takes them. */
+/**
+ * A tile of `left` steps from structs `row` and `panel` on, or the first four rows of it, to `out`; sums are ordered as
+ * `straighten` takes them.
+ */
 function product(
   { name, rows: layout, add: sum, first, few }: Product,
   ends: Product["ends"][number],
+  short = false,
 ): string {
-  const { spread, two, turns } = ROWS[layout];
+  const { spread, turns, count } = ROWS[layout];
+  const beyond = short ? 0 : count;
   const fields = turns.length + 1;
   const rows = `rows_${layout}`;
-  const sums = two ? 12 : 10;
+  const sums = 8 + 2 * beyond;
   const begins = (i: number) => few && i % few.steps === 0 && first;
   const pair = (i: number, ...pairs: number[]) =>
     pairs.map((c, half) => {
@@ -267,9 +272,8 @@ function product(
         const there = turns.indexOf(turn);
         return [there < 0 ? rotate : set("a", field(rows, fields * i + there)), pair(i, turn, turn + 4)];
       }),
-      set("a", spread(field(rows, fields * (i + 1) - 1))),
-      pair(i, 8, 9),
-      ...(two ? [rotate, pair(i, 10, 11)] : []),
+      ...(beyond > 0 ? [set("a", spread(field(rows, fields * (i + 1) - 1))), pair(i, 8, 9)] : []),
+      ...(beyond > 1 ? [rotate, pair(i, 10, 11)] : []),
       few && (i + 1) % few.steps === 0 ? joined : "",
     ].join("\n");
   const begin = [[rows, "row"], ["panels", "panel"]].map(([of, index]) =>
@@ -278,8 +282,9 @@ function product(
   const long = few && few.steps > STEPS;
   const ended = (i: number) => few ? field("sums", i) : get(`c${i}`);
   const scales = ends === "scaled" ? SCALES : "";
-  return `(func (export "${ends}_${name}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
-    ${scales} (local $${rows} (ref $${rows})) (local $panels (ref $panels)) (local $sums (ref $sums)) (local $structs i32)
+  return `(func (export "${ends}_${name}${short ? "_short" : ""}") (param $row i32) (param $panel i32)
+    (param $left i32) (param $out i32) ${scales} (local $${rows} (ref $${rows})) (local $panels (ref $panels))
+    (local $sums (ref $sums)) (local $structs i32)
     (local $a v128) (local $b0 v128) (local $b1 v128) ${lines(sums, (i) => `(local $c${i} v128)`)}
     ${set("sums", "(global.get $sums)")}
     ${few ? lines(sums, (i) => keep("sums", i, "(v128.const i32x4 0 0 0 0)")) : ""}
@@ -295,7 +300,7 @@ function product(
     ${long ? joined : ""}
     ${
     ends === "scaled"
-      ? scaled(ended, two)
+      ? scaled(ended, beyond)
       : lines(sums, (i) => `(v128.store offset=${VECTOR * i} ${get("out")} ${ended(i)})`)
   })`;
 }
@@ -321,5 +326,6 @@ export function tilesModule(build: Build): string {
     (global $sums (ref $sums) (struct.new_default $sums))
     ${layouts.map(([type, layout]) => types(type, layout) + stage(type, layout)).join("\n")}
     ${products.flatMap((it) => it.ends.map((ends) => product(it, ends))).join("\n")}
+    ${products.filter((it) => it.rows === "five").map((it) => product(it, "scaled", true)).join("\n")}
     (func (export "copies_bytes") (result i32) ${bytes.reduce((sum, one) => `(i32.add ${sum} ${one})`)}))`;
 }

@@ -18,6 +18,9 @@ export const STREAMS = 4 * PANEL;
 /** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
 export const TILE = 5;
 export const MOST_ROWS = 6;
+/** Rows above which operands are copied, and rows of a tile that is not whole, as `wasm/src` says. */
+export const COPIED = 30;
+export const SHORT = TILE - 1;
 /** Rows of an attention that go together at least: the kernel takes eight queries at once. */
 const QUERY_ROWS = 8;
 /** Query heads that the attention of one row takes at once. */
@@ -60,6 +63,14 @@ function pairBytes(padded: number): number {
   return 2 * (padded / GROUP) * GROUP_BYTES;
 }
 
+/** Tiles [from, end) of so many rows: their first row, the rows they hold, and how many of them are whole. */
+function tiles(rows: number, tall: number, from: number, end: number) {
+  const whole = wholeTiles(rows, tall);
+  const rowOf = (tile: number) => tall * Math.min(tile, whole) + SHORT * Math.max(0, tile - whole);
+  const row = rowOf(from);
+  return { row, count: Math.min(rows, rowOf(end)) - row, whole: Math.max(0, whole - from) };
+}
+
 /** How a product of several rows ends, from the number of its columns on: the same of pairs of panels [from, end). */
 function pairs(
   n: number,
@@ -80,12 +91,12 @@ export const PARTS = {
     kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k);
   },
 
-  /** Tiles of rows to 7 bits; `lanes` is the rows of a tile, or 1 for a row alone. */
+  /** Tiles of rows to 7 bits; `lanes` is the rows of a whole tile, or 1 for a row alone. */
   quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded, lanes], from, end) {
-    const row = from * lanes;
-    const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
-    const to = values + row * padded * bytesOf(kernels, lanes);
-    kernels.quantize7(to, zeros + row * 4, scales + row * 4, of, stride, count, k, padded, lanes);
+    const { row, count, whole } = tiles(rows, lanes, from, end);
+    const to = values + from * lanes * padded * bytesOf(kernels, lanes);
+    const of = x + row * stride * 4;
+    kernels.quantize7(to, zeros + row * 4, scales + row * 4, of, stride, count, k, padded, lanes, whole);
   },
 
   /** Tiles of rows to 8 bits, with their presets; `lanes` as above. */
@@ -298,6 +309,12 @@ export const PARTS = {
 } satisfies Record<string, Part>;
 
 export type PartName = keyof typeof PARTS;
+
+/** Tiles of activations that are whole, of all that `rows` rows take: as `whole_tiles` in `wasm/src/dots.h` says. */
+export function wholeTiles(rows: number, tall: number): number {
+  const tiles = Math.ceil(rows / tall);
+  return rows > COPIED && tall === TILE ? tiles - (tiles * tall - rows) : tiles;
+}
 
 /** Blocks into which the queries of an attention may be cut: of a few rows, or of the one row a few heads. */
 export function attentionUnits(rows: number, heads: number, group: number): number {

@@ -33,6 +33,20 @@ INLINE uint32_t rows_of(uint32_t kernel) {
 #endif
 }
 
+// Tiles of five rows: the last few of many rows are of four instead, so that no place is empty; of 256 rows, 48 tiles of five
+// and four of four. (Of six: what dot-add adds to follows too soon in four, they take as long.) How many are whole, as
+// wholeTiles in lib/backend/wasm_parts.ts says too.
+enum { SHORT = ROWS - 1 };
+INLINE uint32_t whole_tiles(uint32_t rows, uint32_t tall) {
+  uint32_t tiles = (rows + tall - 1) / tall;
+  return rows > COPIED && tall == ROWS ? tiles - (tiles * ROWS - rows) : tiles;
+}
+
+// The first row of a tile, where so many are whole.
+INLINE uint32_t first_row(uint32_t tile, uint32_t whole, uint32_t tall) {
+  return tile < whole ? tile * tall : whole * tall + (tile - whole) * SHORT;
+}
+
 // Steps of so many values of k.
 INLINE uint32_t steps_of(uint32_t k) { return WORDS ? k / 2 : k / 4; }
 

@@ -136,14 +136,18 @@ INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32
 }
 
 // The same of copies.
-INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, uint32_t kernel) {
+#define COPIED_BY(name)                                                                              \
+  (whole ? scaled_##name(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums)           \
+         : scaled_##name##_short(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums))
+INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps, const Scales *s, int whole,
+                         uint32_t kernel) {
 #ifdef __wasm_relaxed_simd__
   if (kernel == VNNI) scaled_dot(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
-  else if (kernel == 4) scaled_words4(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
-  else scaled_words8(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  else if (kernel == 4) COPIED_BY(words4);
+  else COPIED_BY(words8);
 #else
   (void)kernel;
-  scaled_words(row, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  COPIED_BY(words);
 #endif
 }
 
@@ -153,9 +157,10 @@ INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps,
 INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
                  const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
                  const Finish *f, uint32_t int4, uint32_t kernel) {
-  uint32_t tall = rows_of(kernel), block = BLOCK_TILES * tall, panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
+  uint32_t tall = rows_of(kernel), tiles = (rows + tall - 1) / tall, whole = whole_tiles(rows, tall);
+  uint32_t panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
   uint32_t steps = steps_of(padded), chunks = chunks_of(steps), copies = copied(rows, kernel);
-  if (copies) copy_rows(0, a, (rows + tall - 1) / tall, steps, kernel, key);
+  if (copies) copy_rows(0, a, tiles, steps, kernel, key);
   for (uint32_t first = 0; first < n; first += QUAD) {
     uint32_t wide = n - first < QUAD ? n - first : QUAD, panels = (wide + 7) / 8;
     const int8_t *here = WORDS || int4 ? room : w;
@@ -163,19 +168,22 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
     else if (WORDS) unpack(room, w, panels * (padded / 4));
     if (copies) stage_panels(0, here, panels, steps, 0, 0);
     w += panels * panel_bytes;
-    for (uint32_t row = 0; row < rows; row += block) {
-      uint32_t count = rows - row < block ? rows - row : block;
+    for (uint32_t begin = 0; begin < tiles; begin += BLOCK_TILES) {
+      uint32_t end = tiles - begin < BLOCK_TILES ? tiles : begin + BLOCK_TILES;
+      uint32_t row = first_row(begin, whole, tall), next = first_row(end, whole, tall);
+      uint32_t count = (next < rows ? next : rows) - row;
       for (uint32_t col = first; col < first + wide; col += PAIR) {
         float y[PAIR * BLOCK_TILES * TALL];
         uint32_t cols = first + wide - col < PAIR ? first + wide - col : PAIR;
-        for (uint32_t r = 0; r < count; r += tall) {
-          const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
+        for (uint32_t t = begin; t < end; t++) {
+          uint32_t r = first_row(t, whole, tall);
+          const int8_t *tile = a + ((uint64_t)t * tall * padded << WORDS);
           for (uint32_t half = 0; half < cols; half += 8) {
             uint32_t at = col - first + half;
             const int8_t *panel = here + (at * padded << WORDS);
-            const Scales s = {zeros + row + r, scales + row + r, w_scale + col + half, w_sums + col + half};
-            float *to = y + PAIR * r + half;
-            if (copies) block_copied(to, (row + r) / tall * chunks, at / 8 * chunks, steps, &s, kernel);
+            const Scales s = {zeros + r, scales + r, w_scale + col + half, w_sums + col + half};
+            float *to = y + PAIR * (r - row) + half;
+            if (copies) block_copied(to, t * chunks, at / 8 * chunks, steps, &s, t < whole, kernel);
             else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
             else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
             else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);

@@ -77,13 +77,16 @@ void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x,
   }
 }
 
+// Of the tiles, `whole` are of `lanes` rows.
 EXPORT(quantize7)
 void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows, uint32_t k,
-               uint32_t padded, uint32_t lanes) {
+               uint32_t padded, uint32_t lanes, uint32_t whole) {
   if (lanes == 1) return tile7(out, zeros, scales, x, stride, 1, k, 1);
-  for (uint32_t r = 0; r < rows; r += lanes, x += (uint64_t)lanes * stride, out += bytes_of(lanes, padded)) {
-    if (lanes == TALL) tile7(out, zeros + r, scales + r, x, stride, rows - r, k, TALL);
-    else tile7(out, zeros + r, scales + r, x, stride, rows - r, k, ROWS);
+  for (uint32_t r = 0, each; r < rows; r += each, x += (uint64_t)each * stride, out += bytes_of(lanes, padded)) {
+    each = r < whole * lanes ? lanes : SHORT;
+    uint32_t count = rows - r < each ? rows - r : each;
+    if (lanes == TALL) tile7(out, zeros + r, scales + r, x, stride, count, k, TALL);
+    else tile7(out, zeros + r, scales + r, x, stride, count, k, ROWS);
   }
 }
 

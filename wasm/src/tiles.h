@@ -30,7 +30,8 @@ TILES(stage_rows_five)(uint32_t at, const void *from, uint32_t count, uint32_t s
 // Sums of the tile whose copy begins with chunk `row` and the panel whose copy begins with chunk `panel`.
 #define TILE_SUMS(name, count) TILES(sums_##name)(uint32_t row, uint32_t panel, uint32_t steps, v128_t sums[count])
 
-// The same as floats, rows of PAIR: sums less zero points of rows times sums of columns, times the scales of both.
+// The same as floats, rows of PAIR: sums less zero points of rows times sums of columns, times the scales of both. `short`: of
+// the first four rows of a tile.
 #define TILE_SCALED(name)                                                                                  \
   TILES(scaled_##name)(uint32_t row, uint32_t panel, uint32_t steps, float *out, const int32_t *zeros,     \
                        const float *scales, const float *w_scale, const int32_t *w_sums)
@@ -43,8 +44,11 @@ TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t st
 TILE_SUMS(dot, 2 * TALL);
 TILE_SCALED(dot);
 TILE_SCALED(words4);
+TILE_SCALED(words4_short);
 TILE_SCALED(words8);
+TILE_SCALED(words8_short);
 #else
 TILE_SUMS(words, 2 * ROWS);
 TILE_SCALED(words);
+TILE_SCALED(words_short);
 #endif
