@@ -10,7 +10,8 @@
  * column), then 8 × 16 bytes, byte 4·(n mod 4) + k mod 4 of the 16 for four k at a time; column n mod 8 below 4 in
  * the low nibble, the others in the high one. K padded to 32. W[n, k] = (nibble - 8) · groupScale · scale[n]. Where no
  * group scale of a matrix is beyond ±15, as `lib/weights/quantize.ts` writes them, (nibble - 8) · groupScale is a byte, and
- * kernels may multiply it as one: the integers are the same.
+ * kernels may multiply it as one: the integers are the same. The WASM backend keeps group scales as bytes in memory, where
+ * all those of a matrix are within ±127.
  */
 
 import type { Scheme, StoredMatrix } from "./backend.ts";

@@ -3,7 +3,7 @@
  * trusted. Pointers are byte addresses below 2³², strides count elements.
  */
 
-import { SHORT, TILE } from "./wasm_parts.ts";
+import { groupBytes, NARROW, SHORT, TILE, WIDE } from "./wasm_parts.ts";
 
 /** A kernel; C tells the meaning and order of its arguments. */
 type Kernel = (...addressesAndNumbers: number[]) => void;
@@ -25,6 +25,7 @@ export interface Kernels extends
     | "gemm_int4"
     | "gemm_int4_bytes"
     | "gemv_int4"
+    | "gemv_int4_wide"
     | "embed_int4"
     | "layer_norm"
     | "rms_norm"
@@ -43,7 +44,9 @@ export interface Kernels extends
   readonly __stack_pointer: WebAssembly.Global;
   /** Steps of four k that may be summed in 16 bits: 8, 4 or 1. */
   bound_int8(w: number, padded: number, panels: number): number;
-  /** Sums of the columns of int4 weights times their groups' scales; 1 where these are all bytes. */
+  /** Makes the scales of int4 groups bytes, where they all can be; bytes that those of a group take then. */
+  narrow_int4(w: number, groups: number): number;
+  /** Sums of the columns of int4 weights times their groups' scales, which are bytes; 1 where the products all are, too. */
   columns_int4(sums: number, w: number, padded: number, panels: number): number;
   /** Rows of a tile of activations for weights of bytes and a kernel, by its number. */
   tile_rows(kernel: number): number;
@@ -202,9 +205,9 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   for (let i = 0; i < k; i++) {
     for (let c = 0; c < 8; c++) {
       bytes[at.w8 + (i >> 2) * 32 + c * 4 + i % 4] = weight(c, i);
-      const group = at.w4 + (i >> 5) * 144;
+      const group = at.w4 + (i >> 5) * groupBytes(WIDE);
       bytes[group + c * 2] = 1;
-      bytes[group + 16 + (i % 32 >> 2) * 16 + (c & 3) * 4 + i % 4] |= nibble(c, i) << (c & 4);
+      bytes[group + WIDE + (i % 32 >> 2) * 16 + (c & 3) * 4 + i % 4] |= nibble(c, i) << (c & 4);
     }
   }
   const wrong = (name: string, count: number, expected: (t: number, c: number) => number) => {
@@ -268,25 +271,31 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   for (let at = 0; at < k / 32 * 2; at++) words[single / 2 + at] = preset(0, at >> 1, at % 2);
   const rows = TILE;
   const zero = probeZero(kernels);
-  for (const kernel of [0, 8]) {
-    fill(eight, rows, rows);
-    for (let at = 0; at < k / 32 * rows * 2; at++) {
-      words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
-    }
-    const rest = [room, 0, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
-    kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
-    const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4);
-    if (found) return found;
+  fill(eight, rows, rows);
+  for (let at = 0; at < k / 32 * rows * 2; at++) {
+    words[presets / 2 + at] = preset(at % (rows * 2) >> 1, Math.floor(at / (rows * 2)), at % 2);
   }
-  for (const kernel of zero === 128 ? [0, UNSIGNED, 8] : [0, 8]) {
-    kernels.gemv_int4(at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain, kernel);
-    const found = wrong(`gemv_int4 ${kernel}`, 8, right4);
-    if (found) return found;
+  for (const head of [WIDE, NARROW]) {
+    if (head === NARROW && kernels.narrow_int4(at.w4, k / 32) !== NARROW) {
+      return "narrow_int4: found no bytes";
+    }
+    for (const kernel of [0, 8]) {
+      const rest = [room, 0, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel, head];
+      kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
+      const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4);
+      if (found) return found;
+    }
+    const gemv = head === NARROW ? kernels.gemv_int4 : kernels.gemv_int4_wide;
+    for (const kernel of zero === 128 ? [0, UNSIGNED, 8] : [0, 8]) {
+      gemv(at.x, single, at.ones, at.w4, at.ones, k, 8, out, 0, 0, FINISH.plain, kernel);
+      const found = wrong(`gemv_int4 ${kernel}`, 8, right4);
+      if (found) return found;
+    }
   }
   if (zero === undefined) return undefined;
   // The same weights, now with the largest scales that leave bytes.
   const scale = (c: number) => c % 2 ? 15 : -15;
-  for (let i = 0; i < k / 32 * 8; i++) words[at.w4 / 2 + (i >> 3) * 72 + i % 8] = scale(i % 8);
+  for (let i = 0; i < k / 32 * 8; i++) bytes[at.w4 + (i >> 3) * groupBytes(NARROW) + i % 8] = scale(i % 8);
   const [tall, many] = [kernels.tile_rows(0), 7 * kernels.tile_rows(0)];
   fill((t, i) => eight(t, i) + zero, many, tall);
   new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + many);

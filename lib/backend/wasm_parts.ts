@@ -6,7 +6,7 @@
  * Arguments are plain numbers: addresses in bytes, strides in elements, as the kernels of `wasm/src` take them.
  */
 
-import { GROUP, GROUP_BYTES, PANEL, roundUp } from "./layout.ts";
+import { GROUP, PANEL, roundUp } from "./layout.ts";
 import type { Kernels } from "./wasm_kernels.ts";
 
 /** Columns that a product of several rows takes at once: two panels, a line of the cache in a row of the result. */
@@ -18,6 +18,8 @@ export const STREAMS = 4 * PANEL;
 /** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
 export const TILE = 5;
 export const MOST_ROWS = 6;
+/** Bytes of the scales of an int4 group as it is in a file, and where each takes one, as `wasm/src/dots.h` says. */
+export const [WIDE, NARROW] = [2 * PANEL, PANEL];
 /** Rows above which operands are copied, and rows of a tile that is not whole, as `wasm/src` says. */
 export const COPIED = 30;
 export const SHORT = TILE - 1;
@@ -58,9 +60,14 @@ function bytesOf(kernels: Kernels, lanes: number): number {
   return lanes > 1 ? kernels.tile_bytes() : 1;
 }
 
-/** Bytes of a pair of panels of int4 weights. */
-function pairBytes(padded: number): number {
-  return 2 * (padded / GROUP) * GROUP_BYTES;
+/** Bytes of a group of int4 weights whose scales take `head` bytes. */
+export function groupBytes(head: number): number {
+  return head + PANEL * GROUP / 2;
+}
+
+/** Bytes of a panel of such groups. */
+function panelBytes(padded: number, head: number): number {
+  return padded / GROUP * groupBytes(head);
 }
 
 /** Tiles [from, end) of so many rows: their first row, the rows they hold, and how many of them are whole. */
@@ -175,7 +182,8 @@ export const PARTS = {
     PAIR,
     (kernels, [n, a, presets, scales, w, wScale, room, key, rows, padded, ...ends], from, end, thread) => {
       const own = room + thread * PAIR * padded * kernels.tile_bytes();
-      const operands = [a, presets, scales, w + from * pairBytes(padded), wScale + from * PAIR * 4];
+      const panels = w + from * PAIR / PANEL * panelBytes(padded, ends.at(-1)!);
+      const operands = [a, presets, scales, panels, wScale + from * PAIR * 4];
       kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));
     },
   ),
@@ -190,18 +198,20 @@ export const PARTS = {
   ) => {
     const at = from * PAIR * 4;
     const own = room + thread * QUAD * padded;
-    const operands = [a, zeros, scales, w + from * pairBytes(padded), wScale + at, sums + at];
+    const panels = w + from * PAIR / PANEL * panelBytes(padded, NARROW);
+    const operands = [a, zeros, scales, panels, wScale + at, sums + at];
     kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));
   }),
 
   gemv_int4: products(STREAMS, (kernels, args, from, end) => {
-    const [n, x, presets, scale, w, wScale, padded, out, bias, residual, mode, kernel] = args;
+    const [n, x, presets, scale, w, wScale, padded, out, bias, residual, mode, kernel, head] = args;
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
-    kernels.gemv_int4(
+    const gemv = head === NARROW ? kernels.gemv_int4 : kernels.gemv_int4_wide;
+    gemv(
       x,
       presets,
       scale,
-      w + col / PANEL * (padded / GROUP) * GROUP_BYTES,
+      w + col / PANEL * panelBytes(padded, head),
       wScale + at,
       padded,
       Math.min(n, end * STREAMS) - col,

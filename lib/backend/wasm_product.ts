@@ -9,7 +9,7 @@ import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layou
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
 import { type Kernels, type Multiplier, probeZero, UNSIGNED } from "./wasm_kernels.ts";
-import { COPIED, MOST_ROWS, PAIR, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
+import { COPIED, groupBytes, MOST_ROWS, NARROW, PAIR, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -62,7 +62,15 @@ export class WasmMatrix implements Matrix {
     readonly tileBytes: number,
     /** Zero point of activations beside int4 weights that are multiplied as bytes: 128 where bytes are unsigned. */
     readonly zero = 0,
+    /** Bytes of the scales of an int4 group: fewer than in a file, where they all fit. */
+    readonly head = 0,
   ) {}
+
+  /** Bytes of a panel as it lies in memory. */
+  get panelBytes(): number {
+    if (this.scheme !== "int4-g32-p8") return packedBytes(this.scheme, PANEL, this.k);
+    return this.padded / GROUP * groupBytes(this.head);
+  }
 }
 
 /** What a product does with its result. */
@@ -116,10 +124,11 @@ export function takeMatrix(
   const sums = scale + rows * 4;
   if (scheme === "int4-g32-p8") {
     const zero = multiplier === "dot" ? probeZero(kernels) : undefined;
-    const asBytes = zero !== undefined && padded <= MOST_BYTES_K &&
+    const head = kernels.narrow_int4(piece.start, rows / PANEL * (padded / GROUP));
+    const asBytes = zero !== undefined && padded <= MOST_BYTES_K && head === NARROW &&
       kernels.columns_int4(sums, piece.start, padded, rows / PANEL);
     const [kernel, own] = [multiplier === "dot" ? 0 : 8, asBytes ? sums : 0];
-    return new WasmMatrix(scheme, n, k, piece, padded, scale, own, kernel, TILE, tileBytes, zero);
+    return new WasmMatrix(scheme, n, k, piece, padded, scale, own, kernel, TILE, tileBytes, zero, head);
   }
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
   const kernel = multiplier === "dot" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
@@ -164,7 +173,7 @@ function multiplyFew(crew: Crew, scratch: Scratch, x: WasmTensor, steps: readonl
     const each = values + zeros + scales;
     const base = each && scratch(each * x.rows);
     const packed = rows.map((r) => pack(crew, () => base + r * each, x.slice(r, 1), form));
-    const bytes = alike.reduce((sum, { w }) => sum + packedBytes(w.scheme, PANEL, w.k), 0);
+    const bytes = alike.reduce((sum, { w }) => sum + w.panelBytes, 0);
     const most = roundUp(Math.max(1, Math.floor(CACHED_BYTES / bytes)) * PANEL, STREAMS);
     for (let col = 0; alike.some(({ w }) => col < w.n); col += most) {
       const here = alike.filter(({ w }) => col < w.n);
@@ -176,7 +185,8 @@ function multiplyFew(crew: Crew, scratch: Scratch, x: WasmTensor, steps: readonl
 }
 
 /** What a product reads of a matrix, and how it ends: some columns, from the first of a panel on; addresses. */
-interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" | "sums" | "kernel" | "zero"> {
+interface Columns
+  extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" | "sums" | "kernel" | "zero" | "head"> {
   readonly start: number;
   readonly out: WasmTensor;
   readonly bias: number;
@@ -187,12 +197,12 @@ interface Columns extends Pick<WasmMatrix, "scheme" | "n" | "padded" | "scale" |
 
 /** Columns [col, col + n) of a step, and rows [row, row + rows) of what it writes. */
 function columnsOf({ w, out, finish }: Step, row: number, rows: number, col: number, n: number): Columns {
-  const { scheme, k, padded, kernel, zero, piece, scale, sums } = w;
+  const { scheme, padded, kernel, zero, head, piece, scale, sums } = w;
   const { bias, residual, mode } = finish;
   const at = col * 4;
   return {
-    ...{ scheme, n, padded, kernel, zero, mode },
-    start: piece.start + col / PANEL * packedBytes(scheme, PANEL, k),
+    ...{ scheme, n, padded, kernel, zero, head, mode },
+    start: piece.start + col / PANEL * w.panelBytes,
     scale: scale + at,
     sums: sums && sums + at,
     out: out.slice(row, rows, col, n),
@@ -332,7 +342,7 @@ const GEMV = { "f32": "gemv_f32", "int8-p8-s4": "gemv_int8", "int4-g32-p8": "gem
 
 /** What such a part is called with for one matrix, after the number of its columns. */
 function operands({ kind, rows, values, scales, zeros, room, key }: Packed, w: Columns): number[] {
-  const { padded, start, scale, sums, zero, out, bias, residual, residualStride, mode } = w;
+  const { padded, start, scale, sums, zero, head, out, bias, residual, residualStride, mode } = w;
   const alone = rows === 1;
   const end = alone
     ? [out.start, bias, residual, mode]
@@ -345,7 +355,7 @@ function operands({ kind, rows, values, scales, zeros, room, key }: Packed, w: C
     case "int8-p8-s4":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end, kernel];
     case "int4-g32-p8":
-      return [values, zeros, scales, start, scale, ...shape, ...end, kernel];
+      return [values, zeros, scales, start, scale, ...shape, ...end, kernel, head];
     case "int4-bytes":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end];
   }
@@ -360,10 +370,11 @@ export function embedRows(
   table: WasmMatrix,
   factor: number,
 ): void {
-  const { scheme, k, padded, scale, piece } = table;
+  const { scheme, k, padded, scale, head, piece } = table;
   if (scheme === "f32") kernels.embed_f32(start, stride, ids, count, piece.start, k, factor);
   else {
-    const embed = scheme === "int8-p8-s4" ? kernels.embed_int8 : kernels.embed_int4;
-    embed(start, stride, ids, count, piece.start, scale, k, padded, factor);
+    const args = [start, stride, ids, count, piece.start, scale, k, padded, factor];
+    if (scheme === "int8-p8-s4") kernels.embed_int8(...args);
+    else kernels.embed_int4(...args, head);
   }
 }

@@ -210,7 +210,7 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
         const w: StoredMatrix = { scheme: "int8-p8-s4", n: 8, k, data, scale: new Float32Array(8).fill(1) };
         await extremes(w, k);
       }
-      for (const [scale, nibbles] of [[1023, 0xff], [-1023, 0], [1023, 0xf0], [-1023, 0x0f], [1, 0xf0]]) {
+      for (const [scale, nibbles] of [[1023, 0xff], [-1023, 0], [128, 0xf0], [-1023, 0x0f], [-127, 0xf0]]) {
         const data = new Uint8Array(Math.ceil(k / 32) * 144).fill(nibbles);
         for (let at = 0; at < data.length; at += 144) {
           for (let c = 0; c < 16; c += 2) [data[at + c], data[at + c + 1]] = [scale & 255, scale >> 8 & 255];

@@ -66,30 +66,40 @@ Deno.test("a row meets nibbles of any value to the same bits in every way that t
   activations.set(random(k, 3).map((it, i) => i % 7 === 0 ? Math.sign(it) : it));
   new Float32Array(memory.buffer, ones, n).fill(1);
   const bytes = new Uint8Array(memory.buffer, w, n / 8 * groups * 144);
-  bytes.set(Uint8Array.from(random(bytes.length, 4), (it, i) => i % 5 === 0 ? 255 : 128 + 127 * it));
-  const scaleOf = (column: number, group: number) => (column * 31 + group * 7) % 2047 - 1023;
-  for (let at = 0; at < n / 8 * groups; at++) {
-    const scales = new Int16Array(memory.buffer, w + at * 144, 8);
-    scales.forEach((_, c) => scales[c] = scaleOf(Math.floor(at / groups) * 8 + c, at % groups));
-  }
   const factor = new Float32Array(memory.buffer, ones + 4 * n, 1);
   kernels.quantize8(x, presets, factor.byteOffset, values, k, 1, k, k, 1);
   factor[0] = 1;
   const row = new Int8Array(memory.buffer, x, k);
   assert.deepEqual([Math.min(...row), Math.max(...row)], [-127, 127]);
-  const expected = Array.from({ length: n }, (_, column) => {
-    let sum = 0;
-    for (let i = 0; i < k; i++) {
-      const group = (column >> 3) * groups + (i >> 5);
-      const byte = bytes[group * 144 + 16 + (i % 32 >> 2) * 16 + column % 4 * 4 + i % 4];
-      sum += row[i] * ((column & 4 ? byte >> 4 : byte & 15) - 8) * scaleOf(column, i >> 5);
+  // Scales of two bytes, and such as are made bytes.
+  for (
+    const [most, head, gemv] of [[1023, 16, kernels.gemv_int4_wide], [127, 8, kernels.gemv_int4]] as const
+  ) {
+    bytes.set(Uint8Array.from(random(bytes.length, 4), (it, i) => i % 5 === 0 ? 255 : 128 + 127 * it));
+    const scaleOf = (column: number, group: number) => (column * 31 + group * 7) % (2 * most + 1) - most;
+    for (let at = 0; at < n / 8 * groups; at++) {
+      const scales = new Int16Array(memory.buffer, w + at * 144, 8);
+      scales.forEach((_, c) => scales[c] = scaleOf(Math.floor(at / groups) * 8 + c, at % groups));
     }
-    return Math.fround(sum);
-  });
-  // By dot-add, by 16-bit sums, and by whole bytes where the operand of nibbles has eight bits without a sign.
-  for (const kernel of probeZero(kernels) === 128 ? [0, 8, UNSIGNED] : [0, 8]) {
-    kernels.gemv_int4(x, presets, factor.byteOffset, w, ones, k, n, out, 0, 0, 0, kernel);
-    assert.deepEqual([...new Float32Array(memory.buffer, out, n)], expected, `kernel ${kernel}`);
+    const expected = Array.from({ length: n }, (_, column) => {
+      let sum = 0;
+      for (let i = 0; i < k; i++) {
+        const group = (column >> 3) * groups + (i >> 5);
+        const byte = bytes[group * 144 + 16 + (i % 32 >> 2) * 16 + column % 4 * 4 + i % 4];
+        sum += row[i] * ((column & 4 ? byte >> 4 : byte & 15) - 8) * scaleOf(column, i >> 5);
+      }
+      return Math.fround(sum);
+    });
+    assert.equal(kernels.narrow_int4(w, n / 8 * groups), head);
+    // By dot-add, by 16-bit sums, and by whole bytes where the operand of nibbles has eight bits without a sign.
+    for (const kernel of probeZero(kernels) === 128 ? [0, 8, UNSIGNED] : [0, 8]) {
+      gemv(x, presets, factor.byteOffset, w, ones, k, n, out, 0, 0, 0, kernel);
+      assert.deepEqual(
+        [...new Float32Array(memory.buffer, out, n)],
+        expected,
+        `kernel ${kernel}, up to ${most}`,
+      );
+    }
   }
 });
 

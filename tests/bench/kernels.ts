@@ -3,7 +3,7 @@
 import type { Backend, Matrix, Scheme, StoredMatrix } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { coldBytes } from "./limits.ts";
-import { numbers, randomMatrix } from "./random.ts";
+import { bytesRead, numbers, randomMatrix } from "./random.ts";
 import { openBackend, type Prepared, type Settings, type Weights, type Work } from "./work.ts";
 
 /** x [T, K] · Wᵀ with W [N, K]. */
@@ -48,7 +48,7 @@ async function prepare(
   const input = numbers(t * k);
   const { backend, close } = await openBackend(settings);
   const [x, out] = [backend.tensor(t, k), backend.tensor(t, n)];
-  const bytes = stored.data.byteLength;
+  const bytes = bytesRead(scheme, n, k);
   const copies = t === 1 ? Math.ceil(cold / bytes) : 1;
   const matrices: Matrix[] = Array.from({ length: copies }, () => backend.matrix(stored));
   backend.write(x, input);

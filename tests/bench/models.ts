@@ -5,14 +5,13 @@ import { loadDecoder } from "../../lib/decode/gemma.ts";
 import { loadVision } from "../../lib/vision/siglip.ts";
 import { type ModelConfig, readConfig } from "../../lib/weights/config.ts";
 import { openWeights, width } from "../../lib/weights/load.ts";
-import { packedBytes } from "../../lib/weights/quantize.ts";
 import { EMBEDDING, tensorTable } from "../../lib/weights/table.ts";
 import type { Pause } from "../../lib/types.ts";
 import { directoryFiles } from "../../functions/model.ts";
 import { synth } from "../../models/synth.ts";
 import { kernelOf } from "./kernels.ts";
 import { type Clock, openBackend, type Prepared, type Settings, timed, type Work } from "./work.ts";
-import { numbers } from "./random.ts";
+import { bytesRead, numbers } from "./random.ts";
 
 const TEXT_TOKENS = 8;
 const TOKENS = 32;
@@ -179,7 +178,7 @@ function matrices(config: ModelConfig, part: "vision" | "decoder"): { values: nu
     const [n, k] = [spec.shape[0], width(spec)];
     values += n * k;
     const scheme = spec.lowest === "f32" ? "f32" : part === "vision" ? "int8-p8-s4" : "int4-g32-p8";
-    bytes += packedBytes(scheme, n, k) + 4 * n;
+    bytes += bytesRead(scheme, n, k) + 4 * n;
   }
   return { values, bytes };
 }

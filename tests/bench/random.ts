@@ -1,7 +1,14 @@
 /** Numbers and matrices without meaning, the same every time; for any engine. */
 
 import type { Scheme, StoredMatrix } from "../../lib/backend/backend.ts";
+import { groupBytes, NARROW, WIDE } from "../../lib/backend/wasm_parts.ts";
 import { packedBytes } from "../../lib/weights/quantize.ts";
+
+/** Bytes of such a matrix, and of one from `models/synth.ts`, as the WASM kernels read it: their int4 scales are bytes there. */
+export function bytesRead(scheme: Scheme, n: number, k: number): number {
+  const bytes = packedBytes(scheme, n, k);
+  return scheme === "int4-g32-p8" ? bytes / groupBytes(WIDE) * groupBytes(NARROW) : bytes;
+}
 
 /** Numbers of variance 1 or so, the same every time. */
 export function numbers(length: number, seed = 1): Float32Array {

@@ -128,10 +128,18 @@ INLINE v128_t descale_int8(v128_t sum, v128_t zero, v128_t w_sums, v128_t scale,
   return wasm_f32x4_mul(wasm_f32x4_mul(wasm_f32x4_convert_i32x4(sum), scale), w_scale);
 }
 
-// Panels of int4 weights: [k/32] groups of 8 × i16 scales and 8 × 16 bytes, of which the low nibbles belong to columns
+// Panels of int4 weights: [k/32] groups of 8 scales and 8 × 16 bytes, of which the low nibbles belong to columns
 // 0…3 and the high ones to columns 4…7, four k each. GROUPS of them are summed in 32 bits, which cannot overflow
 // (64 · 8 · 127 · 32 · 1023 < 2³¹), and then in f64, exact all the way.
-enum { GROUP_BYTES = 144, GROUPS = 64 };
+//
+// Scales take `head` bytes: WIDE, of 16 bits, as files have them, or NARROW, of 8, where narrow_int4 found room enough in
+// these. A token waits for its weights, and reads one byte in eighteen less.
+enum { NARROW = 8, WIDE = 16, GROUPS = 64 };
+#define GROUP_BYTES(head) ((head) + 8 * 16)
+
+INLINE v128_t scales_of(const int8_t *group, uint32_t head) {
+  return head == WIDE ? wasm_v128_load(group) : wasm_i16x8_load8x8(group);
+}
 
 // Scales of columns 0…3 or 4…7, each twice, for sums in 16 bits, of which two make a column.
 #define TWICE_LOW(s) wasm_i16x8_shuffle(s, s, 0, 0, 1, 1, 2, 2, 3, 3)

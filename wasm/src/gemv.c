@@ -63,15 +63,15 @@ typedef struct {
 // A group of each of `streams` panels with int4 weights, added to c; the panels go on to the next. Where the operand of
 // nibbles may be of all eight bits, a byte is multiplied as it is, and its upper nibble times 16: the lower one's share is
 // the difference, and neither has to be moved.
-INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, const int8_t *w[STREAMS], uint32_t kernel,
-                           uint32_t streams, v128_t c[2 * STREAMS]) {
+INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, const int8_t *w[STREAMS], uint32_t head,
+                           uint32_t kernel, uint32_t streams, v128_t c[2 * STREAMS]) {
   v128_t s[2 * STREAMS];
   for (uint32_t i = 0; i < 2 * streams; i++) s[i] = kernel != UNSIGNED ? preset->one : i % 2 ? preset->sixteen : preset->both;
 #pragma clang loop unroll(full)
   for (uint32_t i = 0; i < 8; i++) {
     v128_t four = wasm_v128_load32_splat(x + 4 * i);
     for (uint32_t p = 0; p < streams; p++) {
-      v128_t v = wasm_v128_load(w[p] + 16 + 16 * i), high = wasm_v128_and(v, mask);
+      v128_t v = wasm_v128_load(w[p] + head + 16 * i), high = wasm_v128_and(v, mask);
       if (kernel == UNSIGNED) {
         s[2 * p] = DOT32(four, v, s[2 * p]);
         s[2 * p + 1] = DOT32(four, high, s[2 * p + 1]);
@@ -89,7 +89,7 @@ INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, 
     }
   }
   for (uint32_t p = 0; p < streams; p++) {
-    v128_t scales = wasm_v128_load(w[p]);
+    v128_t scales = scales_of(w[p], head);
     if (kernel == UNSIGNED) {
       s[2 * p] = wasm_i32x4_sub(s[2 * p], s[2 * p + 1]);
       s[2 * p + 1] = wasm_i32x4_shr(s[2 * p + 1], 4);
@@ -99,13 +99,13 @@ INLINE void group_int4_row(const int8_t *x, const Presets *preset, v128_t mask, 
     v128_t high = kernel == 8 ? TWICE_HIGH(scales) : wasm_u32x4_extend_high_u16x8(scales);
     c[2 * p] = wasm_i32x4_add(c[2 * p], wasm_i32x4_dot_i16x8(s[2 * p], low));
     c[2 * p + 1] = wasm_i32x4_add(c[2 * p + 1], wasm_i32x4_dot_i16x8(s[2 * p + 1], high));
-    w[p] += GROUP_BYTES;
+    w[p] += GROUP_BYTES(head);
     KEEP(w[p]);
   }
 }
 
 // Groups with int4 weights; to floats.
-INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
+INLINE void panels_int4(const Row *row, uint32_t head, uint32_t kernel, uint32_t streams, v128_t y[]) {
   const int8_t *x = row->x, *w[STREAMS];
   const int16_t *presets = row->presets;
   v128_t sums[4 * STREAMS] = {0}, mask = row->mask;
@@ -120,7 +120,7 @@ INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_
       if (kernel != 8) preset.one = wasm_i32x4_extadd_pairwise_i16x8(preset.one);
       preset.sixteen = wasm_i32x4_shl(preset.one, 4);
       preset.both = wasm_i32x4_add(preset.one, preset.sixteen);
-      group_int4_row(x, &preset, mask, w, kernel, streams, c);
+      group_int4_row(x, &preset, mask, w, head, kernel, streams, c);
     }
     gather(sums, c, 2 * streams);
   }
@@ -150,18 +150,18 @@ INLINE void panels_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_
   }
 }
 
-INLINE void panels_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
+INLINE void panels_int4(const Row *row, uint32_t head, uint32_t kernel, uint32_t streams, v128_t y[]) {
   (void)kernel;
   for (uint32_t p = 0; p < streams; p++) {
     const int8_t *w = row->w + p * row->apart;
     v128_t sums[4] = {0}, c[2] = {0};
-    for (uint32_t g = 0; g < row->padded / 32; g++, w += GROUP_BYTES) {
+    for (uint32_t g = 0; g < row->padded / 32; g++, w += GROUP_BYTES(head)) {
       KEEP(w);
-      v128_t scales = wasm_v128_load(w);
+      v128_t scales = scales_of(w, head);
       // One k of four a lane: eight products of at most 15 · 127 fit 16 bits.
       v128_t zero = wasm_i16x8_const_splat(0), s0 = zero, s1 = zero, s2 = zero, s3 = zero;
       for (uint32_t i = 0; i < 8; i++) {
-        v128_t v = wasm_v128_load(w + 16 + 16 * i);
+        v128_t v = wasm_v128_load(w + head + 16 * i);
         v128_t low = wasm_v128_and(v, row->mask), high = wasm_v128_and(wasm_u16x8_shr(v, 4), row->mask);
         v128_t four = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_splat(row->x + 32 * g + 4 * i));
         s0 = wasm_i16x8_add(s0, wasm_i16x8_mul(four, wasm_i16x8_extend_low_i8x16(low)));
@@ -220,10 +220,10 @@ INLINE void sums_int8(const Row *row, uint32_t kernel, uint32_t streams, v128_t 
   else panels_int8(row, 4, streams, y);
 }
 
-INLINE void sums_int4(const Row *row, uint32_t kernel, uint32_t streams, v128_t y[]) {
-  if (kernel == UNSIGNED) panels_int4(row, UNSIGNED, streams, y);
-  else if (kernel == VNNI) panels_int4(row, VNNI, streams, y);
-  else panels_int4(row, 8, streams, y);
+INLINE void sums_int4(const Row *row, uint32_t head, uint32_t kernel, uint32_t streams, v128_t y[]) {
+  if (kernel == UNSIGNED) panels_int4(row, head, UNSIGNED, streams, y);
+  else if (kernel == VNNI) panels_int4(row, head, VNNI, streams, y);
+  else panels_int4(row, head, 8, streams, y);
 }
 
 // out [1, n] = x · Wᵀ; x as quantize7 leaves it, alone.
@@ -250,27 +250,41 @@ void gemv_int8(const int8_t *x, const int32_t *zero, const float *scale, const i
   }
 }
 
-// out [1, n] = x · Wᵀ; x and presets as quantize8 leaves them, alone.
-EXPORT(gemv_int4)
-void gemv_int4(const int8_t *x, const int16_t *presets, const float *scale, const int8_t *w, const float *w_scale,
-               uint32_t padded, uint32_t n, float *out, const float *bias, const float *residual, uint32_t mode,
-               uint32_t kernel) {
-  const Finish f = {out, 0, bias, residual, 0, mode};
-  uint32_t each = n / 8 / STREAMS, bytes = GROUP_BYTES * (padded / 32);
+INLINE void row_int4(const int8_t *x, const int16_t *presets, const float *scale, const int8_t *w, const float *w_scale,
+                     uint32_t padded, uint32_t n, const Finish *f, uint32_t kernel, uint32_t head) {
+  uint32_t each = n / 8 / STREAMS, bytes = GROUP_BYTES(head) * (padded / 32);
   v128_t mask = wasm_v128_load(!WORDS && kernel == UNSIGNED ? HIGH_NIBBLE : LOW_NIBBLE);
   Row row = {x, presets, w, each * bytes, padded, mask};
   Descale d = {mask, wasm_v128_load32_splat(scale), w_scale, 0};
   v128_t y[BLOCK][2 * STREAMS];
   for (uint32_t at = 0; at < each; at += BLOCK) {
     uint32_t now = each - at < BLOCK ? each - at : BLOCK;
-    for (uint32_t i = 0; i < now; i++, row.w += bytes) sums_int4(&row, kernel, STREAMS, y[i]);
+    for (uint32_t i = 0; i < now; i++, row.w += bytes) sums_int4(&row, head, kernel, STREAMS, y[i]);
     for (uint32_t p = 0; p < STREAMS; p++) {
-      for (uint32_t i = 0; i < now; i++) end_int4(&f, &d, 8 * (p * each + at + i), n, y[i] + 2 * p);
+      for (uint32_t i = 0; i < now; i++) end_int4(f, &d, 8 * (p * each + at + i), n, y[i] + 2 * p);
     }
   }
   row.w = w + STREAMS * each * bytes;
   for (uint32_t at = STREAMS * each; 8 * at < n; at++, row.w += bytes) {
-    sums_int4(&row, kernel, 1, y[0]);
-    end_int4(&f, &d, 8 * at, n, y[0]);
+    sums_int4(&row, head, kernel, 1, y[0]);
+    end_int4(f, &d, 8 * at, n, y[0]);
   }
+}
+
+// out [1, n] = x · Wᵀ; x and presets as quantize8 leaves them, alone. Two of them: how far apart weights are is known when a
+// loop over them is compiled.
+EXPORT(gemv_int4)
+void gemv_int4(const int8_t *x, const int16_t *presets, const float *scale, const int8_t *w, const float *w_scale,
+               uint32_t padded, uint32_t n, float *out, const float *bias, const float *residual, uint32_t mode,
+               uint32_t kernel) {
+  const Finish f = {out, 0, bias, residual, 0, mode};
+  row_int4(x, presets, scale, w, w_scale, padded, n, &f, kernel, NARROW);
+}
+
+EXPORT(gemv_int4_wide)
+void gemv_int4_wide(const int8_t *x, const int16_t *presets, const float *scale, const int8_t *w, const float *w_scale,
+                    uint32_t padded, uint32_t n, float *out, const float *bias, const float *residual, uint32_t mode,
+                    uint32_t kernel) {
+  const Finish f = {out, 0, bias, residual, 0, mode};
+  row_int4(x, presets, scale, w, w_scale, padded, n, &f, kernel, WIDE);
 }

@@ -34,8 +34,8 @@ INLINE void steps_int4(const int8_t *a, const int8_t *b, uint32_t kernel, v128_t
 
 #ifdef __wasm_relaxed_simd__
 // One group of a tile: c += sums · scales, both as `straighten` takes them.
-INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, const int8_t *w, uint32_t kernel,
-                       v128_t c[10]) {
+INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b, const int8_t *w, uint32_t head,
+                       uint32_t kernel, v128_t c[10]) {
   v128_t p = wasm_v128_load(presets), fifth = wasm_v128_load32_splat(presets + 8);
   if (kernel == VNNI) {
     p = wasm_i32x4_extadd_pairwise_i16x8(p);
@@ -46,7 +46,7 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
   if (kernel == VNNI) steps_int4(a, b, VNNI, s);
   else steps_int4(a, b, 8, s);
   KEEP(w);  // loaded before the loop, the scales would cost it a register
-  v128_t scales = wasm_v128_load(w);
+  v128_t scales = scales_of(w, head);
   // With dot-add the sums fit 16 bits, so the low halves times the scales, the high ones times 0, are the whole product;
   // faster than i32x4.mul, which is two slow operations on many processors.
   v128_t low = kernel == VNNI ? wasm_u32x4_extend_low_u16x8(scales) : TWICE_LOW(scales);
@@ -58,8 +58,8 @@ INLINE void group_int4(const int8_t *a, const int16_t *presets, const int8_t *b,
 #endif
 
 // Where tiles are of words a group is a chunk, and with `copies` those from `row` and `from` on are multiplied.
-INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *panel, const int8_t *w, uint32_t groups,
-                      uint32_t copies, uint32_t row, uint32_t from, uint32_t kernel, v128_t y[10]) {
+INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *panel, const int8_t *w, uint32_t head,
+                      uint32_t groups, uint32_t copies, uint32_t row, uint32_t from, uint32_t kernel, v128_t y[10]) {
   v128_t sums[20] = {0}, c[2 * TALL] = {0};
   // Two loops, so that the inner one does not carry the sums.
   while (groups) {
@@ -67,11 +67,11 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
     groups -= now;
 #ifdef __wasm_relaxed_simd__
     (void)row, (void)from;
-    for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES, a += 8 * STEP_ROWS, panel += 8 * STEP) {
-      group_int4(a, presets, panel, w, kernel, c);
+    for (; now; now--, presets += 2 * ROWS, w += GROUP_BYTES(head), a += 8 * STEP_ROWS, panel += 8 * STEP) {
+      group_int4(a, presets, panel, w, head, kernel, c);
     }
 #else
-    (void)presets, (void)w, (void)kernel;
+    (void)presets, (void)w, (void)head, (void)kernel;
     if (copies) tile_copied(row, from, CHUNK * now, c);
     else tile_words(a, panel, CHUNK * now, c);
     a += CHUNK * STEP_ROWS * now, panel += CHUNK * STEP * now, row += now, from += now;
@@ -85,12 +85,12 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
 
 // Groups of panels to where tiles are multiplied with them: nibbles, or where tiles are of words, weights times their
 // scales, ±8 · 1023.
-INLINE void unpack(int8_t *to, const int8_t *w, uint32_t groups) {
+INLINE void unpack(int8_t *to, const int8_t *w, uint32_t head, uint32_t groups) {
   v128_t eight = wasm_i8x16_const_splat(WORDS ? 8 : 0);
-  for (; groups; groups--, w += 16) {
-    v128_t scales = wasm_v128_load(w), low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
+  for (; groups; groups--, w += head) {
+    v128_t scales = scales_of(w, head), low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
     for (uint32_t i = 0; i < 8; i++, w += 16) {
-      v128_t v = wasm_v128_load(w + 16);
+      v128_t v = wasm_v128_load(w + head);
       to = place_step(to, wasm_i8x16_sub(NIBBLES_LOW(v), eight), wasm_i8x16_sub(NIBBLES_HIGH(v), eight));
       for (int8_t *at = to - 2 * STEP; WORDS && at < to; at += STEP) {
         wasm_v128_store(at, wasm_i16x8_mul(wasm_v128_load(at), low));
@@ -110,31 +110,53 @@ INLINE void descale_block(float *y, uint32_t count, const float *scales, const f
   }
 }
 
+// Groups as files have them: where all scales are bytes, they become bytes, in place. Returns what a group's scales take then.
+EXPORT(narrow_int4)
+uint32_t narrow_int4(int8_t *w, uint32_t groups) {
+  v128_t over = wasm_i16x8_const_splat(0);
+  for (uint32_t g = 0; g < groups; g++) {
+    v128_t scales = wasm_v128_load(w + (uint64_t)g * GROUP_BYTES(WIDE));
+    over = wasm_v128_or(over, wasm_u16x8_gt(wasm_i16x8_abs(scales), wasm_i16x8_const_splat(127)));
+  }
+  if (wasm_v128_any_true(over)) return WIDE;
+  const int8_t *from = w;
+  for (int8_t *to = w; groups; groups--, to += GROUP_BYTES(NARROW), from += GROUP_BYTES(WIDE)) {
+    v128_t scales = wasm_v128_load(from);
+    wasm_v128_store64_lane(to, wasm_i8x16_narrow_i16x8(scales, scales), 0);
+    for (uint32_t i = 0; i < 8; i++) {
+      wasm_v128_store(to + NARROW + 16 * i, wasm_v128_load(from + WIDE + 16 * i));
+      KEEP(i);
+    }
+  }
+  return NARROW;
+}
+
 // out [rows, n] = a · Wᵀ; a and presets in tiles of 5 rows, as quantize8 leaves them. Each panel is
 // unpacked once for all rows: `room` holds two of them, 16 · padded bytes, or twice as many where tiles are of words.
 EXPORT(gemm_int4)
 void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, const int8_t *w, const float *w_scale,
                int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
-               const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
+               const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel,
+               uint32_t head) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
   uint32_t groups = padded / 32, copies = WORDS && copied(rows, kernel);
   if (copies) copy_rows(0, a, (rows + ROWS - 1) / ROWS, CHUNK * groups, kernel, key);
-  for (uint32_t col = 0; col < n; col += PAIR, w += 2 * GROUP_BYTES * groups) {
+  for (uint32_t col = 0; col < n; col += PAIR, w += 2 * GROUP_BYTES(head) * groups) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    unpack(room, w, (cols + 7) / 8 * groups);
+    unpack(room, w, head, (cols + 7) / 8 * groups);
     if (copies) stage_panels(0, room, (cols + 7) / 8, CHUNK * groups, 0, 0);
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
       float y[PAIR * BLOCK_TILES * ROWS];
       uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
       for (uint32_t half = 0; half < cols; half += 8) {
-        const int8_t *panel = room + (half * padded << WORDS), *from = w + half / 8 * GROUP_BYTES * groups;
+        const int8_t *panel = room + (half * padded << WORDS), *from = w + half / 8 * GROUP_BYTES(head) * groups;
         for (uint32_t r = 0; r < count; r += ROWS) {
           v128_t sums[10];
           const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
           const int16_t *preset = presets + (uint64_t)(row + r) * groups * 2;
           uint32_t at = (row + r) / ROWS * groups, other = half / 8 * groups;
-          if (kernel == VNNI) tile_int4(tile, preset, panel, from, groups, copies, at, other, VNNI, sums);
-          else tile_int4(tile, preset, panel, from, groups, copies, at, other, 8, sums);
+          if (kernel == VNNI) tile_int4(tile, preset, panel, from, head, groups, copies, at, other, VNNI, sums);
+          else tile_int4(tile, preset, panel, from, head, groups, copies, at, other, 8, sums);
           keep_tile(y + PAIR * r + half, sums, ROWS);
         }
         descale_block(y + half, count, scales + row, w_scale + col + half);
@@ -147,16 +169,17 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
 // out [count, k]: rows ids[i] of the table, times scale.
 EXPORT(embed_int4)
 void embed_int4(float *out, uint32_t out_stride, const uint32_t *ids, uint32_t count, const uint8_t *w,
-                const float *w_scale, uint32_t k, uint32_t padded, float scale) {
+                const float *w_scale, uint32_t k, uint32_t padded, float scale, uint32_t head) {
   for (uint32_t t = 0; t < count; t++, out += out_stride) {
     uint32_t n = ids[t];
-    const uint8_t *from = w + (uint64_t)(n / 8) * (padded / 32) * GROUP_BYTES;
+    const uint8_t *from = w + (uint64_t)(n / 8) * (padded / 32) * GROUP_BYTES(head);
     float step = w_scale[n] * scale;
     for (uint32_t i = 0; i < k; i++) {
-      const uint8_t *group = from + i / 32 * GROUP_BYTES;
-      uint8_t byte = group[16 + i % 32 / 4 * 16 + n % 4 * 4 + i % 4];
+      const uint8_t *group = from + i / 32 * GROUP_BYTES(head);
+      uint8_t byte = group[head + i % 32 / 4 * 16 + n % 4 * 4 + i % 4];
       int32_t value = (n & 4 ? byte >> 4 : byte & 15) - 8;
-      out[i] = value * ((const int16_t *)group)[n % 8] * step;
+      int32_t times = head == WIDE ? ((const int16_t *)group)[n % 8] : ((const int8_t *)group)[n % 8];
+      out[i] = value * times * step;
     }
   }
 }

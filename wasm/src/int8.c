@@ -1,5 +1,6 @@
 // Products with weights of bytes. Scheme int8-p8-s4: panels [n/8][k/4][8][4] of s8, k padded to 16; and int4-g32-p8 where
-// no scale of a group is beyond ±15, so that weights times these scales are bytes, and a group need not end its sums.
+// no scale of a group is beyond ±15, so that weights times these scales are bytes, and a group need not end its sums; these
+// scales are NARROW.
 //
 // Activations are rounded row by row to 0…127 with a zero point (lib/backend/layout.ts tells how and why); the
 // products are summed exactly, the zero point is taken out by the sum of each column, and only then come floats.
@@ -20,16 +21,16 @@ void columns_int8(int32_t *sums, const int8_t *w, uint32_t padded, uint32_t pane
   }
 }
 
-// The same of int4 weights times their groups' scales; returns whether these are all bytes.
+// The same of int4 weights times their groups' scales, which are NARROW; returns whether all products are bytes.
 EXPORT(columns_int4)
 uint32_t columns_int4(int32_t *sums, const int8_t *w, uint32_t padded, uint32_t panels) {
   v128_t over = wasm_i16x8_const_splat(0);
   for (uint32_t p = 0; p < panels; p++, sums += 8) {
     v128_t low = wasm_i32x4_const_splat(0), high = low;
-    for (uint32_t group = 0; group < padded / 32; group++, w += GROUP_BYTES) {
-      v128_t scales = wasm_v128_load(w), eight = wasm_i32x4_const_splat(8 * 32), c0 = wasm_i32x4_const_splat(0), c1 = c0;
-      for (uint32_t i = 1; i <= 8; i++) {
-        v128_t v = wasm_v128_load(w + 16 * i);
+    for (uint32_t group = 0; group < padded / 32; group++, w += GROUP_BYTES(NARROW)) {
+      v128_t scales = scales_of(w, NARROW), eight = wasm_i32x4_const_splat(8 * 32), c0 = wasm_i32x4_const_splat(0), c1 = c0;
+      for (uint32_t i = 0; i < 8; i++) {
+        v128_t v = wasm_v128_load(w + NARROW + 16 * i);
         c0 = wasm_i32x4_add(c0, wasm_i32x4_extadd_pairwise_i16x8(wasm_u16x8_extadd_pairwise_u8x16(NIBBLES_LOW(v))));
         c1 = wasm_i32x4_add(c1, wasm_i32x4_extadd_pairwise_i16x8(wasm_u16x8_extadd_pairwise_u8x16(NIBBLES_HIGH(v))));
       }
@@ -116,12 +117,12 @@ INLINE v128_t scaled_int4(v128_t nibbles, v128_t low, v128_t high) {
 
 // Groups of int4 weights, as bytes, to where tiles are multiplied with them.
 INLINE void unpack_int4(int8_t *to, const int8_t *w, uint32_t groups) {
-  for (; groups; groups--, w += 16) {
-    v128_t s = wasm_v128_load(w);
+  for (; groups; groups--, w += NARROW) {
+    v128_t s = scales_of(w, NARROW);
     v128_t s01 = wasm_i16x8_shuffle(s, s, 0, 0, 0, 0, 1, 1, 1, 1), s23 = wasm_i16x8_shuffle(s, s, 2, 2, 2, 2, 3, 3, 3, 3);
     v128_t s45 = wasm_i16x8_shuffle(s, s, 4, 4, 4, 4, 5, 5, 5, 5), s67 = wasm_i16x8_shuffle(s, s, 6, 6, 6, 6, 7, 7, 7, 7);
     for (uint32_t i = 0; i < 8; i++, w += 16) {
-      v128_t v = wasm_v128_load(w + 16);
+      v128_t v = wasm_v128_load(w + NARROW);
       to = place_step(to, scaled_int4(NIBBLES_LOW(v), s01, s23), scaled_int4(NIBBLES_HIGH(v), s45, s67));
     }
   }
@@ -158,7 +159,7 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
                  const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
                  const Finish *f, uint32_t int4, uint32_t kernel) {
   uint32_t tall = rows_of(kernel), tiles = (rows + tall - 1) / tall, whole = whole_tiles(rows, tall);
-  uint32_t panel_bytes = int4 ? padded / 32 * GROUP_BYTES : 8 * padded;
+  uint32_t panel_bytes = int4 ? padded / 32 * GROUP_BYTES(NARROW) : 8 * padded;
   uint32_t steps = steps_of(padded), chunks = chunks_of(steps), copies = copied(rows, kernel);
   if (copies) copy_rows(0, a, tiles, steps, kernel, key);
   for (uint32_t first = 0; first < n; first += QUAD) {
