@@ -8,3 +8,14 @@ export async function until(holds: () => boolean | Promise<boolean>, ms = 10_000
     await new Promise((wake) => setTimeout(wake, 2));
   }
 }
+
+/** What comes of it. @throws {Error} naming `what` when nothing does within `ms`: a test that waits for ever says nothing. */
+export async function within<T>(what: string, it: Promise<T>, ms = 60_000): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => reject(new Error(`expected within ${ms} ms: ${what}`)), ms);
+  try {
+    return await Promise.race([it, promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -16,7 +16,7 @@ import { trialWork } from "../../lib/pool/serving.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { directoryBytes, memoryFiles } from "../memory_files.ts";
 import { type Broker, haveNats, startBroker } from "./broker.ts";
-import { until } from "../until.ts";
+import { until, within } from "../until.ts";
 import { refused } from "./refused.ts";
 
 const CHECKPOINT = new URL("../golden/checkpoints/pg1", import.meta.url).pathname;
@@ -38,23 +38,29 @@ class Bed {
   private constructor(readonly broker: Broker, readonly engine: Engine) {}
 
   static async open(): Promise<Bed> {
-    return new Bed(await startBroker(), await open());
+    return new Bed(await within("a broker", startBroker()), await open());
   }
 
   async worker(engine: Pool = this.engine, capacity = { maxActive: 4, maxWaiting: 4 }, features = false) {
-    const connection = await connectBroker(this.broker.settings("worker"), "worker");
+    const connection = await within(
+      "a worker's connection",
+      connectBroker(this.broker.settings("worker"), "worker"),
+    );
     this.#connections.push(connection);
     const { keys } = read(join(this.broker.keys, "trusted.jwks"));
     // deno-lint-ignore no-explicit-any -- keys as JSON has them
     const verify = await createVerify(keys.map((it: any) => ({ ...it, features })));
     const parts = { engine, model: this.engine.shape, capacity, verify, metrics: createWorkerMetrics() };
     const worker = new NatsWorker(connection, { ...parts, onError: (it) => this.errors.push(it) });
-    await connection.flush();
+    await within("a worker's subscriptions", connection.flush());
     return { worker, connection, metrics: parts.metrics };
   }
 
   async pool(key = "server.jwk", model = this.engine.shape) {
-    const connection = await connectBroker(this.broker.settings("server"), "server");
+    const connection = await within(
+      "a server's connection",
+      connectBroker(this.broker.settings("server"), "server"),
+    );
     this.#connections.push(connection);
     const sign = await createSign(read(join(this.broker.keys, key)));
     // Whom it leaves alone, it leaves alone for all of the test.
@@ -67,8 +73,8 @@ class Bed {
   }
 
   async [Symbol.asyncDispose]() {
-    await Promise.all(this.#connections.map((it) => it.close()));
-    await this.broker.stop();
+    await within("closed connections", Promise.all(this.#connections.map((it) => it.close())));
+    await within("the broker's end", this.broker.stop());
   }
 }
 
@@ -78,7 +84,7 @@ function test(name: string, run: (bed: Bed) => Promise<void>): void {
     ignore: !haveNats,
     async fn() {
       await using bed = await Bed.open();
-      await run(bed);
+      await within("the test itself", run(bed));
     },
   });
 }
