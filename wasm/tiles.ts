@@ -194,7 +194,8 @@ function stage(type: string, { stride, rest: [, rest], turns }: Layout): string 
  */
 function scaled(sum: (i: number) => string, beyond: number): string {
   const load = (name: string, at: number, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
-  const [last, two] = [beyond === 2 ? "v128.load64_splat" : "v128.load32_splat", beyond === 2];
+  const two = beyond === 2;
+  const last = two ? "v128.load64_splat" : "v128.load32_splat";
   const turn = (i: number) => i < 8 ? i % 4 : (i - 8) >> 1;
   const half = (i: number) => i < 8 ? i >> 2 : i % 2;
   /** Local that holds what the rows of sum i have of it. */

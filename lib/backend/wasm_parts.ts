@@ -20,9 +20,6 @@ export const TILE = 5;
 export const MOST_ROWS = 6;
 /** Bytes of the scales of an int4 group as it is in a file, and where each takes one, as `wasm/src/dots.h` says. */
 export const [WIDE, NARROW] = [2 * PANEL, PANEL];
-/** Rows above which operands are copied, and rows of a tile that is not whole, as `wasm/src` says. */
-export const COPIED = 30;
-export const SHORT = TILE - 1;
 /** Rows of an attention that go together at least: the kernel takes eight queries at once. */
 const QUERY_ROWS = 8;
 /** Query heads that the attention of one row takes at once. */
@@ -66,16 +63,8 @@ export function groupBytes(head: number): number {
 }
 
 /** Bytes of a panel of such groups. */
-function panelBytes(padded: number, head: number): number {
+export function panelBytes(padded: number, head: number): number {
   return padded / GROUP * groupBytes(head);
-}
-
-/** Tiles [from, end) of so many rows: their first row, the rows they hold, and how many of them are whole. */
-function tiles(rows: number, tall: number, from: number, end: number) {
-  const whole = wholeTiles(rows, tall);
-  const rowOf = (tile: number) => tall * Math.min(tile, whole) + SHORT * Math.max(0, tile - whole);
-  const row = rowOf(from);
-  return { row, count: Math.min(rows, rowOf(end)) - row, whole: Math.max(0, whole - from) };
 }
 
 /** How a product of several rows ends, from the number of its columns on: the same of pairs of panels [from, end). */
@@ -98,15 +87,12 @@ export const PARTS = {
     kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k);
   },
 
-  /** Tiles of rows to 7 bits; `lanes` is the rows of a whole tile, or 1 for a row alone. */
-  quantize7(kernels, [values, zeros, scales, x, stride, rows, k, padded, lanes], from, end) {
-    const { row, count, whole } = tiles(rows, lanes, from, end);
-    const to = values + from * lanes * padded * bytesOf(kernels, lanes);
-    const of = x + row * stride * 4;
-    kernels.quantize7(to, zeros + row * 4, scales + row * 4, of, stride, count, k, padded, lanes, whole);
+  /** Tiles of rows to 7 bits, of which the kernel tells what rows they have. */
+  quantize7(kernels, args, from, end) {
+    kernels.quantize7(...args, from, end);
   },
 
-  /** Tiles of rows to 8 bits, with their presets; `lanes` as above. */
+  /** Tiles of rows to 8 bits, with their presets; `lanes` is the rows of a tile, or 1 for a row alone. */
   quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded, lanes], from, end) {
     const row = from * lanes;
     const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
@@ -180,11 +166,17 @@ export const PARTS = {
   /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
   gemm_int4: products(
     PAIR,
-    (kernels, [n, a, presets, scales, w, wScale, room, key, rows, padded, ...ends], from, end, thread) => {
+    (
+      kernels,
+      [n, a, presets, scales, w, wScale, room, key, rows, padded, head, ...ends],
+      from,
+      end,
+      thread,
+    ) => {
       const own = room + thread * PAIR * padded * kernels.tile_bytes();
-      const panels = w + from * PAIR / PANEL * panelBytes(padded, ends.at(-1)!);
+      const panels = w + from * PAIR / PANEL * panelBytes(padded, head);
       const operands = [a, presets, scales, panels, wScale + from * PAIR * 4];
-      kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));
+      kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(n, ends, from, end), head);
     },
   ),
 
@@ -204,7 +196,7 @@ export const PARTS = {
   }),
 
   gemv_int4: products(STREAMS, (kernels, args, from, end) => {
-    const [n, x, presets, scale, w, wScale, padded, out, bias, residual, mode, kernel, head] = args;
+    const [n, x, presets, scale, w, wScale, padded, head, out, bias, residual, mode, kernel] = args;
     const [col, at] = [from * STREAMS, from * STREAMS * 4];
     const gemv = head === NARROW ? kernels.gemv_int4 : kernels.gemv_int4_wide;
     gemv(
@@ -319,12 +311,6 @@ export const PARTS = {
 } satisfies Record<string, Part>;
 
 export type PartName = keyof typeof PARTS;
-
-/** Tiles of activations that are whole, of all that `rows` rows take: as `whole_tiles` in `wasm/src/dots.h` says. */
-export function wholeTiles(rows: number, tall: number): number {
-  const tiles = Math.ceil(rows / tall);
-  return rows > COPIED && tall === TILE ? tiles - (tiles * tall - rows) : tiles;
-}
 
 /** Blocks into which the queries of an attention may be cut: of a few rows, or of the one row a few heads. */
 export function attentionUnits(rows: number, heads: number, group: number): number {

@@ -9,7 +9,7 @@ import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layou
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
 import { type Kernels, type Multiplier, probeZero, UNSIGNED } from "./wasm_kernels.ts";
-import { COPIED, groupBytes, MOST_ROWS, NARROW, PAIR, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
+import { MOST_ROWS, NARROW, PAIR, panelBytes, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -19,8 +19,8 @@ const FEW_ROWS = 4;
 /** Bytes of weights, about, that are still in the second-level cache when the next row reads them. */
 const CACHED_BYTES = 2 ** 19;
 
-/** Steps of a struct that operands are copied to (`wasm/tiles.ts`). */
-const STRUCT_STEPS = 16;
+/** Rows above which operands are copied, as `wasm/src/tiles.h` says, and steps of a struct of them (`wasm/tiles.ts`). */
+const [COPIED, STRUCT_STEPS] = [30, 16];
 /** Of a struct of rows, at most, and its head. */
 const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int4-g32-p8": 784 };
 
@@ -68,8 +68,8 @@ export class WasmMatrix implements Matrix {
 
   /** Bytes of a panel as it lies in memory. */
   get panelBytes(): number {
-    if (this.scheme !== "int4-g32-p8") return packedBytes(this.scheme, PANEL, this.k);
-    return this.padded / GROUP * groupBytes(this.head);
+    const { scheme, k, padded, head } = this;
+    return scheme === "int4-g32-p8" ? panelBytes(padded, head) : packedBytes(scheme, PANEL, k);
   }
 }
 
@@ -355,7 +355,7 @@ function operands({ kind, rows, values, scales, zeros, room, key }: Packed, w: C
     case "int8-p8-s4":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end, kernel];
     case "int4-g32-p8":
-      return [values, zeros, scales, start, scale, ...shape, ...end, kernel, head];
+      return [values, zeros, scales, start, scale, ...shape, head, ...end, kernel];
     case "int4-bytes":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end];
   }

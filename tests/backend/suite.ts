@@ -207,16 +207,13 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
       for (const fill of [() => 127, () => -127, (i: number) => i * 7 % 13 % 2 ? 127 : -127]) {
         // Every bound broken: the sums of two steps would no longer fit 16 bits.
         const data = new Uint8Array(8 * Math.ceil(k / 16) * 16).map((_, i) => fill(i));
-        const w: StoredMatrix = { scheme: "int8-p8-s4", n: 8, k, data, scale: new Float32Array(8).fill(1) };
-        await extremes(w, k);
+        await extremes({ scheme: "int8-p8-s4", n: 8, k, data, scale: new Float32Array(8).fill(1) }, k);
       }
-      for (const [scale, nibbles] of [[1023, 0xff], [-1023, 0], [128, 0xf0], [-1023, 0x0f], [-127, 0xf0]]) {
+      const ends = [[1023, 255], [-1023, 0], [1023, 240], [-1023, 15], [1, 240], [128, 240], [-127, 240]];
+      for (const [scale, nibbles] of ends) {
         const data = new Uint8Array(Math.ceil(k / 32) * 144).fill(nibbles);
-        for (let at = 0; at < data.length; at += 144) {
-          for (let c = 0; c < 16; c += 2) [data[at + c], data[at + c + 1]] = [scale & 255, scale >> 8 & 255];
-        }
-        const w: StoredMatrix = { scheme: "int4-g32-p8", n: 8, k, data, scale: new Float32Array(8).fill(1) };
-        await extremes(w, k);
+        for (let at = 0; at < data.length; at += 144) new Int16Array(data.buffer, at, 8).fill(scale);
+        await extremes({ scheme: "int4-g32-p8", n: 8, k, data, scale: new Float32Array(8).fill(1) }, k);
       }
     }
   });
@@ -327,11 +324,13 @@ export function testBackend(name: string, make: () => Backend, tolerance = 2e-6)
 
   test("attention of rows that are each the last of their own keys", async () => {
     const cases: [number[], Partial<EachAttentionOptions>][] = [
+      [[1], {}],
       [[133], { heads: 5, headDim: 13 }],
       [[5, 1, 130, 64], { heads: 4 }],
       [[3, 3, 70], { heads: 4, kvHeads: 2, softcap: 9, window: 20 }],
       [Array.from({ length: 16 }, (_, i) => 20 + i * 7), { heads: 8, headDim: 72 }],
-      [[2200, 90, 1], {}],
+      [[2200, 90], {}],
+      [[7, 133, 4, 2], { heads: 5, headDim: 13 }],
     ];
     for (const [lengths, given] of cases) {
       const options = { heads: 1, kvHeads: 1, headDim: 16, scale: 0.25, ...given };

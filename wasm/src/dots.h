@@ -34,8 +34,7 @@ INLINE uint32_t rows_of(uint32_t kernel) {
 }
 
 // Tiles of five rows: the last few of many rows are of four instead, so that no place is empty; of 256 rows, 48 tiles of five
-// and four of four. (Of six: what dot-add adds to follows too soon in four, they take as long.) How many are whole, as
-// wholeTiles in lib/backend/wasm_parts.ts says too.
+// and four of four. (Of six: what dot-add adds to follows too soon in four, they take as long.) How many are whole.
 enum { SHORT = ROWS - 1 };
 INLINE uint32_t whole_tiles(uint32_t rows, uint32_t tall) {
   uint32_t tiles = (rows + tall - 1) / tall;

@@ -123,10 +123,7 @@ uint32_t narrow_int4(int8_t *w, uint32_t groups) {
   for (int8_t *to = w; groups; groups--, to += GROUP_BYTES(NARROW), from += GROUP_BYTES(WIDE)) {
     v128_t scales = wasm_v128_load(from);
     wasm_v128_store64_lane(to, wasm_i8x16_narrow_i16x8(scales, scales), 0);
-    for (uint32_t i = 0; i < 8; i++) {
-      wasm_v128_store(to + NARROW + 16 * i, wasm_v128_load(from + WIDE + 16 * i));
-      KEEP(i);
-    }
+    for (uint32_t i = 0; i < 8; i++) wasm_v128_store(to + NARROW + 16 * i, wasm_v128_load(from + WIDE + 16 * i));
   }
   return NARROW;
 }

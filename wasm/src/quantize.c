@@ -77,16 +77,18 @@ void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x,
   }
 }
 
-// Of the tiles, `whole` are of `lanes` rows.
+// Tiles [from, end) of all those that `rows` rows take.
 EXPORT(quantize7)
 void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows, uint32_t k,
-               uint32_t padded, uint32_t lanes, uint32_t whole) {
+               uint32_t padded, uint32_t lanes, uint32_t from, uint32_t end) {
   if (lanes == 1) return tile7(out, zeros, scales, x, stride, 1, k, 1);
-  for (uint32_t r = 0, each; r < rows; r += each, x += (uint64_t)each * stride, out += bytes_of(lanes, padded)) {
-    each = r < whole * lanes ? lanes : SHORT;
-    uint32_t count = rows - r < each ? rows - r : each;
-    if (lanes == TALL) tile7(out, zeros + r, scales + r, x, stride, count, k, TALL);
-    else tile7(out, zeros + r, scales + r, x, stride, count, k, ROWS);
+  uint32_t whole = whole_tiles(rows, lanes);
+  for (uint32_t t = from; t < end; t++) {
+    uint32_t r = first_row(t, whole, lanes), next = first_row(t + 1, whole, lanes), count = (next < rows ? next : rows) - r;
+    uint8_t *to = out + (uint64_t)t * bytes_of(lanes, padded);
+    const float *row = x + (uint64_t)r * stride;
+    if (lanes == TALL) tile7(to, zeros + r, scales + r, row, stride, count, k, TALL);
+    else tile7(to, zeros + r, scales + r, row, stride, count, k, ROWS);
   }
 }
 
