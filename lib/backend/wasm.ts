@@ -31,6 +31,7 @@ import {
   type Multiplier,
   probeMultiplier,
   STACK_BYTES,
+  TWIN,
 } from "./wasm_kernels.ts";
 import { attentionInt8Scratch, attentionScratch, attentionUnits } from "./wasm_parts.ts";
 import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
@@ -270,7 +271,7 @@ export class Wasm implements WasmBackend {
     const rows = qs.rows;
     const scratchBytes = attentionInt8Scratch(rows, headDim);
     const scratch = this.#reserve(scratchBytes * this.#crew.threads);
-    const kernel = this.#multiplier === "dot" ? 0 : 8;
+    const kernel = { dot: 0, twin: TWIN, words: 8 }[this.#multiplier];
     const tile = this.#kernels.tile_rows(kernel);
     const args = [
       ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],

@@ -52,6 +52,8 @@ export interface Kernels extends
   tile_rows(kernel: number): number;
   /** Bytes of a value in a tile: 1, or 2 in the plain build, which multiplies words. */
   tile_bytes(): number;
+  /** The same work `turns` times, of pairs of vectors or of single ones; only the relaxed build has it. */
+  time_twins?(turns: number, pairs: number): number;
   /** What the engine makes of a dot product out of range. */
   probe_dot(a: number, b: number): number;
 }
@@ -67,10 +69,10 @@ export const FINISH = { plain: 0, gelu: 1, multiply: 2 } as const;
 
 /**
  * How integers are multiplied: `dot` by the relaxed dot product with addition, one instruction where the processor
- * has it; `words` in 16 bits, several steps before they are widened, where it would be five. The integers are the
- * same.
+ * has it; `twin` likewise, many rows as the engine can take two vectors at once; `words` in 16 bits, several steps before
+ * they are widened, where a dot product would be five instructions. The integers are the same.
  */
-export type Multiplier = "dot" | "words";
+export type Multiplier = "dot" | "twin" | "words";
 
 /**
  * The zero point with which activations of eight bits fill the operand of the relaxed dot product that is promised only
@@ -93,9 +95,41 @@ export function probeZero(kernels: Kernels): 128 | 0 | undefined {
  */
 export const UNSIGNED = 2;
 
-/** The faster way on this processor. */
+/** Number of the kernel of many rows that two vectors are joined for. */
+export const TWIN = 3;
+
+/** The fastest way on this processor, in this engine. */
 export function probeMultiplier(kernels: Kernels): Multiplier {
-  return probeZero(kernels) === undefined ? "words" : "dot";
+  if (probeZero(kernels) === undefined) return "words";
+  twins ??= probeTwins(kernels);
+  return twins ? "twin" : "dot";
+}
+
+/** What `probeTwins` found in this process: it does not change. */
+let twins: boolean | undefined;
+
+/** Turns of a probe, a few microseconds; how long it may take, and how often it is looked at where clocks stand still. */
+const [PROBE_TURNS, PROBE_MS, PROBE_LOOKS] = [2000, 20, 8];
+
+/**
+ * Whether the engine makes one vector of 256 bits of two: V8 with `--experimental-wasm-revectorize`, and only what it has
+ * optimised, which takes it a few milliseconds. The results are the same, so that only the time tells.
+ */
+function probeTwins({ time_twins: time }: Kernels): boolean {
+  const since = performance.now();
+  let [single, pairs, faster] = [Infinity, Infinity, 0];
+  for (let looks = 0, now = since; now - since < PROBE_MS; looks++) {
+    if (now === since && looks === PROBE_LOOKS) return false;
+    time!(PROBE_TURNS, 0);
+    const between = performance.now();
+    time!(PROBE_TURNS, 1);
+    const end = performance.now();
+    [single, pairs, now] = [Math.min(single, between - now), Math.min(pairs, end - between), end];
+    // Twice, since it may have become faster between the one and the other.
+    faster = pairs < 0.7 * single ? faster + 1 : 0;
+    if (faster === 2) return true;
+  }
+  return false;
 }
 
 /** `i16x8.relaxed_dot_i8x16_i7x16_s` on two constants: the smallest module that needs relaxed SIMD. */
@@ -180,7 +214,7 @@ function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): 
   return undefined;
 }
 
-/** Seven tiles or one, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
+/** Five tiles or more, or one, 8 columns, k = 96, bytes at the ends of what the kernels allow, by every kernel; exact in f32. */
 function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
   const k = 96;
   const at = {
@@ -233,9 +267,9 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     }
     for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
   };
-  for (const kernel of [0, 1, 4, 8]) {
+  for (const kernel of kernels.time_twins ? [0, 1, TWIN, 4, 8] : [0, 1, 4, 8]) {
     const tile = kernels.tile_rows(kernel);
-    const rows = 7 * tile - 1;
+    const rows = Math.min(7 * tile, 60) - 1;
     fill(seven, rows, tile);
     const weights = [at.w8, at.ones, sums];
     const gemm = [
@@ -300,7 +334,7 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   fill((t, i) => eight(t, i) + zero, many, tall);
   new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + many);
   kernels.columns_int4(sums, at.w4, k, 1);
-  const rest = [room, 0, many, k, 8, out, 8, 0, 0, 0, FINISH.plain];
+  const rest = [room, 0, many, k, 8, out, 8, 0, 0, 0, FINISH.plain, 0];
   kernels.gemm_int4_bytes(at.a, at.zeros, at.ones, at.w4, at.ones, sums, ...rest);
   return wrong("gemm_int4_bytes", many * 8, (t, c) => right4(t, c) * scale(c));
 }

@@ -17,7 +17,7 @@ export const QUAD = 2 * PAIR;
 export const STREAMS = 4 * PANEL;
 /** Rows of a tile of packed activations; with int8 weights and in `attention_int8` the kernel tells, at most `MOST_ROWS`. */
 export const TILE = 5;
-export const MOST_ROWS = 6;
+export const [TALL_TILE, MOST_ROWS] = [6, 12];
 /** Bytes of the scales of an int4 group as it is in a file, and where each takes one, as `wasm/src/dots.h` says. */
 export const [WIDE, NARROW] = [2 * PANEL, PANEL];
 /** Rows of an attention that go together at least: the kernel takes eight queries at once. */
@@ -101,10 +101,10 @@ export const PARTS = {
     kernels.quantize8(to, preset, scales + row * 4, of, stride, count, k, padded, lanes);
   },
 
-  /** Tiles of the most rows to 8 bits with a zero point. */
-  quantize8_tall(kernels, [values, zeros, scales, x, stride, rows, k, padded, zero], from, end) {
-    const row = from * MOST_ROWS;
-    const [count, of] = [Math.min(rows, end * MOST_ROWS) - row, x + row * stride * 4];
+  /** Tiles of six rows or more to 8 bits with a zero point. */
+  quantize8_tall(kernels, [values, zeros, scales, x, stride, rows, k, padded, zero, lanes], from, end) {
+    const row = from * lanes;
+    const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
     kernels.quantize8_tall(
       values + row * padded,
       zeros + row * 4,
@@ -115,6 +115,7 @@ export const PARTS = {
       k,
       padded,
       zero,
+      lanes,
     );
   },
 

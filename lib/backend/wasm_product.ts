@@ -8,8 +8,8 @@ import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
-import { type Kernels, type Multiplier, probeZero, UNSIGNED } from "./wasm_kernels.ts";
-import { MOST_ROWS, NARROW, PAIR, panelBytes, QUAD, STREAMS, TILE } from "./wasm_parts.ts";
+import { type Kernels, type Multiplier, probeZero, TWIN, UNSIGNED } from "./wasm_kernels.ts";
+import { MOST_ROWS, NARROW, PAIR, panelBytes, QUAD, STREAMS, TALL_TILE, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -64,7 +64,14 @@ export class WasmMatrix implements Matrix {
     readonly zero = 0,
     /** Bytes of the scales of an int4 group: fewer than in a file, where they all fit. */
     readonly head = 0,
+    /** Whether rows that are more than one tile are multiplied two vectors at once, as can be where weights are bytes. */
+    readonly twin = false,
   ) {}
+
+  /** Number of the kernel for so many rows. */
+  kernelFor(rows: number): number {
+    return this.twin && rows > TILE ? TWIN : this.kernel;
+  }
 
   /** Bytes of a panel as it lies in memory. */
   get panelBytes(): number {
@@ -120,20 +127,34 @@ export function takeMatrix(
   const scales = new Float32Array(arena.memory.buffer, scale, rows);
   scales.set(stored.scale!);
   scales.fill(0, n);
-  const tileBytes = kernels.tile_bytes();
+  const [tileBytes, twin] = [kernels.tile_bytes(), multiplier === "twin"];
   const sums = scale + rows * 4;
   if (scheme === "int4-g32-p8") {
-    const zero = multiplier === "dot" ? probeZero(kernels) : undefined;
+    const zero = multiplier === "words" ? undefined : probeZero(kernels);
     const head = kernels.narrow_int4(piece.start, rows / PANEL * (padded / GROUP));
     const asBytes = zero !== undefined && padded <= MOST_BYTES_K && head === NARROW &&
       kernels.columns_int4(sums, piece.start, padded, rows / PANEL);
-    const [kernel, own] = [multiplier === "dot" ? 0 : 8, asBytes ? sums : 0];
-    return new WasmMatrix(scheme, n, k, piece, padded, scale, own, kernel, TILE, tileBytes, zero, head);
+    const [kernel, own] = [multiplier === "words" ? 8 : 0, asBytes ? sums : 0];
+    return new WasmMatrix(
+      scheme,
+      n,
+      k,
+      piece,
+      padded,
+      scale,
+      own,
+      kernel,
+      TILE,
+      tileBytes,
+      zero,
+      head,
+      twin && own > 0,
+    );
   }
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
-  const kernel = multiplier === "dot" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
+  const kernel = multiplier !== "words" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
   const tile = kernels.tile_rows(kernel);
-  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes);
+  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes, 0, 0, twin);
 }
 
 /**
@@ -197,11 +218,11 @@ interface Columns
 
 /** Columns [col, col + n) of a step, and rows [row, row + rows) of what it writes. */
 function columnsOf({ w, out, finish }: Step, row: number, rows: number, col: number, n: number): Columns {
-  const { scheme, padded, kernel, zero, head, piece, scale, sums } = w;
+  const { scheme, padded, zero, head, piece, scale, sums } = w;
   const { bias, residual, mode } = finish;
   const at = col * 4;
   return {
-    ...{ scheme, n, padded, kernel, zero, head, mode },
+    ...{ scheme, n, padded, kernel: w.kernelFor(rows), zero, head, mode },
     start: piece.start + col / PANEL * w.panelBytes,
     scale: scale + at,
     sums: sums && sums + at,
@@ -226,13 +247,15 @@ interface Form {
   readonly zero: number;
 }
 
-function formOf({ scheme, tile, tileBytes, padded, sums, zero }: WasmMatrix, rows: number): Form {
+function formOf({ scheme, tile, tileBytes, padded, sums, zero, twin }: WasmMatrix, rows: number): Form {
   if (rows === 1) return { kind: scheme, tile: 1, bytes: scheme === "f32" ? 4 : 1, padded, zero };
+  const many = twin && rows > TILE;
+  const tall = many ? MOST_ROWS : TALL_TILE;
   // Bytes are made more slowly than nibbles are unpacked, and pay where their tiles are fewer.
-  if (scheme === "int4-g32-p8" && sums && Math.ceil(rows / MOST_ROWS) < Math.ceil(rows / tile)) {
-    return { kind: "int4-bytes", tile: MOST_ROWS, bytes: 1, padded, zero };
+  if (scheme === "int4-g32-p8" && sums && Math.ceil(rows / tall) < Math.ceil(rows / tile)) {
+    return { kind: "int4-bytes", tile: tall, bytes: 1, padded, zero };
   }
-  return { kind: scheme, tile, bytes: tileBytes, padded, zero };
+  return { kind: scheme, tile: many ? tall : tile, bytes: tileBytes, padded, zero };
 }
 
 /** Bytes of scratch that a product with `rows` rows of K values takes at most; in the plain build about twice as many. */
@@ -312,7 +335,7 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
   const scales = zeros + sizes.zeros;
   const room = scales + sizes.scales;
   const from = [values, zeros, scales, x.start, stride, rows, x.cols, padded];
-  if (kind === "int4-bytes") crew.run("quantize8_tall", [...from, zero], tiles, cost);
+  if (kind === "int4-bytes") crew.run("quantize8_tall", [...from, zero, tile], tiles, cost);
   else crew.run(kind === "int8-p8-s4" ? "quantize7" : "quantize8", [...from, tile], tiles, cost);
   return { kind, tile, rows, values, scales, zeros, room, key: crew.runs };
 }
@@ -357,7 +380,7 @@ function operands({ kind, rows, values, scales, zeros, room, key }: Packed, w: C
     case "int4-g32-p8":
       return [values, zeros, scales, start, scale, ...shape, head, ...end, kernel];
     case "int4-bytes":
-      return [values, zeros, scales, start, scale, sums, ...shape, ...end];
+      return [values, zeros, scales, start, scale, sums, ...shape, ...end, kernel];
   }
 }
 

@@ -11,6 +11,7 @@ import { random, tensor, testBackend } from "./suite.ts";
 testBackend("reference", createReferenceBackend);
 testBackend("wasm, plain SIMD", () => createWasmBackend(simd));
 testBackend("wasm, relaxed SIMD, dot product", () => createWasmBackend(relaxed, { multiplier: "dot" }));
+testBackend("wasm, relaxed SIMD, twins", () => createWasmBackend(relaxed, { multiplier: "twin" }));
 testBackend("wasm, relaxed SIMD, 16-bit sums", () => createWasmBackend(relaxed, { multiplier: "words" }));
 
 Deno.test("both builds pass the self-test, and the relaxed one is taken", () => {
@@ -107,6 +108,7 @@ function everyWay() {
   return [
     createWasmBackend(simd),
     createWasmBackend(relaxed, { multiplier: "dot" }),
+    createWasmBackend(relaxed, { multiplier: "twin" }),
     createWasmBackend(relaxed, { multiplier: "words" }),
   ];
 }

@@ -2,7 +2,7 @@
  * The benchmark: the kernels at the model's true shapes and the stages of PaliGemma 3B at full size, on this project's
  * engine and on onnxruntime, compiled to WebAssembly and to this machine, in one run.
  *
- *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|words]
+ *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|twin|words]
  *                     [--build simd|relaxed] [--least MS]
  *
  * Every work is first found right, then timed, in turns with what bounds it on this machine and with its peers; figures are
@@ -199,7 +199,7 @@ async function main(): Promise<number> {
     threads: threadsIn(flags.threads),
     multiplier: flags.multiplier === undefined
       ? undefined
-      : oneOf<Multiplier>("multiplier", flags.multiplier, ["dot", "words"]),
+      : oneOf<Multiplier>("multiplier", flags.multiplier, ["dot", "twin", "words"]),
     build: flags.build === undefined ? undefined : oneOf("build", flags.build, ["simd", "relaxed"] as const),
   };
   const wanted = (name: string) => only?.includes(name) ?? true;

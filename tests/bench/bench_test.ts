@@ -123,7 +123,7 @@ Deno.test("--help prints what stands at the head of the file, and the works", as
 Deno.test("the limits are ones that a processor can have", () => {
   const measure = openLimits();
   const words = ([1, 2, 4, 8, 16] as const).map((it) => measure(`words_${it}`, 10));
-  for (const rate of [...words, measure("dotAdd", 10), measure("fma", 10)]) {
+  for (const rate of [...words, measure("dotAdd", 10), measure("dotTwins", 10), measure("fma", 10)]) {
     // 3 products of 16 lanes a cycle at 6 GHz are 576; more would mean that the engine left some of them out.
     assert.ok(rate > 1 && rate < 600, `${rate}`);
   }

@@ -1,5 +1,6 @@
 /** The products at the model's true shapes, each first held against plain loops. */
 
+import type { WasmMatrix } from "../../lib/backend/wasm_product.ts";
 import type { Backend, Matrix, Scheme, StoredMatrix } from "../../lib/backend/backend.ts";
 import { createReferenceBackend } from "../../lib/backend/reference.ts";
 import { coldBytes } from "./limits.ts";
@@ -62,16 +63,16 @@ async function prepare(
     },
     operations: 2 * t * n * k,
     bytes: bytes + (stored.scale?.byteLength ?? 0),
-    bound: t === 1 ? "dramRead" : scheme === "f32" ? "fma" : { kernel: kernelOf(backend, scheme) },
+    bound: t === 1 ? "dramRead" : scheme === "f32" ? "fma" : { kernel: kernelOf(backend, scheme, t) },
     close,
   };
 }
 
-/** Which kernel multiplies matrices of a scheme: 0 is the dot product with addition, else steps in 16 bits. */
-export function kernelOf(backend: Backend, scheme: Scheme): number {
+/** Which kernel multiplies `rows` rows: 0 is the dot product with addition, TWIN that of two vectors, else steps in 16 bits. */
+export function kernelOf(backend: Backend, scheme: Scheme, rows: number): number {
   const matrix = backend.matrix(randomMatrix(scheme, 64, 1152));
   backend.free(matrix);
-  return (matrix as unknown as { kernel: number }).kernel;
+  return (matrix as WasmMatrix).kernelFor?.(rows) ?? (matrix as WasmMatrix).kernel;
 }
 
 /** First and last row against plain loops; a wrong kernel is not worth timing. */

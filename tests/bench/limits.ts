@@ -3,6 +3,9 @@
  * the yardstick of every figure of the benchmark.
  */
 
+import { instantiate } from "../../lib/backend/wasm_kernels.ts";
+import { relaxed } from "../../wasm/kernels.js";
+
 /** Limits of all threads together. Operations: a multiplication and an addition are two. */
 export interface Limits {
   readonly threads: number;
@@ -11,6 +14,8 @@ export interface Limits {
   readonly l3Read: number;
   /** Operations a second, 10⁹. */
   readonly dotAdd: number;
+  /** The same of two vectors at once, where the engine makes one of them. */
+  readonly dotTwins: number;
   /** The same by 16-bit products, by the steps summed before widening. */
   readonly pmaddubsw: Readonly<Record<(typeof STEPS)[number], number>>;
   readonly fma: number;
@@ -20,7 +25,13 @@ export interface Limits {
 export const STEPS = [1, 2, 4, 8, 16] as const;
 
 /** One measurement by one thread. */
-export type LimitName = "dramRead" | "l3Read" | "dotAdd" | "fma" | `words_${(typeof STEPS)[number]}`;
+export type LimitName =
+  | "dramRead"
+  | "l3Read"
+  | "dotAdd"
+  | "dotTwins"
+  | "fma"
+  | `words_${(typeof STEPS)[number]}`;
 
 interface Loops extends Record<`words_${(typeof STEPS)[number]}`, (turns: number, seed: number) => number> {
   dot_add(turns: number, seed: number): number;
@@ -57,6 +68,7 @@ export function openLimits(threads = 1): (name: LimitName, budgetMs: number) => 
   const loops = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } })
     .exports as unknown as Loops;
   const start = 2 * PAGE;
+  const { time_twins: twins } = instantiate(relaxed, new WebAssembly.Memory({ initial: 2, maximum: 2 }));
   const best = (amount: number, budgetMs: number, run: () => void) => {
     let least = Infinity;
     const since = performance.now();
@@ -97,6 +109,8 @@ export function openLimits(threads = 1): (name: LimitName, budgetMs: number) => 
         return fromCache(budgetMs);
       case "dotAdd":
         return best(turns * 48 * 32, budgetMs, () => loops.dot_add(turns, 3));
+      case "dotTwins":
+        return twins ? best(turns * 24 * 32, budgetMs, () => twins(turns, 1)) : 0;
       case "fma":
         return best(turns * 48 * 8, budgetMs, () => loops.multiply_add(turns, 3));
       default:
@@ -128,7 +142,7 @@ export async function openYardstick(threads: number): Promise<Yardstick> {
     return [own(name, budgetMs), ...await Promise.all(others)].reduce((a, b) => a + b);
   };
   // Once in vain: compiles, and fills the memory.
-  for (const name of ["dramRead", "dotAdd"] as const) await measure(name, 1);
+  for (const name of ["dramRead", "dotAdd", "dotTwins"] as const) await measure(name, 1);
   return { threads, measure, close: () => workers.forEach((it) => it.terminate()) };
 }
 
@@ -138,6 +152,7 @@ export async function measureLimits(yardstick: Yardstick, budgetMs: number): Pro
     "dramRead",
     "l3Read",
     "dotAdd",
+    "dotTwins",
     "fma",
     ...STEPS.map((it) => `words_${it}` as const),
   ] as const;
@@ -154,6 +169,7 @@ export async function measureLimits(yardstick: Yardstick, budgetMs: number): Pro
     dramRead: rate("dramRead"),
     l3Read: rate("l3Read"),
     dotAdd: rate("dotAdd"),
+    dotTwins: rate("dotTwins"),
     pmaddubsw: Object.fromEntries(words),
     fma: rate("fma"),
   };

@@ -3,7 +3,7 @@
 import type { WasmBackend } from "../../lib/backend/wasm.ts";
 import { kernelOf } from "./kernels.ts";
 import { type Limits, measureLimits, type Yardstick } from "./limits.ts";
-import { openBackend, type Settings } from "./work.ts";
+import { openBackend, type Settings, TWIN } from "./work.ts";
 
 const FEATURES = /^(avx2|avx_vnni|avx512_vnni|avx512f|fma|amx_int8|asimddp|i8mm)$/;
 
@@ -16,7 +16,7 @@ export interface Machine {
   readonly load: number;
   readonly runtime: string;
   /** `dot`: integers are multiplied by the relaxed dot product; `words`: in 16 bits; `plain`: without relaxed SIMD. */
-  readonly kernel: "dot" | "words" | "plain";
+  readonly kernel: "dot" | "twin" | "words" | "plain";
   readonly limits: Limits;
 }
 
@@ -46,7 +46,8 @@ export async function describeMachine(
 
 function chosen(backend: WasmBackend, { build }: Settings): Machine["kernel"] {
   if (build === "simd") return "plain";
-  return kernelOf(backend, "int8-p8-s4") ? "words" : "dot";
+  const kernel = kernelOf(backend, "int8-p8-s4", 256);
+  return kernel === TWIN ? "twin" : kernel ? "words" : "dot";
 }
 
 /** The machine in a few lines. */
@@ -60,8 +61,8 @@ export function machineLines(
     }, ${runtime}`,
     `kernel ${kernel}; limits of ${limits.threads} thread${limits.threads > 1 ? "s" : ""}: ` +
     `read ${limits.dramRead.toFixed(1)} GB/s from memory, ${limits.l3Read.toFixed(1)} from cache; ` +
-    `dot-add ${limits.dotAdd.toFixed(0)} GOP/s; pmaddubsw ${words.join(", ")}; FMA ${
-      limits.fma.toFixed(1)
-    } GFLOP/s`,
+    `dot-add ${limits.dotAdd.toFixed(0)} GOP/s, of twins ${limits.dotTwins.toFixed(0)}; pmaddubsw ${
+      words.join(", ")
+    }; FMA ${limits.fma.toFixed(1)} GFLOP/s`,
   ];
 }

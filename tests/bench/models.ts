@@ -74,7 +74,7 @@ async function siglip(size: 224 | 448, settings: Settings): Promise<Prepared> {
     },
     operations: 2 * vision.imageTokens * values,
     bytes,
-    bound: { kernel: kernelOf(backend, "int8-p8-s4") },
+    bound: { kernel: kernelOf(backend, "int8-p8-s4", 256) },
     extra: () => ({ loadMs: Math.round(loadMs), operationMs: perRun(clock, runs) }),
     close,
   };
@@ -128,7 +128,7 @@ async function prefill(settings: Settings): Promise<Prepared> {
     },
     operations: 2 * (rows * values - (rows - 1) * rest),
     bytes,
-    bound: { kernel: kernelOf(backend, "int4-g32-p8") },
+    bound: { kernel: kernelOf(backend, "int4-g32-p8", 256) },
     extra: () => extra(runs),
     close,
   };

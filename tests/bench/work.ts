@@ -48,11 +48,15 @@ export interface Work {
   prepare(settings: Settings): Promise<Prepared>;
 }
 
+/** Number of the kernel that multiplies two vectors at once; not imported, since revisions without it are measured too. */
+export const TWIN = 3;
+
 /** The limit that bounds a work, and how it is called; none where nobody knows one. */
 export function limitOf({ bound }: Prepared): { name: LimitName; title: string } | undefined {
   if (bound === "dramRead") return { name: bound, title: "DRAM read" };
   if (bound === "fma") return { name: bound, title: "FMA" };
   if (bound.kernel === 0) return { name: "dotAdd", title: "dot-add" };
+  if (bound.kernel === TWIN) return { name: "dotTwins", title: "dot-add of twins" };
   const steps = STEPS.find((it) => it === bound.kernel);
   return steps && { name: `words_${steps}`, title: `pmaddubsw S = ${steps}` };
 }

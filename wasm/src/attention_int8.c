@@ -32,14 +32,23 @@ INLINE uint32_t value_chunk(const Head *h) { return h->all / 8 * query_chunks(h)
 // Whether 14 bits are two operands of seven.
 INLINE int split(uint32_t kernel) {
 #ifdef __wasm_relaxed_simd__
-  return kernel == VNNI;
+  return kernel == VNNI || kernel == TWIN;
 #else
   return (void)kernel, 0;
 #endif
 }
 
-// Whether tiles are multiplied from copies: words are not.
-INLINE int copies(const Head *h, uint32_t kernel) { return split(kernel) && h->copies; }
+// Whether tiles are multiplied from copies: words and twins are not.
+INLINE int copies(const Head *h, uint32_t kernel) { return split(kernel) && kernel != TWIN && h->copies; }
+
+// Sums of a tile of twins by a panel.
+INLINE void tile_twin(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t y[2 * TWIN_ROWS]) {
+#ifdef __wasm_relaxed_simd__
+  sums_twin12(tile, panel, steps, y);
+#else
+  (void)tile, (void)panel, (void)steps, (void)y;
+#endif
+}
 
 INLINE v128_t round_i32(v128_t x, v128_t large) { return wasm_i32x4_sub(wasm_f32x4_add(x, large), large); }
 
@@ -181,7 +190,17 @@ INLINE void pack_values(const Head *h, const float *v, uint32_t stride, uint32_t
 }
 
 // Weights of four keys and the queries of a tile, from 0 to 2¹⁴ - 1, to their places.
-INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t kernel) {
+INLINE void place_weights(const Head *h, uint32_t step, v128_t q[], uint32_t kernel) {
+  if (kernel == TWIN) {
+    v128_t low = wasm_u16x8_extend_low_u8x16(wasm_v128_load(SEVEN_BITS));
+    int8_t *to = h->weights + 4 * TWIN_ROWS * step, *rest = to + TWIN_ROWS * h->all;
+    for (uint32_t r = 0; r < TWIN_ROWS; r += 4) {
+      v128_t ab = wasm_i16x8_narrow_i32x4(q[r], q[r + 1]), cd = wasm_i16x8_narrow_i32x4(q[r + 2], q[r + 3]);
+      wasm_v128_store(to + 4 * r, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(ab, 7), wasm_u16x8_shr(cd, 7)));
+      wasm_v128_store(rest + 4 * r, wasm_u8x16_narrow_i16x8(wasm_v128_and(ab, low), wasm_v128_and(cd, low)));
+    }
+    return;
+  }
   v128_t ab = wasm_i16x8_narrow_i32x4(q[0], q[1]), cd = wasm_i16x8_narrow_i32x4(q[2], q[3]);
   v128_t ef = wasm_i16x8_narrow_i32x4(q[4], q[rows_of(kernel) - 1]);
   if (!split(kernel)) {
@@ -202,7 +221,7 @@ INLINE void place_weights(const Head *h, uint32_t step, v128_t q[TALL], uint32_t
 
 // Weights of keys [4 · from, 4 · (from + count)) by a panel of their values, of columns c … c + 7.
 INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t count, uint32_t kernel,
-                         v128_t y[2 * TALL]) {
+                         v128_t y[]) {
   const int8_t *panel = h->values + ((uint64_t)c * h->all << !split(kernel));
   if (copies(h, kernel)) {
     v128_t high[2 * TALL], low[2 * TALL];
@@ -211,6 +230,14 @@ INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t coun
     tile_copied(row + weight_chunks(h), at, count, low);
     for (uint32_t i = 0; i < 2 * TALL; i++) low[i] = wasm_i32x4_add(low[i], wasm_i32x4_shl(high[i], 7));
     straighten(low, y, TALL);
+    return;
+  }
+  if (kernel == TWIN) {
+    v128_t high[2 * TWIN_ROWS];
+    const int8_t *tile = h->weights + 4 * TWIN_ROWS * from;
+    tile_twin(tile, panel + STEP * from, count, high);
+    tile_twin(tile + TWIN_ROWS * h->all, panel + STEP * from, count, y);
+    for (uint32_t i = 0; i < 2 * TWIN_ROWS; i++) y[i] = wasm_i32x4_add(y[i], wasm_i32x4_shl(high[i], 7));
     return;
   }
 #ifdef __wasm_relaxed_simd__
@@ -231,7 +258,7 @@ INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t coun
 
 // Queries to a tile; their zero points, and their scales times `scale`.
 INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_t count, float scale, uint32_t kernel,
-                         int32_t zeros[TALL], float scales[TALL]) {
+                         int32_t zeros[], float scales[]) {
   uint32_t rows = rows_of(kernel);
   tile7((uint8_t *)h->queries, zeros, scales, q, stride, count, h->dim, rows);
   for (uint32_t r = 0; r < rows; r++) {
@@ -242,10 +269,10 @@ INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_
 
 // Scores of the queries of a tile, as `scales` have it; the greatest of each in the lanes of most[r]. All sums are below
 // 2²⁴, so that the zero point is taken out of them exactly after they have become floats.
-INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const float scales[TALL], uint32_t kernel,
-                  v128_t most[TALL]) {
+INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[], const float scales[], uint32_t kernel,
+                  v128_t most[]) {
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
-  v128_t offset[TALL], step[TALL];
+  v128_t offset[TWIN_ROWS], step[TWIN_ROWS];
   uint32_t rows = rows_of(kernel);
   for (uint32_t r = 0; r < rows; r++) {
     most[r] = unseen;
@@ -253,9 +280,10 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[TALL], const
     step[r] = wasm_f32x4_splat(scales[r]);
   }
   for (uint32_t s = 0; s < h->all; s += 8) {
-    v128_t c[2 * TALL], y[2 * TALL];
+    v128_t c[2 * TALL], y[2 * TWIN_ROWS];
     const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
-    if (copies(h, kernel)) {
+    if (kernel == TWIN) tile_twin(h->queries, panel, h->dim / 4, y);
+    else if (copies(h, kernel)) {
       tile_copied(0, s / 8 * query_chunks(h), h->dim / 4, c);
       straighten(c, y, rows);
     } else tile_int8(h->queries, panel, h->dim, kernel, y);
@@ -287,8 +315,8 @@ INLINE v128_t weight(v128_t x, v128_t big) {
 }
 
 // Scores to weights, as a tile; sums of the weights.
-INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[TALL], v128_t sums[TALL]) {
-  v128_t large = wasm_v128_load(LARGE), top[TALL];
+INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[], v128_t sums[]) {
+  v128_t large = wasm_v128_load(LARGE), top[TWIN_ROWS];
   uint32_t rows = rows_of(kernel);
   for (uint32_t r = 0; r < rows; r++) {
     v128_t m = wasm_f32x4_pmax(most[r], LANES(most[r], most[r], 2, 3, 0, 1));
@@ -297,7 +325,7 @@ INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[TALL], v128_
   }
   const float *from = h->scores;
   for (uint32_t i = 0; i < h->all / 4; i++, from += 4 * rows) {
-    v128_t x[TALL];
+    v128_t x[TWIN_ROWS];
     KEEP(from);
     for (uint32_t r = 0; r < rows; r++) {
       v128_t score = wasm_v128_load(from + 4 * r);
@@ -308,8 +336,8 @@ INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[TALL], v128_
   }
 }
 
-INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint32_t kernel, const v128_t sums[TALL]) {
-  v128_t shares[TALL];
+INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint32_t kernel, const v128_t sums[]) {
+  v128_t shares[TWIN_ROWS];
   uint32_t rows = rows_of(kernel);
   for (uint32_t r = 0; r < rows; r++) {
     v128_t sum = wasm_i32x4_add(sums[r], LANES(sums[r], sums[r], 2, 3, 0, 1));
@@ -318,10 +346,10 @@ INLINE void mix(const Head *h, float *out, uint32_t stride, uint32_t count, uint
   }
   uint32_t steps = h->all / 4;
   for (uint32_t c = 0; c < h->dim; c += 8) {
-    v128_t total[2 * TALL];
+    v128_t total[2 * TWIN_ROWS];
     for (uint32_t i = 0; i < 2 * rows; i++) total[i] = wasm_f32x4_const_splat(0);
     for (uint32_t from = 0; from < steps; from += KEYS / 4) {
-      v128_t y[2 * TALL];
+      v128_t y[2 * TWIN_ROWS];
       uint32_t now = steps - from < KEYS / 4 ? steps - from : KEYS / 4;
       tile_weights(h, c, from, now, kernel, y);
       for (uint32_t i = 0; i < 2 * rows; i++) total[i] = wasm_f32x4_add(total[i], wasm_f32x4_convert_i32x4(y[i]));
@@ -347,9 +375,9 @@ INLINE void head(const Head *h, float *out, uint32_t out_stride, const float *q,
     stage_panels(value_chunk(h), h->values, (h->dim + 7) / 8, h->all / 4, 0, 0);
   }
   for (uint32_t row = 0; row < rows; row += tall) {
-    int32_t zeros[TALL];
-    float scales[TALL];
-    v128_t most[TALL], sums[TALL];
+    int32_t zeros[TWIN_ROWS];
+    float scales[TWIN_ROWS];
+    v128_t most[TWIN_ROWS], sums[TWIN_ROWS];
     uint32_t count = rows - row < tall ? rows - row : tall;
     // Scores are in units of log 2: their weights are powers of two.
     pack_queries(h, q + (uint64_t)row * q_stride, q_stride, count, scale * 1.44269504f, kernel, zeros, scales);
@@ -372,13 +400,14 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.keys = scratch;
   h.values = h.keys + 2 * h.all * dim;
   h.weights = h.values + 2 * h.all * wide;
-  h.queries = h.weights + 2 * TALL * h.all;
-  h.key_scale = (float *)(h.queries + (2 * TALL * (dim + 12) + 15) / 16 * 16);
+  h.queries = h.weights + 2 * TWIN_ROWS * h.all;
+  h.key_scale = (float *)(h.queries + (2 * TWIN_ROWS * (dim + 12) + 15) / 16 * 16);
   h.key_sums = h.key_scale + h.all;
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
   h.copies = rows > COPIED && copyable(dim / 4);
   pack_keys(&h, k, k_stride, keys);
-  if (kernel == VNNI) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, VNNI);
+  if (!WORDS && kernel == TWIN && h.copies) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, TWIN);
+  else if (kernel == VNNI || kernel == TWIN) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, VNNI);
   else head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, 1);
 }

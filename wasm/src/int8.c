@@ -152,6 +152,17 @@ INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps,
 #endif
 }
 
+// The same of the first `rows` rows of a tile of twins.
+INLINE void block_twin(float *y, const int8_t *tile, const int8_t *panel, uint32_t steps, const Scales *s, uint32_t rows) {
+#ifdef __wasm_relaxed_simd__
+  if (rows > 8) scaled_twin12(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  else if (rows > 4) scaled_twin8(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  else scaled_twin4(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+#else
+  (void)y, (void)tile, (void)panel, (void)steps, (void)s, (void)rows;
+#endif
+}
+
 // out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Panels are unpacked once for all rows, but where weights lie as
 // they are multiplied: `room` holds four of them, 32 · padded bytes, or twice as many where tiles are of words. Four, so
 // that a block of rows too many for the cache is read once for two pairs.
@@ -174,7 +185,7 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
       uint32_t row = first_row(begin, whole, tall), next = first_row(end, whole, tall);
       uint32_t count = (next < rows ? next : rows) - row;
       for (uint32_t col = first; col < first + wide; col += PAIR) {
-        float y[PAIR * BLOCK_TILES * TALL];
+        float y[PAIR * BLOCK_TILES * TWIN_ROWS];
         uint32_t cols = first + wide - col < PAIR ? first + wide - col : PAIR;
         for (uint32_t t = begin; t < end; t++) {
           uint32_t r = first_row(t, whole, tall);
@@ -184,7 +195,8 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
             const int8_t *panel = here + (at * padded << WORDS);
             const Scales s = {zeros + r, scales + r, w_scale + col + half, w_sums + col + half};
             float *to = y + PAIR * (r - row) + half;
-            if (copies) block_copied(to, t * chunks, at / 8 * chunks, steps, &s, t < whole, kernel);
+            if (!WORDS && kernel == TWIN) block_twin(to, tile, panel, steps, &s, rows - r);
+            else if (copies) block_copied(to, t * chunks, at / 8 * chunks, steps, &s, t < whole, kernel);
             else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
             else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
             else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);
@@ -207,15 +219,15 @@ void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const
   gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 0, kernel);
 }
 
-// Where one instruction multiplies and adds. a as quantize8_tall leaves it: of all eight bits, which that instruction takes
-// beside weights of any.
+// Where one instruction multiplies and adds: VNNI or TWIN. a as quantize8_tall leaves it: of all eight bits, which that
+// instruction takes beside weights of any.
 EXPORT(gemm_int4_bytes)
 void gemm_int4_bytes(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
                      const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
                      float *out, uint32_t out_stride, const float *bias, const float *residual,
-                     uint32_t residual_stride, uint32_t mode) {
+                     uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 1, VNNI);
+  gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 1, !WORDS && kernel == TWIN ? TWIN : VNNI);
 }
 
 // out [count, k]: rows ids[i] of the table, times scale.

@@ -51,20 +51,19 @@ INLINE void tile8(uint8_t *out, int16_t *presets, float *scales, const float *x,
 }
 
 // Sixteen values of every row to their places, 128 too high, or flipped to what they are.
-INLINE void step8_tall(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, v128_t flip) {
-  v128_t bytes[TALL];
-  for (uint32_t r = 0; r < TALL; r++) bytes[r] = wasm_v128_xor(bytes16(tile, r, i, count), flip);
-  place(out, bytes, TALL);
+INLINE void step8_tall(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, v128_t flip, uint32_t lanes) {
+  v128_t bytes[TWIN_ROWS];
+  for (uint32_t r = 0; r < lanes; r++) bytes[r] = wasm_v128_xor(bytes16(tile, r, i, count), flip);
+  place(out, bytes, lanes);
 }
 
-// Rows to 8 bits in tiles of six, with a zero point of 128, or of 0 where bytes are signed.
-EXPORT(quantize8_tall)
-void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows,
-                    uint32_t k, uint32_t padded, uint32_t zero) {
+// Rows to 8 bits in tiles of `lanes`.
+INLINE void tiles8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows,
+                        uint32_t k, uint32_t padded, uint32_t zero, uint32_t lanes) {
   v128_t flip = wasm_i8x16_splat(zero ? 0 : -128);
-  for (uint32_t row = 0; row < rows; row += TALL, x += (uint64_t)TALL * stride) {
-    Tile tile = tile_of(x, TALL);
-    for (uint32_t r = 0; r < TALL; r++) {
+  for (uint32_t row = 0; row < rows; row += lanes, x += (uint64_t)lanes * stride) {
+    Tile tile = tile_of(x, lanes);
+    for (uint32_t r = 0; r < lanes; r++) {
       tile.offset[r] = wasm_i32x4_sub(tile.large, wasm_i32x4_splat(128));
       if (row + r >= rows) continue;
       tile.from[r] = x + (uint64_t)r * stride;
@@ -72,9 +71,17 @@ void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x,
       set_scale8(&tile, r, scales + row + r, k);
     }
     uint32_t i = 0;
-    for (; i + 16 <= k; i += 16, out += bytes_of(TALL, 16)) step8_tall(out, &tile, i, 16, flip);
-    for (; i < padded; i += 16, out += bytes_of(TALL, 16)) step8_tall(out, &tile, i, i < k ? k - i : 0, flip);
+    for (; i + 16 <= k; i += 16, out += bytes_of(lanes, 16)) step8_tall(out, &tile, i, 16, flip, lanes);
+    for (; i < padded; i += 16, out += bytes_of(lanes, 16)) step8_tall(out, &tile, i, i < k ? k - i : 0, flip, lanes);
   }
+}
+
+// Rows to 8 bits in tiles of six or twelve, with a zero point of 128, or of 0 where bytes are signed.
+EXPORT(quantize8_tall)
+void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows,
+                    uint32_t k, uint32_t padded, uint32_t zero, uint32_t lanes) {
+  if (lanes == TALL) tiles8_tall(out, zeros, scales, x, stride, rows, k, padded, zero, TALL);
+  else if (!WORDS) tiles8_tall(out, zeros, scales, x, stride, rows, k, padded, zero, TWIN_ROWS);
 }
 
 // Tiles [from, end) of all those that `rows` rows take.
@@ -87,7 +94,8 @@ void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint
     uint32_t r = first_row(t, whole, lanes), next = first_row(t + 1, whole, lanes), count = (next < rows ? next : rows) - r;
     uint8_t *to = out + (uint64_t)t * bytes_of(lanes, padded);
     const float *row = x + (uint64_t)r * stride;
-    if (lanes == TALL) tile7(to, zeros + r, scales + r, row, stride, count, k, TALL);
+    if (!WORDS && lanes == TWIN_ROWS) tile7(to, zeros + r, scales + r, row, stride, count, k, TWIN_ROWS);
+    else if (lanes == TALL) tile7(to, zeros + r, scales + r, row, stride, count, k, TALL);
     else tile7(to, zeros + r, scales + r, row, stride, count, k, ROWS);
   }
 }

@@ -1,6 +1,6 @@
 // Rows of activations to integers; lib/backend/layout.ts tells how and why.
 //
-// Rows lie in tiles, [k/4][rows][4] or, in the plain build, words [k/2][rows][2]; or alone, [k/4][4]. `lanes` is 6, 5
+// Rows lie in tiles, [k/4][rows][4] or, in the plain build, words [k/2][rows][2]; or alone, [k/4][4]. `lanes` is 12, 6, 5
 // or 1. The values of four rows come together
 // by a transposition of 32-bit lanes, the others are stored lane by lane. k is rounded up to 16 values.
 #pragma once
@@ -63,8 +63,11 @@ INLINE void place(uint8_t *out, v128_t bytes[], uint32_t lanes) {
     place_words(out + 4 * STEP_ROWS, high);
     return;
   }
-  transpose(bytes);
-  for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + 4 * lanes * j, bytes[j]);
+  for (uint32_t r = 0; r + 4 <= lanes; r += 4) {
+    transpose(bytes + r);
+    for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + 4 * lanes * j + 4 * r, bytes[r + j]);
+  }
+  if (lanes % 4 == 0) return;
   if (lanes == TALL) {
     v128_t low = LANES(bytes[4], bytes[5], 0, 4, 1, 5), high = LANES(bytes[4], bytes[5], 2, 6, 3, 7);
     wasm_v128_store64_lane(out + 16, low, 0);
@@ -83,8 +86,8 @@ INLINE void place(uint8_t *out, v128_t bytes[], uint32_t lanes) {
 // that nothing is left behind the point, x · inverse stands in the last bits of the sum; minus `offset`, that number's
 // bits less the zero point. A row that is not there, or all zeros, has an inverse of 0 and no zero point.
 typedef struct {
-  const float *from[TALL];
-  v128_t inverse[TALL], offset[TALL];
+  const float *from[TWIN_ROWS];
+  v128_t inverse[TWIN_ROWS], offset[TWIN_ROWS];
   v128_t large, limit;  // constants: an engine builds one in code from three instructions at every use
 } Tile;
 
@@ -123,7 +126,7 @@ INLINE v128_t bytes16(const Tile *tile, uint32_t r, uint32_t i, uint32_t count) 
 
 // Sixteen values of every row to 7 bits; of the last ones only `count` are there.
 INLINE void step7(uint8_t *out, const Tile *tile, uint32_t i, uint32_t count, uint32_t lanes) {
-  v128_t bytes[TALL];
+  v128_t bytes[TWIN_ROWS];
   for (uint32_t r = 0; r < lanes; r++) bytes[r] = wasm_u8x16_min(bytes16(tile, r, i, count), tile->limit);
   place(out, bytes, lanes);
 }

@@ -54,7 +54,9 @@ INLINE void transpose(v128_t x[4]) {
 // Where one instruction multiplies and adds, none is to spare, and a tile has six rows: its twelve sums take longer
 // than the five cycles after which that instruction may go on with the same one, ten do not. The fifth row and the
 // sixth alternate in a vector, rotated once.
-enum { ROWS = 5, TALL = 6 };
+//
+// Where the engine makes one vector of two besides (wasm/tiles.ts), there is room for the sums of twelve.
+enum { ROWS = 5, TALL = 6, TWIN_ROWS = 12 };
 
 // From the sums of a tile, c[0..3] and c[4..7] diagonals, c[8..9] straight, or with c[10..11] diagonals of two rows,
 // to y[2 * row + half].
