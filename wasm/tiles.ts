@@ -326,11 +326,11 @@ const paired = (name: string, value: (half: number) => string) =>
   ).join("");
 
 /**
- * The first `rows` rows of a tile at $row, of TWIN_ROWS, by the panel at $panel: sums, straight, or as `scaled` makes floats of
- * them. Of two rows the even lanes of the first sum belong to the first, of the second to the second.
+ * The first `rows` rows of a tile at $row, of TWIN_ROWS, by the panel at $panel: as `scaled` makes floats of them; or sums,
+ * straight, 128 times those and the same of the tile at $low. Of two rows the even lanes of the first sum belong to the first, of the second to the second.
  */
 function twin(ends: Product["ends"][number], rows: number): string {
-  const [halves, each] = [[0, 1], Array.from({ length: rows }, (_, r) => r)];
+  const [halves, each, scales] = [[0, 1], Array.from({ length: rows }, (_, r) => r), ends === "scaled"];
   const load = (at: number, name: string, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
   const dot = (columns: string, sum: string) =>
     set(sum, `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${get(columns)} ${get("a")} ${get(sum)})`);
@@ -359,17 +359,27 @@ function twin(ends: Product["ends"][number], rows: number): string {
       ...halves.map((h) => floats(r, h)),
     ]),
   ];
-  const width = ends === "scaled" ? 4 * VECTOR : 2 * VECTOR;
+  const width = scales ? 4 * VECTOR : 2 * VECTOR;
+  const sums = each.flatMap((r) => halves.map((h) => `c${r}_${h}`));
+  const twice = () =>
+    `${set("first", get("panel"))} ${set("steps", get("left"))}
+    (block $end (loop $again
+      ${steps("", step)}
+      (br_if $end (i32.eqz ${get("low")}))
+      ${sums.map((c) => set(c, `(i32x4.shl ${get(c)} (i32.const 7))`)).join("\n")}
+      ${set("row", get("low"))} ${set("panel", get("first"))} ${set("left", get("steps"))}
+      ${set("low", "(i32.const 0)")}
+      (br $again)))`;
   const store = (r: number, h: number) =>
     `(v128.store offset=${width * r + VECTOR * h} ${get("out")} ${
       lanes(get(`c${r}_${h}`), get(`c${r ^ 1}_${h}`), 0, 5, 2, 7)
     })`;
   return `(func (export "${ends}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
-    (param $out i32) ${ends === "scaled" ? SCALES : ""}
+    (param $out i32)
+    ${scales ? SCALES : "(param $low i32) (local $first i32) (local $steps i32)"}
     (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
     ${each.map((r) => halves.map((h) => `(local $c${r}_${h} v128)`).join(" ")).join(" ")}
-    ${steps("", step)}
-    ${ends === "scaled" ? scaled().join("\n") : ""}
+    ${scales ? steps("", step) + scaled().join("\n") : twice()}
     ${each.map((r) => `(drop (i32x4.add ${get(`c${r}_0`)} ${get(`c${r}_1`)}))`).join("\n")}
     ${each.flatMap((r) => halves.map((h) => store(r, h))).join("\n")})`;
 }

@@ -15,8 +15,8 @@ enum {
 typedef struct {
   int8_t *keys, *values;            // panels of the first product, and of the second: of bytes or words
   float *key_scale, *value_scale;   // [keys], [dim]
-  float *key_sums;                  // [keys]
-  float *scores;                    // [keys/4][rows of a tile][4]
+  int32_t *key_sums;                // [keys]
+  float *scores;                    // [keys/4][rows of a tile][4]; of twins [keys/16][rows][16]
   int8_t *queries;                  // a tile
   int8_t *weights;                  // a tile of words, or two of bytes
   uint32_t all, dim;                // keys padded to 16, columns of a head
@@ -40,15 +40,6 @@ INLINE int split(uint32_t kernel) {
 
 // Whether tiles are multiplied from copies: words and twins are not.
 INLINE int copies(const Head *h, uint32_t kernel) { return split(kernel) && kernel != TWIN && h->copies; }
-
-// Sums of a tile of twins by a panel.
-INLINE void tile_twin(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t y[2 * TWIN_ROWS]) {
-#ifdef __wasm_relaxed_simd__
-  sums_twin12(tile, panel, steps, y);
-#else
-  (void)tile, (void)panel, (void)steps, (void)y;
-#endif
-}
 
 INLINE v128_t round_i32(v128_t x, v128_t large) { return wasm_i32x4_sub(wasm_f32x4_add(x, large), large); }
 
@@ -137,7 +128,7 @@ static void pack_keys(const Head *h, const float *k, uint32_t stride, uint32_t k
     }
     h->key_scale[s] = most >= 1e-30f ? most / 127 : 0;
     sums = wasm_i32x4_add(sums, LANES(sums, sums, 2, 3, 0, 1));
-    h->key_sums[s] = (float)(wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1));
+    h->key_sums[s] = wasm_i32x4_extract_lane(sums, 0) + wasm_i32x4_extract_lane(sums, 1);
   }
 }
 
@@ -232,15 +223,11 @@ INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t coun
     straighten(low, y, TALL);
     return;
   }
-  if (kernel == TWIN) {
-    v128_t high[2 * TWIN_ROWS];
-    const int8_t *tile = h->weights + 4 * TWIN_ROWS * from;
-    tile_twin(tile, panel + STEP * from, count, high);
-    tile_twin(tile + TWIN_ROWS * h->all, panel + STEP * from, count, y);
-    for (uint32_t i = 0; i < 2 * TWIN_ROWS; i++) y[i] = wasm_i32x4_add(y[i], wasm_i32x4_shl(high[i], 7));
-    return;
-  }
 #ifdef __wasm_relaxed_simd__
+  if (kernel == TWIN) {
+    const int8_t *tile = h->weights + 4 * TWIN_ROWS * from;
+    return sums_twin12(tile, panel + STEP * from, count, y, tile + TWIN_ROWS * h->all);
+  }
   if (split(kernel)) {
     v128_t c[2 * TALL];
     for (uint32_t i = 0; i < 2 * TALL; i++) c[i] = wasm_i32x4_const_splat(0);
@@ -267,12 +254,45 @@ INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_
   }
 }
 
+// Four scores of step i of row 0; those of the next rows follow after `apart`.
+INLINE float *score_at(const Head *h, uint32_t i, uint32_t kernel) {
+  uint32_t rows = rows_of(kernel);
+  return h->scores + (kernel == TWIN ? i / 4 * PAIR * rows + i % 4 * 4 : i * 4 * rows);
+}
+INLINE uint32_t apart(uint32_t kernel) { return kernel == TWIN ? PAIR : 4; }
+
+// The scores of twins, and the greatest of each.
+INLINE void score_twins(const Head *h, uint32_t keys, const int32_t zeros[], const float scales[], v128_t most[]) {
+#ifdef __wasm_relaxed_simd__
+  const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
+  for (uint32_t s = 0; s < h->all; s += 8) {
+    scaled_twin12(h->queries, h->keys + (uint64_t)s * h->dim, h->dim / 4, score_at(h, s / 4, TWIN), zeros, scales,
+                  h->key_scale + s, h->key_sums + s);
+  }
+  for (uint32_t s = keys; s < h->all; s++) {
+    for (uint32_t r = 0; r < TWIN_ROWS; r++) score_at(h, s / 4, TWIN)[PAIR * r + s % 4] = -3.4e38f;
+  }
+  for (uint32_t r = 0; r < TWIN_ROWS; r++) most[r] = unseen;
+  const float *from = h->scores;
+  for (uint32_t i = 0; i < h->all / 16; i++) {
+    for (uint32_t r = 0; r < TWIN_ROWS; r++, from += PAIR) {
+      v128_t low = wasm_f32x4_pmax(wasm_v128_load(from), wasm_v128_load(from + 4));
+      v128_t high = wasm_f32x4_pmax(wasm_v128_load(from + 8), wasm_v128_load(from + 12));
+      most[r] = wasm_f32x4_pmax(most[r], wasm_f32x4_pmax(low, high));
+    }
+  }
+#else
+  (void)h, (void)keys, (void)zeros, (void)scales, (void)most;
+#endif
+}
+
 // Scores of the queries of a tile, as `scales` have it; the greatest of each in the lanes of most[r]. All sums are below
 // 2²⁴, so that the zero point is taken out of them exactly after they have become floats.
 INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[], const float scales[], uint32_t kernel,
                   v128_t most[]) {
+  if (kernel == TWIN) return score_twins(h, keys, zeros, scales, most);
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
-  v128_t offset[TWIN_ROWS], step[TWIN_ROWS];
+  v128_t offset[TALL], step[TALL];
   uint32_t rows = rows_of(kernel);
   for (uint32_t r = 0; r < rows; r++) {
     most[r] = unseen;
@@ -280,16 +300,15 @@ INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[], const flo
     step[r] = wasm_f32x4_splat(scales[r]);
   }
   for (uint32_t s = 0; s < h->all; s += 8) {
-    v128_t c[2 * TALL], y[2 * TWIN_ROWS];
+    v128_t c[2 * TALL], y[2 * TALL];
     const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
-    if (kernel == TWIN) tile_twin(h->queries, panel, h->dim / 4, y);
-    else if (copies(h, kernel)) {
+    if (copies(h, kernel)) {
       tile_copied(0, s / 8 * query_chunks(h), h->dim / 4, c);
       straighten(c, y, rows);
     } else tile_int8(h->queries, panel, h->dim, kernel, y);
     for (uint32_t half = 0; half < 2; half++) {
       uint32_t at = s + 4 * half;
-      v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_v128_load(h->key_sums + at);
+      v128_t scale = wasm_v128_load(h->key_scale + at), sums = wasm_f32x4_convert_i32x4(wasm_v128_load(h->key_sums + at));
       for (uint32_t r = 0; r < rows; r++) {
         v128_t v = madd(offset[r], sums, wasm_f32x4_convert_i32x4(y[2 * r + half]));
         v = wasm_f32x4_mul(wasm_f32x4_mul(v, step[r]), scale);
@@ -323,12 +342,12 @@ INLINE void weigh(const Head *h, uint32_t kernel, const v128_t most[], v128_t su
     top[r] = wasm_f32x4_pmax(m, LANES(m, m, 1, 0, 3, 2));
     sums[r] = wasm_i32x4_const_splat(0);
   }
-  const float *from = h->scores;
-  for (uint32_t i = 0; i < h->all / 4; i++, from += 4 * rows) {
+  for (uint32_t i = 0; i < h->all / 4; i++) {
     v128_t x[TWIN_ROWS];
+    const float *from = score_at(h, i, kernel);
     KEEP(from);
     for (uint32_t r = 0; r < rows; r++) {
-      v128_t score = wasm_v128_load(from + 4 * r);
+      v128_t score = wasm_v128_load(from + apart(kernel) * r);
       x[r] = round_i32(weight(wasm_f32x4_sub(score, top[r]), large), large);
       sums[r] = wasm_i32x4_add(sums[r], x[r]);
     }
@@ -402,7 +421,7 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.weights = h.values + 2 * h.all * wide;
   h.queries = h.weights + 2 * TWIN_ROWS * h.all;
   h.key_scale = (float *)(h.queries + (2 * TWIN_ROWS * (dim + 12) + 15) / 16 * 16);
-  h.key_sums = h.key_scale + h.all;
+  h.key_sums = (int32_t *)(h.key_scale + h.all);
   h.value_scale = (float *)(h.key_sums + h.all);
   h.scores = h.value_scale + wide;
   h.copies = rows > COPIED && copyable(dim / 4);

@@ -43,14 +43,15 @@ TILE_SUMS(f32, 2 * ROWS);
 TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
 TILE_SUMS(dot, 2 * TALL);
 TILE_SCALED(dot);
-// The same of tiles of twins and panels as they lie: floats of the first so many rows, or sums of all, straight.
+// The same of tiles of twins and panels as they lie: floats of the first so many rows; or sums of all, straight, 128 times those
+// of a tile and those of another.
 #define TILE_TWIN(rows)                                                                                              \
   TILES(scaled_twin##rows)(const int8_t *tile, const int8_t *panel, uint32_t steps, float *out, const int32_t *zeros, \
                            const float *scales, const float *w_scale, const int32_t *w_sums)
 TILE_TWIN(4);
 TILE_TWIN(8);
 TILE_TWIN(12);
-TILES(sums_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS]);
+TILES(sums_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS], const int8_t *low);
 TILE_SCALED(words4);
 TILE_SCALED(words4_short);
 TILE_SCALED(words8);
