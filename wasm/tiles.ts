@@ -82,6 +82,9 @@ const words = (steps: number): Product => {
   };
 };
 
+const dotAdd = (columns: string, rows: string, sum: string) =>
+  `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`;
+
 /** Of each build; where there is no product of bytes, these are words, and a step is half as many. */
 const PRODUCTS = {
   simd: [
@@ -101,7 +104,7 @@ const PRODUCTS = {
       name: "dot",
       rows: "six",
       ends: ["sums", "scaled"],
-      add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
+      add: dotAdd,
     },
   ],
 } satisfies Record<string, Product[]>;
@@ -118,6 +121,11 @@ const add = (local: string, value: number | string) =>
 const field = (type: string, i: number) => `(struct.get $${type} ${i} ${get(type)})`;
 const keep = (type: string, i: number, value: string) => `(struct.set $${type} ${i} ${get(type)} ${value})`;
 const at = (type: string, list: string, index: string) => `(array.get $list_${type} ${list} ${get(index)})`;
+
+const load = (name: string, at: number, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
+/** A sum, less the zero point of its rows times the sum of its columns, times the scales of both. */
+const descaled = (sum: string, zeros: string, wSums: string, scales: string, wScale: string) =>
+  `(f32x4.mul (f32x4.mul (f32x4.convert_i32x4_s (i32x4.sub ${sum} (i32x4.mul ${zeros} ${wSums}))) ${scales}) ${wScale})`;
 
 /** Lanes of two vectors, 32 bits each. */
 const lanes = (a: string, b: string, ...of: number[]) =>
@@ -193,7 +201,6 @@ function stage(type: string, { stride, rest: [, rest], turns }: Layout): string 
  * of both. They lie as the loop leaves them: lane i of sum j belongs to row i + j, of four; of those beyond four likewise.
  */
 function scaled(sum: (i: number) => string, beyond: number): string {
-  const load = (name: string, at: number, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
   const two = beyond === 2;
   const last = two ? "v128.load64_splat" : "v128.load32_splat";
   const turn = (i: number) => i < 8 ? i % 4 : (i - 8) >> 1;
@@ -208,10 +215,8 @@ function scaled(sum: (i: number) => string, beyond: number): string {
   ];
   const columns = (name: string) => [0, 1].map((h) => set(`${name}${h}`, load(name, VECTOR * h)));
   const floats = (i: number) => {
-    const whole = `(i32x4.sub ${sum(i)} (i32x4.mul ${of("zeros", i)} ${get(`w_sums${half(i)}`)}))`;
-    return `(f32x4.mul (f32x4.mul (f32x4.convert_i32x4_s ${whole}) ${of("scales", i)}) ${
-      get(`w_scale${half(i)}`)
-    })`;
+    const [zeros, scales] = [of("zeros", i), of("scales", i)];
+    return descaled(sum(i), zeros, get(`w_sums${half(i)}`), scales, get(`w_scale${half(i)}`));
   };
   const store = (r: number, h: number, value: string) =>
     `(v128.store offset=${4 * VECTOR * r + VECTOR * h} ${get("out")} ${value})`;
@@ -331,32 +336,27 @@ const paired = (name: string, value: (half: number) => string) =>
  */
 function twin(ends: Product["ends"][number], rows: number): string {
   const [halves, each, scales] = [[0, 1], Array.from({ length: rows }, (_, r) => r), ends === "scaled"];
-  const load = (at: number, name: string, how = "v128.load") => `(${how} offset=${at} ${get(name)})`;
-  const dot = (columns: string, sum: string) =>
-    set(sum, `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${get(columns)} ${get("a")} ${get(sum)})`);
+  const dot = (columns: string, sum: string) => set(sum, dotAdd(get(columns), get("a"), get(sum)));
   /** Of two rows, which it spreads or trades. */
   const both = (name: string, r: number, spread: string) => set(name, r % 2 ? rotated(get(name), 1) : spread);
   const step = () =>
     [
-      paired("b", (h) => load(VECTOR * h, "panel")),
+      paired("b", (h) => load("panel", VECTOR * h)),
       ...each.flatMap((r) => [
-        r % 4 ? "" : set("v", load(4 * r, "row")),
+        r % 4 ? "" : set("v", load("row", 4 * r)),
         both("a", r, lanes(get("v"), get("v"), r % 4, r % 4 + 1, r % 4, r % 4 + 1)),
         ...halves.map((h) => dot(`b${h}`, `c${r}_${h}`)),
       ]),
       add("row", 4 * TWIN_ROWS),
       add("panel", 2 * VECTOR),
     ].join("\n");
-  const floats = (r: number, h: number) => {
-    const whole = `(i32x4.sub ${get(`c${r}_${h}`)} (i32x4.mul ${get("zeros0")} ${get(`w_sums${h}`)}))`;
-    const scaled = `(f32x4.mul (f32x4.convert_i32x4_s ${whole}) ${get("scales0")})`;
-    return set(`c${r}_${h}`, `(f32x4.mul ${scaled} ${get(`w_scale${h}`)})`);
-  };
-  const scaled = () => [
-    ...["w_sums", "w_scale"].map((name) => paired(name, (h) => load(VECTOR * h, name))),
+  const floats = (sum: string, h: number) =>
+    set(sum, descaled(get(sum), get("zeros0"), get(`w_sums${h}`), get("scales0"), get(`w_scale${h}`)));
+  const allFloats = () => [
+    ...["w_sums", "w_scale"].map((name) => paired(name, (h) => load(name, VECTOR * h))),
     ...each.flatMap((r) => [
-      ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(4 * r, name, "v128.load64_splat"))),
-      ...halves.map((h) => floats(r, h)),
+      ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(name, 4 * r, "v128.load64_splat"))),
+      ...halves.map((h) => floats(`c${r}_${h}`, h)),
     ]),
   ];
   const width = scales ? 4 * VECTOR : 2 * VECTOR;
@@ -379,7 +379,7 @@ function twin(ends: Product["ends"][number], rows: number): string {
     ${scales ? SCALES : "(param $low i32) (local $first i32) (local $steps i32)"}
     (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
     ${each.map((r) => halves.map((h) => `(local $c${r}_${h} v128)`).join(" ")).join(" ")}
-    ${scales ? steps("", step) + scaled().join("\n") : twice()}
+    ${scales ? steps("", step) + allFloats().join("\n") : twice()}
     ${each.map((r) => `(drop (i32x4.add ${get(`c${r}_0`)} ${get(`c${r}_1`)}))`).join("\n")}
     ${each.flatMap((r) => halves.map((h) => store(r, h))).join("\n")})`;
 }
@@ -390,10 +390,9 @@ function twin(ends: Product["ends"][number], rows: number): string {
  */
 function twins(): string {
   const sums = Array.from({ length: 2 * TWIN_ROWS }, (_, i) => `c${i}`);
-  const turn =
-    sums.map((c) => set(c, `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${get("a")} ${get("a")} ${get(c)})`)).join(
-      "\n",
-    ) + add("turns", -1);
+  const turn = sums.map((c) => set(c, dotAdd(get("a"), get("a"), get(c)))).join(
+    "\n",
+  ) + add("turns", -1);
   // Two ways out, so that what the sums are taken apart for is not done in every turn.
   const loop = (name: string) =>
     `(block $${name} (loop $next_${name}

@@ -152,7 +152,7 @@ export function takeMatrix(
     );
   }
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
-  const kernel = multiplier !== "words" ? 0 : kernels.bound_int8(piece.start, padded, rows / PANEL);
+  const kernel = multiplier === "words" ? kernels.bound_int8(piece.start, padded, rows / PANEL) : 0;
   const tile = kernels.tile_rows(kernel);
   return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes, 0, 0, twin);
 }
