@@ -14,7 +14,7 @@
  */
 
 import { basename, join } from "@std/path";
-import { type Build, tilesModule } from "./tiles.ts";
+import { limitsModule, tilesModule } from "./tiles.ts";
 
 const FOLDER = import.meta.dirname!;
 const [COMPILER, LINKER, NPX] = ["clang-19", "wasm-ld-19", "npx"];
@@ -60,6 +60,8 @@ const MERGE = [
   ...["bulk-memory", "gc", "mutable-globals", "nontrapping-float-to-int", "reference-types"].map(enable),
   ...["relaxed-simd", "sign-ext", "simd"].map(enable),
 ];
+/** Steps of sums in 16 bits that the benchmark measures. */
+const STEPS = [1, 2, 4, 8, 16];
 const LEAST_MEMORY = "--initial-memory=131072";
 const FULL_MEMORY = "--initial-memory=4294901760";
 
@@ -79,13 +81,17 @@ try {
   const done = BUILDS.flatMap(({ name, flags }) => {
     const objects = compile(name, sources.sort(), flags);
     return [
-      build(`kernels_${name}.wasm`, [...objects, LEAST_MEMORY], { tiles: name }),
-      build(`kernels_${name}_shared.wasm`, [...objects, FULL_MEMORY], { tiles: name, change: shared }),
+      build(`kernels_${name}.wasm`, [...objects, LEAST_MEMORY], { text: tilesModule(name) }),
+      build(`kernels_${name}_shared.wasm`, [...objects, FULL_MEMORY], {
+        text: tilesModule(name),
+        change: shared,
+      }),
     ];
   });
   // What the benchmark measures the machine with.
   const limits = compile("limits", ["../limits.c", "constants.c"], ["-mrelaxed-simd"]);
-  done.push(build("limits.wasm", [...limits, LEAST_MEMORY], { folder: join(FOLDER, "../tests/bench") }));
+  const folder = join(FOLDER, "../tests/bench");
+  done.push(build("limits.wasm", [...limits, LEAST_MEMORY], { text: limitsModule(STEPS), folder }));
   Deno.exitCode = done.every(Boolean) ? 0 : 1;
 } catch (error) {
   if (!(error instanceof Deno.errors.NotFound)) throw error;
@@ -125,20 +131,17 @@ function tool(command: string, args: string[]): void {
 function build(
   name: string,
   args: string[],
-  { tiles, change, folder = FOLDER }: {
-    tiles?: Build;
+  { text, change, folder = FOLDER }: {
+    text: string;
     change?: (module: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer>;
     folder?: string;
-  } = {},
+  },
 ): boolean {
   const output = join(scratch, name);
-  tool(LINKER, [...LINK, ...(tiles ? ["--export-memory"] : []), "-o", output, ...args]);
-  if (tiles) {
-    const [text, kernels] = [`${output}.wat`, `${output}.kernels`];
-    Deno.writeTextFileSync(text, tilesModule(tiles));
-    Deno.renameSync(output, kernels);
-    tool(NPX, [...MERGE, kernels, "kernels", text, "tiles", "-o", output]);
-  }
+  const [loops, kernels] = [`${output}.wat`, `${output}.kernels`];
+  tool(LINKER, [...LINK, "--export-memory", "-o", kernels, ...args]);
+  Deno.writeTextFileSync(loops, text);
+  tool(NPX, [...MERGE, kernels, "kernels", loops, "tiles", "-o", output]);
   const linked = Deno.readFileSync(output);
   const made = change?.(linked) ?? linked;
   const committed = join(folder, name);

@@ -47,6 +47,11 @@ const ROWS: Record<string, Rows> = {
   },
 };
 
+/** Rows of a tile of twins: as many as registers hold the sums of. */
+const TWIN_ROWS = 12;
+const SCALED_TWINS = [4, 8, TWIN_ROWS].map((rows) => ["scaled", rows] as const);
+const SUMS_OF_TWINS = ["sums", TWIN_ROWS] as const;
+
 /** How they are multiplied. */
 interface Product {
   readonly name: string;
@@ -57,9 +62,17 @@ interface Product {
   readonly few?: { readonly steps: number; join(sum: string, few: string): string };
   /** Columns times rows, where these begin anew. */
   first?(columns: string, rows: string): string;
-  /** What its sums end as: themselves, or floats with the scales of rows and columns. */
+  /** What its sums end as, of copies. */
   readonly ends: readonly ("sums" | "scaled")[];
+  /** The same of twins, and of so many rows; nothing if there are none. */
+  readonly twins?: readonly (readonly [ends: Ends, rows: number])[];
 }
+
+/**
+ * What sums end as: themselves; floats with the scales of rows and columns; or, of a tile whose values are in halves of seven
+ * bits, 128 times the sums of the upper ones and those of the lower.
+ */
+type Ends = "sums" | "scaled" | "halves";
 
 const floats = (add: Product["add"]): Product => ({
   name: "f32",
@@ -76,14 +89,15 @@ const words = (steps: number): Product => {
     name: `words${steps}`,
     rows: "five",
     ends: ["scaled"],
+    twins: SCALED_TWINS,
     first,
     add: (columns, rows, sum) => `(i16x8.add ${sum} ${first(columns, rows)})`,
     few: { steps, join },
   };
 };
 
-const dotAdd = (columns: string, rows: string, sum: string) =>
-  `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`;
+const addWords: Product["add"] = (columns, rows, sum) =>
+  `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${columns} ${rows}))`;
 
 /** Of each build; where there is no product of bytes, these are words, and a step is half as many. */
 const PRODUCTS = {
@@ -93,18 +107,22 @@ const PRODUCTS = {
       name: "words",
       rows: "five",
       ends: ["sums", "scaled"],
-      add: (columns, rows, sum) => `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${columns} ${rows}))`,
+      twins: [...SCALED_TWINS, SUMS_OF_TWINS],
+      add: addWords,
     },
   ],
   relaxed: [
     floats((columns, rows, sum) => `(f32x4.relaxed_madd ${columns} ${rows} ${sum})`),
+    { ...words(1), ends: [] },
     words(4),
     words(8),
+    { name: "words", rows: "five", ends: [], twins: [SUMS_OF_TWINS], add: addWords },
     {
       name: "dot",
       rows: "six",
       ends: ["sums", "scaled"],
-      add: dotAdd,
+      twins: [...SCALED_TWINS, ["halves", TWIN_ROWS]],
+      add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
     },
   ],
 } satisfies Record<string, Product[]>;
@@ -311,18 +329,6 @@ function product(
   })`;
 }
 
-/**
- * Rows of a tile of twins: as many as registers hold the sums of. Such a tile is for an engine that makes one vector of two
- * (V8 with --experimental-wasm-revectorize), and takes half the time there.
- *
- * Twins are two sums of the same row, and all they are made of. The engine looks for an addition of two vectors that are made
- * alike, and from there on for the same operations in pairs. So such an addition is there, though nobody wants its result.
- * Two loads, or two fields of a struct, it does not take for a pair, for it looks at the address of each; two vectors of which
- * a lane was replaced it does. Of two rows that are spread from a loaded vector it makes one load. As addresses are looked at
- * all the same, nothing is copied.
- */
-const TWIN_ROWS = 12;
-
 /** Two vectors that may be a pair: each of its own first half and itself. */
 const paired = (name: string, value: (half: number) => string) =>
   [0, 1].map((h) => set(`${name}${h}`, value(h))).join("") +
@@ -331,40 +337,55 @@ const paired = (name: string, value: (half: number) => string) =>
   ).join("");
 
 /**
- * The first `rows` rows of a tile at $row, of TWIN_ROWS, by the panel at $panel: as `scaled` makes floats of them; or sums,
- * straight, 128 times those and the same of the tile at $low. Of two rows the even lanes of the first sum belong to the first, of the second to the second.
+ * The first `rows` rows of a tile at $row, of TWIN_ROWS, by the panel at $panel. Such a tile is for an engine that makes one
+ * vector of two (V8 with --experimental-wasm-revectorize), and takes little more than half the time there.
+ *
+ * Twins are two sums of the same row, and all they are made of. The engine looks for an addition of two vectors that are made
+ * alike, and from there on for the same operations in pairs. So such an addition is there, though nobody wants its result.
+ * Two loads, or two fields of a struct, it does not take for a pair, for it looks at the address of each; two vectors of which
+ * a lane was replaced it does. Of two rows that are spread from a loaded vector it makes one load. As addresses are looked at
+ * all the same, nothing is copied.
+ *
+ * Of two rows the even lanes of the first sum belong to the first, of the second to the second. They leave straight.
  */
-function twin(ends: Product["ends"][number], rows: number): string {
+function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number): string {
   const [halves, each, scales] = [[0, 1], Array.from({ length: rows }, (_, r) => r), ends === "scaled"];
-  const dot = (columns: string, sum: string) => set(sum, dotAdd(get(columns), get("a"), get(sum)));
+  const of = each.flatMap((r) => halves.map((h) => `${r}_${h}`));
+  const [parts, sums] = [of.map((it) => `c${it}`), of.map((it) => few ? `s${it}` : `c${it}`)];
+  const joined = few ? lines(of.length, (i) => set(sums[i], few.join(get(sums[i]), get(parts[i])))) : "";
   /** Of two rows, which it spreads or trades. */
   const both = (name: string, r: number, spread: string) => set(name, r % 2 ? rotated(get(name), 1) : spread);
-  const step = () =>
-    [
+  const step = (i: number) => {
+    const product = (columns: string, c: string) =>
+      set(c, first && i % few!.steps === 0 ? first(columns, get("a")) : sum(columns, get("a"), get(c)));
+    return [
       paired("b", (h) => load("panel", VECTOR * h)),
       ...each.flatMap((r) => [
         r % 4 ? "" : set("v", load("row", 4 * r)),
         both("a", r, lanes(get("v"), get("v"), r % 4, r % 4 + 1, r % 4, r % 4 + 1)),
-        ...halves.map((h) => dot(`b${h}`, `c${r}_${h}`)),
+        ...halves.map((h) => product(get(`b${h}`), `c${r}_${h}`)),
       ]),
       add("row", 4 * TWIN_ROWS),
       add("panel", 2 * VECTOR),
+      few && (i + 1) % few.steps === 0 ? joined : "",
     ].join("\n");
-  const floats = (sum: string, h: number) =>
-    set(sum, descaled(get(sum), get("zeros0"), get(`w_sums${h}`), get("scales0"), get(`w_scale${h}`)));
-  const allFloats = () => [
-    ...["w_sums", "w_scale"].map((name) => paired(name, (h) => load(name, VECTOR * h))),
-    ...each.flatMap((r) => [
-      ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(name, 4 * r, "v128.load64_splat"))),
-      ...halves.map((h) => floats(`c${r}_${h}`, h)),
-    ]),
-  ];
+  };
+  const all = steps("", step, { end: (i) => few && i % few.steps ? joined : "" });
+  const floats = (c: string, h: number) =>
+    set(c, descaled(get(c), get("zeros0"), get(`w_sums${h}`), get("scales0"), get(`w_scale${h}`)));
+  const allFloats = () =>
+    [
+      ...["w_sums", "w_scale"].map((name) => paired(name, (h) => load(name, VECTOR * h))),
+      ...each.flatMap((r) => [
+        ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(name, 4 * r, "v128.load64_splat"))),
+        ...halves.map((h) => floats(sums[2 * r + h], h)),
+      ]),
+    ].join("\n");
   const width = scales ? 4 * VECTOR : 2 * VECTOR;
-  const sums = each.flatMap((r) => halves.map((h) => `c${r}_${h}`));
   const twice = () =>
     `${set("first", get("panel"))} ${set("steps", get("left"))}
     (block $end (loop $again
-      ${steps("", step)}
+      ${all}
       (br_if $end (i32.eqz ${get("low")}))
       ${sums.map((c) => set(c, `(i32x4.shl ${get(c)} (i32.const 7))`)).join("\n")}
       ${set("row", get("low"))} ${set("panel", get("first"))} ${set("left", get("steps"))}
@@ -372,44 +393,94 @@ function twin(ends: Product["ends"][number], rows: number): string {
       (br $again)))`;
   const store = (r: number, h: number) =>
     `(v128.store offset=${width * r + VECTOR * h} ${get("out")} ${
-      lanes(get(`c${r}_${h}`), get(`c${r ^ 1}_${h}`), 0, 5, 2, 7)
+      lanes(get(sums[2 * r + h]), get(sums[2 * (r ^ 1) + h]), 0, 5, 2, 7)
     })`;
-  return `(func (export "${ends}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
+  return `(func (export "${ends}_${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
     (param $out i32)
-    ${scales ? SCALES : "(param $low i32) (local $first i32) (local $steps i32)"}
+    ${scales ? SCALES : ends === "halves" ? "(param $low i32) (local $first i32) (local $steps i32)" : ""}
     (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
-    ${each.map((r) => halves.map((h) => `(local $c${r}_${h} v128)`).join(" ")).join(" ")}
-    ${scales ? steps("", step) + allFloats().join("\n") : twice()}
-    ${each.map((r) => `(drop (i32x4.add ${get(`c${r}_0`)} ${get(`c${r}_1`)}))`).join("\n")}
+    ${[...new Set([...parts, ...sums])].map((it) => `(local $${it} v128)`).join(" ")}
+    ${ends === "halves" ? twice() : all}
+    ${scales ? allFloats() : ""}
+    ${each.map((r) => `(drop (i32x4.add ${get(sums[2 * r])} ${get(sums[2 * r + 1])}))`).join("\n")}
     ${each.flatMap((r) => halves.map((h) => store(r, h))).join("\n")})`;
 }
 
 /**
- * Whether the engine makes one vector of two cannot be seen, but timed: `turns` turns of the same work, of twelve pairs of sums,
- * or of as many sums that are no pairs.
+ * Whether the engine makes one vector of two cannot be seen, but timed: `turns` turns of the same work, of twelve pairs, or of
+ * as many that are no pairs.
  */
-function twins(): string {
-  const sums = Array.from({ length: 2 * TWIN_ROWS }, (_, i) => `c${i}`);
-  const turn = sums.map((c) => set(c, dotAdd(get("a"), get("a"), get(c)))).join(
-    "\n",
-  ) + add("turns", -1);
-  // Two ways out, so that what the sums are taken apart for is not done in every turn.
+function timeTwins(): string {
+  const values = Array.from({ length: 2 * TWIN_ROWS }, (_, i) => `c${i}`);
+  const turn = values.map((c) => set(c, `(i32x4.dot_i16x8_s ${get("a")} ${get(c)})`)).join("\n") +
+    add("turns", -1);
+  // Two ways out, so that what the pairs are taken apart for is not done in every turn.
   const loop = (name: string) =>
     `(block $${name} (loop $next_${name}
       ${turn} (br_if $${name} (i32.eqz ${get("turns")}))
       ${turn} (br_if $next_${name} ${get("turns")})))`;
   const fold = (op: string) =>
-    sums.flatMap((c, i) =>
-      i % 2 ? [set("a", `(v128.xor ${get("a")} (${op} ${get(`c${i - 1}`)} ${get(c)}))`)] : []
-    )
-      .join("\n");
+    lines(
+      TWIN_ROWS,
+      (i) => set("a", `(v128.xor ${get("a")} (${op} ${get(`c${2 * i}`)} ${get(`c${2 * i + 1}`)}))`),
+    );
   return `(func (export "time_twins") (param $turns i32) (param $pairs i32) (result i32) (local $a v128)
-    ${sums.map((c) => `(local $${c} v128)`).join(" ")}
+    ${values.map((c) => `(local $${c} v128)`).join(" ")}
     ${set("a", `(i32x4.splat ${get("turns")})`)}
     (if ${get("pairs")} (then ${loop("pairs")} ${fold("i32x4.add")}) (else ${loop("single")} ${
     fold("v128.xor")
   }))
     (i32x4.extract_lane 0 ${get("a")}))`;
+}
+
+/**
+ * Loops with nothing in them but products of twins, for the benchmark: what `wasm/limits.c` has of single vectors, of the same
+ * names. `steps`: which sums in 16 bits.
+ */
+export function limitsModule(steps: readonly number[]): string {
+  const [halves, sums] = [[0, 1], [0, 1, 2, 3, 4]];
+  const each = (line: (c: string, h: number) => string, of = sums) =>
+    of.flatMap((i) => halves.map((h) => line(`${i}_${h}`, h))).join("\n");
+  const loop = (name: string, of: number[], begin: string, turn: string) =>
+    `(func (export "${name}_twins") (param $turns i32) (param $seed i32) (result i32) (local $a0 v128) (local $a1 v128)
+      ${each((it) => `(local $b${it} v128) (local $c${it} v128) (local $s${it} v128)`, of)}
+      ${begin}
+      (block $done (loop $next
+        ${turn} ${add("turns", -1)} (br_if $done (i32.eqz ${get("turns")}))
+        ${turn} ${add("turns", -1)} (br_if $next ${get("turns")})))
+      ${
+      of.map((i) => set("a0", `(v128.xor ${get("a0")} (i32x4.add ${get(`s${i}_0`)} ${get(`s${i}_1`)}))`))
+        .join("\n")
+    }
+      (i32x4.extract_lane 0 ${get("a0")}))`;
+  const splat = (add: number) => `(i8x16.splat (i32.add ${get("seed")} (i32.const ${add})))`;
+  const rows = Array.from({ length: TWIN_ROWS }, (_, i) => i);
+  const { add: dot } = PRODUCTS.relaxed.find((it) => it.name === "dot")!;
+  const dots = each((it) => set(`s${it}`, dot(get("a0"), get("a0"), get(`s${it}`))), rows);
+  const word = (count: number) => {
+    const { add: sum, first, few } = words(count);
+    // No product may occur twice, or the engine computes it once: operands trade places, then one of them changes.
+    const step = (i: number) => {
+      const operands = (it: string, h: number) =>
+        i % 2 ? [get(`b${it}`), get(`a${h}`)] : [get(`a${h}`), get(`b${it}`)];
+      const product = (it: string, h: number): string => {
+        const [x, y] = operands(it, h);
+        return set(`c${it}`, i % count ? sum(x, y, get(`c${it}`)) : first!(x, y));
+      };
+      const joined = (i + 1) % count
+        ? ""
+        : each((it) => set(`s${it}`, few!.join(get(`s${it}`), get(`c${it}`))));
+      const next = i % 2
+        ? halves.map((h) => set(`a${h}`, `(i8x16.add ${get(`a${h}`)} ${get(`b0_${h}`)})`)).join("")
+        : "";
+      return each(product) + joined + next;
+    };
+    const begin = paired("a", splat) + sums.map((i) => paired(`b${i}_`, (h) => splat(2 * i + h))).join("");
+    return loop(`words_${count}`, sums, begin, lines(16, step));
+  };
+  return `(module ${loop("dot_add", rows, set("a0", splat(0)), dots.repeat(4))} ${
+    steps.map(word).join("\n")
+  })`;
 }
 
 /** Bytes of the structs of a type, heads included as V8 has them. */
@@ -433,11 +504,13 @@ export function tilesModule(build: Build): string {
     (global $sums (ref $sums) (struct.new_default $sums))
     ${layouts.map(([type, layout]) => types(type, layout) + stage(type, layout)).join("\n")}
     ${products.flatMap((it) => it.ends.map((ends) => product(it, ends))).join("\n")}
-    ${products.filter((it) => it.rows === "five").map((it) => product(it, "scaled", true)).join("\n")}
     ${
-    build === "relaxed"
-      ? [4, 8, TWIN_ROWS].map((rows) => twin("scaled", rows)).join("\n") + twin("sums", TWIN_ROWS) + twins()
-      : ""
+    products.filter((it) => it.rows === "five" && it.ends.length).map((it) => product(it, "scaled", true))
+      .join(
+        "\n",
+      )
   }
+    ${products.flatMap((it) => (it.twins ?? []).map((of) => twin(it, ...of))).join("\n")}
+    ${timeTwins()}
     (func (export "copies_bytes") (result i32) ${bytes.reduce((sum, one) => `(i32.add ${sum} ${one})`)}))`;
 }

@@ -28,19 +28,17 @@ import {
   FINISH,
   instantiate,
   type Kernels,
-  type Multiplier,
-  probeMultiplier,
   STACK_BYTES,
   TWIN,
+  type Ways,
+  waysOf,
 } from "./wasm_kernels.ts";
 import { attentionInt8Scratch, attentionScratch, attentionUnits } from "./wasm_parts.ts";
 import { embedRows, multiply, takeMatrix, WasmMatrix } from "./wasm_product.ts";
 
-export interface WasmOptions {
+export interface WasmOptions extends Partial<Ways> {
   /** The memory never grows beyond this; at most, and by default, 4 GiB less one page. */
   readonly maxBytes?: number;
-  /** How integers are multiplied; by default as a probe of the processor finds best. The results are the same. */
-  readonly multiplier?: Multiplier;
 }
 
 /** A backend with its memory in the open, for those who count it. */
@@ -86,15 +84,15 @@ export class Wasm implements WasmBackend {
   readonly #kernels: Kernels;
   readonly #crew: Crew;
   readonly #stacksBytes: number;
-  readonly #multiplier: Multiplier;
+  readonly #ways: Ways;
   #scratch: Piece | undefined;
   #rotation: { key: string; piece: Piece } | undefined;
 
-  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, multiplier }: WasmOptions, hands?: Hands) {
+  constructor(module: WebAssembly.Module, { maxBytes = 2 ** 32, ...ways }: WasmOptions, hands?: Hands) {
     this.#arena = new Arena(maxBytes, hands?.memory);
     this.#kernels = instantiate(module, this.#arena.memory);
     this.#arena.reserve(this.#kernels.__heap_base.value);
-    this.#multiplier = multiplier ?? probeMultiplier(this.#kernels);
+    this.#ways = waysOf(this.#kernels, ways);
     const stacks = Array.from({ length: (hands?.threads ?? 1) - 1 }, () => {
       const { start, size } = this.#arena.allocate(STACK_BYTES, "the stack of a thread");
       return start + size;
@@ -133,7 +131,7 @@ export class Wasm implements WasmBackend {
 
   matrix(stored: StoredMatrix): Matrix {
     checkStored(stored);
-    return takeMatrix(this.#arena, this.#kernels, stored, this.#multiplier);
+    return takeMatrix(this.#arena, this.#kernels, stored, this.#ways);
   }
 
   free(...what: (Tensor | Matrix)[]): void {
@@ -271,7 +269,8 @@ export class Wasm implements WasmBackend {
     const rows = qs.rows;
     const scratchBytes = attentionInt8Scratch(rows, headDim);
     const scratch = this.#reserve(scratchBytes * this.#crew.threads);
-    const kernel = { dot: 0, twin: TWIN, words: 8 }[this.#multiplier];
+    const { multiplier, twins } = this.#ways;
+    const kernel = { dot: 0, words: 1 }[multiplier] | (twins ? TWIN : 0);
     const tile = this.#kernels.tile_rows(kernel);
     const args = [
       ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],

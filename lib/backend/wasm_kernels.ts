@@ -52,8 +52,8 @@ export interface Kernels extends
   tile_rows(kernel: number): number;
   /** Bytes of a value in a tile: 1, or 2 in the plain build, which multiplies words. */
   tile_bytes(): number;
-  /** The same work `turns` times, of pairs of vectors or of single ones; only the relaxed build has it. */
-  time_twins?(turns: number, pairs: number): number;
+  /** The same work `turns` times, of pairs of vectors or of single ones. */
+  time_twins(turns: number, pairs: number): number;
   /** What the engine makes of a dot product out of range. */
   probe_dot(a: number, b: number): number;
 }
@@ -69,10 +69,17 @@ export const FINISH = { plain: 0, gelu: 1, multiply: 2 } as const;
 
 /**
  * How integers are multiplied: `dot` by the relaxed dot product with addition, one instruction where the processor
- * has it; `twin` likewise, many rows as the engine can take two vectors at once; `words` in 16 bits, several steps before
- * they are widened, where a dot product would be five instructions. The integers are the same.
+ * has it; `words` in 16 bits, several steps before they are widened, where a dot product would be five instructions, and in
+ * the plain build. The integers are the same.
  */
-export type Multiplier = "dot" | "twin" | "words";
+export type Multiplier = "dot" | "words";
+
+/** How many rows and single ones are multiplied; by default as probes of the processor and the engine find best. */
+export interface Ways {
+  readonly multiplier: Multiplier;
+  /** Whether many rows are multiplied as an engine can take two vectors at once. */
+  readonly twins: boolean;
+}
 
 /**
  * The zero point with which activations of eight bits fill the operand of the relaxed dot product that is promised only
@@ -95,18 +102,28 @@ export function probeZero(kernels: Kernels): 128 | 0 | undefined {
  */
 export const UNSIGNED = 2;
 
-/** Number of the kernel of many rows that two vectors are joined for. */
-export const TWIN = 3;
+/** Beside the number of a kernel: that of many rows, of which two vectors may be joined. */
+export const TWIN = 16;
 
-/** The fastest way on this processor, in this engine. */
-export function probeMultiplier(kernels: Kernels): Multiplier {
-  if (probeZero(kernels) === undefined) return "words";
-  twins ??= probeTwins(kernels);
-  return twins ? "twin" : "dot";
+/** The fastest ways on this processor, in this engine, as far as they are not given. */
+export function waysOf(kernels: Kernels, { multiplier, twins }: Partial<Ways> = {}): Ways {
+  return {
+    multiplier: multiplier ?? (probeZero(kernels) === undefined ? "words" : "dot"),
+    twins: twins ?? (joins ??= probeTwins(kernels)),
+  };
+}
+
+/**
+ * The zero point of activations of eight bits beside int4 weights that are multiplied as bytes, where that can be: by dot
+ * products, and as words.
+ */
+export function bytesZero(kernels: Kernels, { multiplier, twins }: Ways): 128 | 0 | undefined {
+  if (kernels.tile_bytes() > 1) return twins ? 0 : undefined;
+  return multiplier === "words" ? undefined : probeZero(kernels);
 }
 
 /** What `probeTwins` found in this process: it does not change. */
-let twins: boolean | undefined;
+let joins: boolean | undefined;
 
 /** Turns of a probe, a few microseconds; how long it may take, and how often it is looked at where clocks stand still. */
 const [PROBE_TURNS, PROBE_MS, PROBE_LOOKS] = [2000, 20, 8];
@@ -120,9 +137,9 @@ function probeTwins({ time_twins: time }: Kernels): boolean {
   let [single, pairs, faster] = [Infinity, Infinity, 0];
   for (let looks = 0, now = since; now - since < PROBE_MS; looks++) {
     if (now === since && looks === PROBE_LOOKS) return false;
-    time!(PROBE_TURNS, 0);
+    time(PROBE_TURNS, 0);
     const between = performance.now();
-    time!(PROBE_TURNS, 1);
+    time(PROBE_TURNS, 1);
     const end = performance.now();
     [single, pairs, now] = [Math.min(single, between - now), Math.min(pairs, end - between), end];
     // Twice, since it may have become faster between the one and the other.
@@ -219,17 +236,17 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
   const k = 96;
   const at = {
     a: from,
-    x: from + 8192,
-    w8: from + 9216,
-    w4: from + 10_240,
-    ones: from + 11_264,
-    zeros: from + 11_520,
+    x: from + 16_384,
+    w8: from + 17_408,
+    w4: from + 18_432,
+    ones: from + 19_456,
+    zeros: from + 19_712,
   };
-  const [sums, presets, room, out] = [from + 11_776, from + 12_288, from + 14_336, from + 20_480];
+  const [sums, presets, room, out] = [from + 19_968, from + 20_480, from + 22_528, from + 28_672];
   const bytes = new Int8Array(memory.buffer);
   const words = new Int16Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
-  bytes.fill(0, from, from + 24_576);
+  bytes.fill(0, from, from + 32_768);
   floats.fill(1, at.ones / 4, at.ones / 4 + 64);
   // int8: activations 0 … 127, weights within the bound of eight steps. int4: -127 … 127, nibbles 0 … 15, unscaled.
   const seven = (t: number, i: number) => i % 3 ? 127 - (t * 5 + i) % 9 : t;
@@ -267,7 +284,9 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     }
     for (let i = 0; i < k; i++) bytes[at.x + i] = x(0, i);
   };
-  for (const kernel of kernels.time_twins ? [0, 1, TWIN, 4, 8] : [0, 1, 4, 8]) {
+  // Twins only where they are used: a start would take longer.
+  const each = waysOf(kernels).twins ? [0, TWIN] : [0];
+  for (const kernel of [0, 1, 4, 8].flatMap((it) => each.map((twin) => it | twin))) {
     const tile = kernels.tile_rows(kernel);
     const rows = Math.min(7 * tile, 60) - 1;
     fill(seven, rows, tile);
@@ -292,9 +311,12 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
     ];
     kernels.gemm_int8(...gemm);
     const gemv = [at.x, at.zeros, at.ones, ...weights, k, 8, out, 0, 0, FINISH.plain, kernel];
-    const found = wrong(`gemm_int8 ${kernel}`, rows * 8, right8) ??
-      (kernels.gemv_int8(...gemv), wrong(`gemv_int8 ${kernel}`, 8, right8));
+    const found = wrong(`gemm_int8 ${kernel}`, rows * 8, right8);
     if (found) return found;
+    if (kernel & TWIN) continue;
+    kernels.gemv_int8(...gemv);
+    const single = wrong(`gemv_int8 ${kernel}`, 8, right8);
+    if (single) return single;
   }
   const preset = (t: number, group: number, pair: number) => {
     let sum = 0;
@@ -326,15 +348,21 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
       if (found) return found;
     }
   }
-  if (zero === undefined) return undefined;
   // The same weights, now with the largest scales that leave bytes.
   const scale = (c: number) => c % 2 ? 15 : -15;
   for (let i = 0; i < k / 32 * 8; i++) bytes[at.w4 + (i >> 3) * groupBytes(NARROW) + i % 8] = scale(i % 8);
-  const [tall, many] = [kernels.tile_rows(0), 7 * kernels.tile_rows(0)];
-  fill((t, i) => eight(t, i) + zero, many, tall);
-  new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + many);
   kernels.columns_int4(sums, at.w4, k, 1);
-  const rest = [room, 0, many, k, 8, out, 8, 0, 0, 0, FINISH.plain, 0];
-  kernels.gemm_int4_bytes(at.a, at.zeros, at.ones, at.w4, at.ones, sums, ...rest);
-  return wrong("gemm_int4_bytes", many * 8, (t, c) => right4(t, c) * scale(c));
+  for (const kernel of each) {
+    const zero = bytesZero(kernels, { multiplier: "dot", twins: kernel === TWIN });
+    if (zero === undefined) continue;
+    const rows = 42;
+    const tile = kernels.tile_rows(kernel);
+    fill((t, i) => eight(t, i) + zero, rows, tile);
+    new Int32Array(memory.buffer).fill(zero, at.zeros / 4, at.zeros / 4 + rows);
+    const rest = [room, 0, rows, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel];
+    kernels.gemm_int4_bytes(at.a, at.zeros, at.ones, at.w4, at.ones, sums, ...rest);
+    const found = wrong(`gemm_int4_bytes ${kernel}`, rows * 8, (t, c) => right4(t, c) * scale(c));
+    if (found) return found;
+  }
+  return undefined;
 }

@@ -106,7 +106,7 @@ export const PARTS = {
     const row = from * lanes;
     const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
     kernels.quantize8_tall(
-      values + row * padded,
+      values + row * padded * kernels.tile_bytes(),
       zeros + row * 4,
       scales + row * 4,
       of,
@@ -190,7 +190,7 @@ export const PARTS = {
     thread,
   ) => {
     const at = from * PAIR * 4;
-    const own = room + thread * QUAD * padded;
+    const own = room + thread * QUAD * padded * kernels.tile_bytes();
     const panels = w + from * PAIR / PANEL * panelBytes(padded, NARROW);
     const operands = [a, zeros, scales, panels, wScale + at, sums + at];
     kernels.gemm_int4_bytes(...operands, own, key, rows, padded, ...pairs(n, ends, from, end));

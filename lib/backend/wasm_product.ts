@@ -8,7 +8,7 @@ import type { Crew } from "./crew.ts";
 import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layout.ts";
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
-import { type Kernels, type Multiplier, probeZero, TWIN, UNSIGNED } from "./wasm_kernels.ts";
+import { bytesZero, type Kernels, TWIN, UNSIGNED, type Ways } from "./wasm_kernels.ts";
 import { MOST_ROWS, NARROW, PAIR, panelBytes, QUAD, STREAMS, TALL_TILE, TILE } from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
@@ -64,13 +64,13 @@ export class WasmMatrix implements Matrix {
     readonly zero = 0,
     /** Bytes of the scales of an int4 group: fewer than in a file, where they all fit. */
     readonly head = 0,
-    /** Whether rows that are more than one tile are multiplied two vectors at once, as can be where weights are bytes. */
+    /** Whether rows that are more than one tile are multiplied as twins, as can be where weights are bytes. */
     readonly twin = false,
   ) {}
 
   /** Number of the kernel for so many rows. */
   kernelFor(rows: number): number {
-    return this.twin && rows > TILE ? TWIN : this.kernel;
+    return this.twin && rows > TILE ? this.kernel | TWIN : this.kernel;
   }
 
   /** Bytes of a panel as it lies in memory. */
@@ -110,8 +110,9 @@ export function takeMatrix(
   arena: Arena,
   kernels: Kernels,
   stored: StoredMatrix,
-  multiplier: Multiplier,
+  ways: Ways,
 ): WasmMatrix {
+  const { multiplier, twins } = ways;
   const { scheme, n, k } = stored;
   const rows = roundUp(n, PANEL);
   const padded = paddedK(scheme, k);
@@ -127,10 +128,10 @@ export function takeMatrix(
   const scales = new Float32Array(arena.memory.buffer, scale, rows);
   scales.set(stored.scale!);
   scales.fill(0, n);
-  const [tileBytes, twin] = [kernels.tile_bytes(), multiplier === "twin"];
+  const tileBytes = kernels.tile_bytes();
   const sums = scale + rows * 4;
   if (scheme === "int4-g32-p8") {
-    const zero = multiplier === "words" ? undefined : probeZero(kernels);
+    const zero = bytesZero(kernels, ways);
     const head = kernels.narrow_int4(piece.start, rows / PANEL * (padded / GROUP));
     const asBytes = zero !== undefined && padded <= MOST_BYTES_K && head === NARROW &&
       kernels.columns_int4(sums, piece.start, padded, rows / PANEL);
@@ -148,13 +149,13 @@ export function takeMatrix(
       tileBytes,
       zero,
       head,
-      twin && own > 0,
+      twins && own > 0,
     );
   }
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
   const kernel = multiplier === "words" ? kernels.bound_int8(piece.start, padded, rows / PANEL) : 0;
   const tile = kernels.tile_rows(kernel);
-  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes, 0, 0, twin);
+  return new WasmMatrix(scheme, n, k, piece, padded, scale, sums, kernel, tile, tileBytes, 0, 0, twins);
 }
 
 /**
@@ -253,7 +254,7 @@ function formOf({ scheme, tile, tileBytes, padded, sums, zero, twin }: WasmMatri
   const tall = many ? MOST_ROWS : TALL_TILE;
   // Bytes are made more slowly than nibbles are unpacked, and pay where their tiles are fewer.
   if (scheme === "int4-g32-p8" && sums && Math.ceil(rows / tall) < Math.ceil(rows / tile)) {
-    return { kind: "int4-bytes", tile: tall, bytes: 1, padded, zero };
+    return { kind: "int4-bytes", tile: tall, bytes: tileBytes, padded, zero };
   }
   return { kind: scheme, tile: many ? tall : tile, bytes: tileBytes, padded, zero };
 }

@@ -36,10 +36,13 @@ testBackend(
   "wasm, 3 threads, 16-bit sums",
   () => twin(createWasmBackend(relaxed, { multiplier: "words" }), many(3, { multiplier: "words" })),
 );
-testBackend(
-  "wasm, 3 threads, twins",
-  () => twin(createWasmBackend(relaxed, { multiplier: "twin" }), many(3, { multiplier: "twin" })),
-);
+for (const multiplier of ["dot", "words"] as const) {
+  const ways = { multiplier, twins: true };
+  testBackend(
+    `wasm, 3 threads, twins, ${multiplier}`,
+    () => twin(createWasmBackend(relaxed, ways), many(3, ways)),
+  );
+}
 testBackend("wasm, 3 threads, plain SIMD", () => twin(createWasmBackend(simd), many(3, { simd: true })));
 
 Deno.test("threads: both shared builds pass the self-test", () => {

@@ -9,10 +9,17 @@ import { relaxed, simd } from "../../wasm/kernels.js";
 import { random, tensor, testBackend } from "./suite.ts";
 
 testBackend("reference", createReferenceBackend);
-testBackend("wasm, plain SIMD", () => createWasmBackend(simd));
-testBackend("wasm, relaxed SIMD, dot product", () => createWasmBackend(relaxed, { multiplier: "dot" }));
-testBackend("wasm, relaxed SIMD, twins", () => createWasmBackend(relaxed, { multiplier: "twin" }));
-testBackend("wasm, relaxed SIMD, 16-bit sums", () => createWasmBackend(relaxed, { multiplier: "words" }));
+/** Each way in which integers are multiplied. */
+const WAYS = [false, true].flatMap((twins) =>
+  [
+    { name: "plain SIMD", module: simd, ways: { twins } },
+    { name: "relaxed SIMD, dot product", module: relaxed, ways: { multiplier: "dot", twins } },
+    { name: "relaxed SIMD, 16-bit sums", module: relaxed, ways: { multiplier: "words", twins } },
+  ] as const
+);
+for (const { name, module, ways } of WAYS) {
+  testBackend(`wasm, ${name}${ways.twins ? ", twins" : ""}`, () => createWasmBackend(module, ways));
+}
 
 Deno.test("both builds pass the self-test, and the relaxed one is taken", () => {
   assert.equal(selfTest(simd), undefined);
@@ -103,14 +110,8 @@ Deno.test("a row meets nibbles of any value to the same bits in every way that t
   }
 });
 
-/** A backend for each way in which integers are multiplied. */
 function everyWay() {
-  return [
-    createWasmBackend(simd),
-    createWasmBackend(relaxed, { multiplier: "dot" }),
-    createWasmBackend(relaxed, { multiplier: "twin" }),
-    createWasmBackend(relaxed, { multiplier: "words" }),
-  ];
+  return WAYS.map(({ module, ways }) => createWasmBackend(module, ways));
 }
 
 Deno.test("a row of a product with integer weights is what it is alone, however many there are", async () => {

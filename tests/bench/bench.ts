@@ -2,8 +2,8 @@
  * The benchmark: the kernels at the model's true shapes and the stages of PaliGemma 3B at full size, on this project's
  * engine and on onnxruntime, compiled to WebAssembly and to this machine, in one run.
  *
- *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|twin|words]
- *                     [--build simd|relaxed] [--least MS]
+ *     deno task bench [--only WORK,…] [--threads N] [--json FILE] [--peers false] [--multiplier dot|words]
+ *                     [--twins true|false] [--build simd|relaxed] [--least MS]
  *
  * Every work is first found right, then timed, in turns with what bounds it on this machine and with its peers; figures are
  * medians. A peer that fails is absent and the reason is told; a work of ours
@@ -191,6 +191,7 @@ async function main(): Promise<number> {
     json: { type: "string" },
     peers: { type: "string", default: "true" },
     multiplier: { type: "string" },
+    twins: { type: "string" },
     build: { type: "string" },
     least: { type: "string", default: "5000" },
   });
@@ -199,11 +200,12 @@ async function main(): Promise<number> {
     threads: threadsIn(flags.threads),
     multiplier: flags.multiplier === undefined
       ? undefined
-      : oneOf<Multiplier>("multiplier", flags.multiplier, ["dot", "twin", "words"]),
+      : oneOf<Multiplier>("multiplier", flags.multiplier, ["dot", "words"]),
+    twins: flags.twins === undefined ? undefined : yes("twins", flags.twins),
     build: flags.build === undefined ? undefined : oneOf("build", flags.build, ["simd", "relaxed"] as const),
   };
   const wanted = (name: string) => only?.includes(name) ?? true;
-  const peers = oneOf("peers", flags.peers, ["true", "false"]) === "true";
+  const peers = yes("peers", flags.peers);
   const leastMs = whole("least", flags.least, 1);
   if (flags.json !== undefined) await checkPlace(flags.json);
 
@@ -247,6 +249,10 @@ async function main(): Promise<number> {
   const found = { machine, results, ...rows.length && { quality: rows } };
   if (flags.json !== undefined) await Deno.writeTextFile(flags.json, JSON.stringify(found) + "\n");
   return 0;
+}
+
+function yes(flag: string, value: string): boolean {
+  return oneOf(flag, value, ["true", "false"]) === "true";
 }
 
 /** Refuses a file that cannot be written, before minutes are spent on what is to be in it. */

@@ -3,9 +3,6 @@
  * the yardstick of every figure of the benchmark.
  */
 
-import { instantiate } from "../../lib/backend/wasm_kernels.ts";
-import { relaxed } from "../../wasm/kernels.js";
-
 /** Limits of all threads together. Operations: a multiplication and an addition are two. */
 export interface Limits {
   readonly threads: number;
@@ -14,11 +11,11 @@ export interface Limits {
   readonly l3Read: number;
   /** Operations a second, 10⁹. */
   readonly dotAdd: number;
-  /** The same of two vectors at once, where the engine makes one of them. */
-  readonly dotTwins: number;
   /** The same by 16-bit products, by the steps summed before widening. */
   readonly pmaddubsw: Readonly<Record<(typeof STEPS)[number], number>>;
   readonly fma: number;
+  /** The same of two vectors at once, where the engine makes one of them. */
+  readonly twins: Pick<Limits, "dotAdd" | "pmaddubsw">;
 }
 
 /** 16-bit products summed before they are widened. */
@@ -28,14 +25,13 @@ export const STEPS = [1, 2, 4, 8, 16] as const;
 export type LimitName =
   | "dramRead"
   | "l3Read"
-  | "dotAdd"
-  | "dotTwins"
   | "fma"
-  | `words_${(typeof STEPS)[number]}`;
+  | Product
+  | `${Product}_twins`;
+type Product = "dot_add" | `words_${(typeof STEPS)[number]}`;
 
-interface Loops extends Record<`words_${(typeof STEPS)[number]}`, (turns: number, seed: number) => number> {
-  dot_add(turns: number, seed: number): number;
-  multiply_add(turns: number, seed: number): number;
+interface Loops
+  extends Record<Product | `${Product}_twins` | "multiply_add", (turns: number, seed: number) => number> {
   read(from: number, bytes: number): number;
   read_streams(from: number, bytes: number): number;
   readonly __heap_base: WebAssembly.Global;
@@ -68,7 +64,6 @@ export function openLimits(threads = 1): (name: LimitName, budgetMs: number) => 
   const loops = new WebAssembly.Instance(new WebAssembly.Module(bytes), { env: { memory } })
     .exports as unknown as Loops;
   const start = 2 * PAGE;
-  const { time_twins: twins } = instantiate(relaxed, new WebAssembly.Memory({ initial: 2, maximum: 2 }));
   const best = (amount: number, budgetMs: number, run: () => void) => {
     let least = Infinity;
     const since = performance.now();
@@ -107,14 +102,12 @@ export function openLimits(threads = 1): (name: LimitName, budgetMs: number) => 
         return fromMemory(budgetMs);
       case "l3Read":
         return fromCache(budgetMs);
-      case "dotAdd":
-        return best(turns * 48 * 32, budgetMs, () => loops.dot_add(turns, 3));
-      case "dotTwins":
-        return twins ? best(turns * 24 * 32, budgetMs, () => twins(turns, 1)) : 0;
       case "fma":
         return best(turns * 48 * 8, budgetMs, () => loops.multiply_add(turns, 3));
-      default:
-        return best(turns * 80 * 32, budgetMs, () => loops[name](turns, 3));
+      default: {
+        const products = (name.startsWith("dot") ? 48 : 80) * (name.endsWith("twins") ? 2 : 1);
+        return best(turns * products * 32, budgetMs, () => loops[name](turns, 3));
+      }
     }
   };
 }
@@ -142,20 +135,15 @@ export async function openYardstick(threads: number): Promise<Yardstick> {
     return [own(name, budgetMs), ...await Promise.all(others)].reduce((a, b) => a + b);
   };
   // Once in vain: compiles, and fills the memory.
-  for (const name of ["dramRead", "dotAdd", "dotTwins"] as const) await measure(name, 1);
+  for (const name of ["dramRead", "dot_add", "dot_add_twins"] as const) await measure(name, 1);
   return { threads, measure, close: () => workers.forEach((it) => it.terminate()) };
 }
 
 /** Measures all limits, `budgetMs` for each in two turns, of which the better counts: others may disturb one of them. */
 export async function measureLimits(yardstick: Yardstick, budgetMs: number): Promise<Limits> {
-  const names = [
-    "dramRead",
-    "l3Read",
-    "dotAdd",
-    "dotTwins",
-    "fma",
-    ...STEPS.map((it) => `words_${it}` as const),
-  ] as const;
+  const products: Product[] = ["dot_add", ...STEPS.map((it) => `words_${it}` as const)];
+  const twins = products.map((it) => `${it}_twins` as const);
+  const names: LimitName[] = ["dramRead", "l3Read", "fma", ...products, ...twins];
   const best = new Map<LimitName, number>();
   for (let turn = 0; turn < 2; turn++) {
     for (const name of names) {
@@ -163,15 +151,19 @@ export async function measureLimits(yardstick: Yardstick, budgetMs: number): Pro
     }
   }
   const rate = (name: LimitName) => best.get(name)!;
-  const words = STEPS.map((it) => [it, rate(`words_${it}`)]);
+  const integers = (twins: "" | "_twins") => ({
+    dotAdd: rate(`dot_add${twins}`),
+    pmaddubsw: Object.fromEntries(
+      STEPS.map((it) => [it, rate(`words_${it}${twins}`)]),
+    ) as Limits["pmaddubsw"],
+  });
   return {
     threads: yardstick.threads,
     dramRead: rate("dramRead"),
     l3Read: rate("l3Read"),
-    dotAdd: rate("dotAdd"),
-    dotTwins: rate("dotTwins"),
-    pmaddubsw: Object.fromEntries(words),
+    ...integers(""),
     fma: rate("fma"),
+    twins: integers("_twins"),
   };
 }
 

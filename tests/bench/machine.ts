@@ -1,6 +1,5 @@
 /** Which machine this is: no figure means anything without it. */
 
-import type { WasmBackend } from "../../lib/backend/wasm.ts";
 import { kernelOf } from "./kernels.ts";
 import { type Limits, measureLimits, type Yardstick } from "./limits.ts";
 import { openBackend, type Settings, TWIN } from "./work.ts";
@@ -16,7 +15,9 @@ export interface Machine {
   readonly load: number;
   readonly runtime: string;
   /** `dot`: integers are multiplied by the relaxed dot product; `words`: in 16 bits; `plain`: without relaxed SIMD. */
-  readonly kernel: "dot" | "twin" | "words" | "plain";
+  readonly kernel: "dot" | "words" | "plain";
+  /** Whether the engine makes one vector of two. */
+  readonly twins: boolean;
   readonly limits: Limits;
 }
 
@@ -29,7 +30,7 @@ export async function describeMachine(
   const text = await Deno.readTextFile("/proc/cpuinfo").catch(() => "");
   const field = (name: string) => text.match(new RegExp(`^${name}\\s*: (.*)$`, "mi"))?.[1] ?? "";
   const { backend, close } = await openBackend({ ...settings, threads: 1 });
-  const kernel = chosen(backend, settings);
+  const number = kernelOf(backend, "int8-p8-s4", 256);
   await close();
   return {
     processor: `${field("model name") || "unknown processor"} (family ${field("cpu family")}, model ${
@@ -39,30 +40,28 @@ export async function describeMachine(
     cores: navigator.hardwareConcurrency,
     load: Deno.loadavg()[0],
     runtime: `Deno ${Deno.version.deno}, V8 ${Deno.version.v8}`,
-    kernel,
+    kernel: settings.build === "simd" ? "plain" : number & ~TWIN ? "words" : "dot",
+    twins: (number & TWIN) > 0,
     limits: await measureLimits(yardstick, budgetMs),
   };
 }
 
-function chosen(backend: WasmBackend, { build }: Settings): Machine["kernel"] {
-  if (build === "simd") return "plain";
-  const kernel = kernelOf(backend, "int8-p8-s4", 256);
-  return kernel === TWIN ? "twin" : kernel ? "words" : "dot";
-}
-
 /** The machine in a few lines. */
 export function machineLines(
-  { processor, features, cores, load, runtime, kernel, limits }: Machine,
+  { processor, features, cores, load, runtime, kernel, twins, limits }: Machine,
 ): string[] {
-  const words = Object.entries(limits.pmaddubsw).map(([steps, rate]) => `S = ${steps} ${rate.toFixed(0)}`);
+  const integers = ({ dotAdd, pmaddubsw }: Limits["twins"]) =>
+    `dot-add ${dotAdd.toFixed(0)} GOP/s, pmaddubsw ${
+      Object.entries(pmaddubsw).map(([steps, rate]) => `S = ${steps} ${rate.toFixed(0)}`).join(", ")
+    }`;
   return [
     `${processor}, ${cores} cores, load ${load.toFixed(1)}, ${
       features.join(" ") || "no vector features reported"
     }, ${runtime}`,
-    `kernel ${kernel}; limits of ${limits.threads} thread${limits.threads > 1 ? "s" : ""}: ` +
+    `kernel ${kernel}${twins ? ", twins" : ""}; limits of ${limits.threads} thread${
+      limits.threads > 1 ? "s" : ""
+    }: ` +
     `read ${limits.dramRead.toFixed(1)} GB/s from memory, ${limits.l3Read.toFixed(1)} from cache; ` +
-    `dot-add ${limits.dotAdd.toFixed(0)} GOP/s, of twins ${limits.dotTwins.toFixed(0)}; pmaddubsw ${
-      words.join(", ")
-    }; FMA ${limits.fma.toFixed(1)} GFLOP/s`,
+    `${integers(limits)}, FMA ${limits.fma.toFixed(1)} GFLOP/s; of twins ${integers(limits.twins)}`,
   ];
 }

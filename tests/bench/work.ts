@@ -3,7 +3,7 @@
 import type { Backend } from "../../lib/backend/backend.ts";
 import type { WasmBackend } from "../../lib/backend/wasm.ts";
 import { createWasmBackend } from "../../lib/backend/wasm.ts";
-import type { Multiplier } from "../../lib/backend/wasm_kernels.ts";
+import type { Ways } from "../../lib/backend/wasm_kernels.ts";
 import type { Pause } from "../../lib/types.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import { type LimitName, STEPS } from "./limits.ts";
@@ -12,10 +12,8 @@ import { type LimitName, STEPS } from "./limits.ts";
 export type Weights = "f32" | "int8" | "int4";
 
 /** How this run was asked to compute. */
-export interface Settings {
+export interface Settings extends Partial<Ways> {
   readonly threads: number;
-  /** By default as the processor is probed. */
-  readonly multiplier?: Multiplier;
   readonly build?: "simd" | "relaxed";
 }
 
@@ -48,34 +46,35 @@ export interface Work {
   prepare(settings: Settings): Promise<Prepared>;
 }
 
-/** Number of the kernel that multiplies two vectors at once; not imported, since revisions without it are measured too. */
-export const TWIN = 3;
+/** Of the number of a kernel: that of twins; not imported, since revisions without it are measured too. */
+export const TWIN = 16;
 
 /** The limit that bounds a work, and how it is called; none where nobody knows one. */
 export function limitOf({ bound }: Prepared): { name: LimitName; title: string } | undefined {
   if (bound === "dramRead") return { name: bound, title: "DRAM read" };
   if (bound === "fma") return { name: bound, title: "FMA" };
-  if (bound.kernel === 0) return { name: "dotAdd", title: "dot-add" };
-  if (bound.kernel === TWIN) return { name: "dotTwins", title: "dot-add of twins" };
-  const steps = STEPS.find((it) => it === bound.kernel);
-  return steps && { name: `words_${steps}`, title: `pmaddubsw S = ${steps}` };
+  const [kernel, twins] = [bound.kernel & ~TWIN, bound.kernel & TWIN];
+  const [of, title] = twins ? ["_twins", " of twins"] as const : ["", ""] as const;
+  if (kernel === 0) return { name: `dot_add${of}`, title: `dot-add${title}` };
+  const steps = STEPS.find((it) => it === kernel);
+  return steps && { name: `words_${steps}${of}`, title: `pmaddubsw S = ${steps}${title}` };
 }
 
 /** The backend under test, and what ends its threads. */
 export async function openBackend(
-  { threads, multiplier, build }: Settings,
+  { threads, build, ...ways }: Settings,
 ): Promise<{ backend: WasmBackend; close(): Promise<void> }> {
   const builds = (it: { simd: WebAssembly.Module; relaxed: WebAssembly.Module }) =>
     build === "simd" ? { simd: it.simd } : it;
   if (threads === 1) {
-    return { backend: createWasmBackend(builds({ simd, relaxed }), { multiplier }), close: async () => {} };
+    return { backend: createWasmBackend(builds({ simd, relaxed }), ways), close: async () => {} };
   }
   // By a path put together here, so that a revision without threads can be measured by this code too.
   const [{ createThreadedBackend }, shared] = await Promise.all([
     import(new URL("../../lib/backend/threads.ts", import.meta.url).href),
     import(new URL("../../wasm/kernels_shared.js", import.meta.url).href),
   ]);
-  const backend = createThreadedBackend(builds(shared), { threads, multiplier });
+  const backend = createThreadedBackend(builds(shared), { threads, ...ways });
   await backend.ready;
   return { backend, close: () => backend.close() };
 }

@@ -42,7 +42,7 @@ Deno.test("counted memory is what the WASM backend comes to hold", async () => {
     await synth("paligemma-3b-224", out, options);
     const files = directoryFiles(out);
     const config = await readConfig(files);
-    const backend = createWasmBackend({ simd, relaxed }, { multiplier: "dot" });
+    const backend = createWasmBackend({ simd, relaxed }, { multiplier: "dot", twins: false });
     await rehearse(backend, await openWeights(files, config));
     const counted = await memoryOf(config, (it) => schemeFor(it, it.part === "vision" ? "int8" : "int4"));
     assert.equal(counted.weightsBytes, backend.sizeBytes);

@@ -32,14 +32,14 @@ INLINE uint32_t value_chunk(const Head *h) { return h->all / 8 * query_chunks(h)
 // Whether 14 bits are two operands of seven.
 INLINE int split(uint32_t kernel) {
 #ifdef __wasm_relaxed_simd__
-  return kernel == VNNI || kernel == TWIN;
+  return (kernel & ~TWIN) == VNNI;
 #else
   return (void)kernel, 0;
 #endif
 }
 
 // Whether tiles are multiplied from copies: words and twins are not.
-INLINE int copies(const Head *h, uint32_t kernel) { return split(kernel) && kernel != TWIN && h->copies; }
+INLINE int copies(const Head *h, uint32_t kernel) { return split(kernel) && !(kernel & TWIN) && h->copies; }
 
 INLINE v128_t round_i32(v128_t x, v128_t large) { return wasm_i32x4_sub(wasm_f32x4_add(x, large), large); }
 
@@ -182,11 +182,16 @@ INLINE void pack_values(const Head *h, const float *v, uint32_t stride, uint32_t
 
 // Weights of four keys and the queries of a tile, from 0 to 2¹⁴ - 1, to their places.
 INLINE void place_weights(const Head *h, uint32_t step, v128_t q[], uint32_t kernel) {
-  if (kernel == TWIN) {
+  if (kernel & TWIN) {
     v128_t low = wasm_u16x8_extend_low_u8x16(wasm_v128_load(SEVEN_BITS));
-    int8_t *to = h->weights + 4 * TWIN_ROWS * step, *rest = to + TWIN_ROWS * h->all;
+    int8_t *to = h->weights + (4 * TWIN_ROWS * step << !split(kernel)), *rest = to + TWIN_ROWS * h->all;
     for (uint32_t r = 0; r < TWIN_ROWS; r += 4) {
       v128_t ab = wasm_i16x8_narrow_i32x4(q[r], q[r + 1]), cd = wasm_i16x8_narrow_i32x4(q[r + 2], q[r + 3]);
+      if (!split(kernel)) {
+        wasm_v128_store(to + 4 * r, LANES(ab, cd, 0, 2, 4, 6));
+        wasm_v128_store(to + 4 * TWIN_ROWS + 4 * r, LANES(ab, cd, 1, 3, 5, 7));
+        continue;
+      }
       wasm_v128_store(to + 4 * r, wasm_u8x16_narrow_i16x8(wasm_u16x8_shr(ab, 7), wasm_u16x8_shr(cd, 7)));
       wasm_v128_store(rest + 4 * r, wasm_u8x16_narrow_i16x8(wasm_v128_and(ab, low), wasm_v128_and(cd, low)));
     }
@@ -223,10 +228,13 @@ INLINE void tile_weights(const Head *h, uint32_t c, uint32_t from, uint32_t coun
     straighten(low, y, TALL);
     return;
   }
+  if ((kernel & TWIN) && !split(kernel)) {
+    return sums_words_twin12(h->weights + 8 * TWIN_ROWS * from, panel + 2 * STEP * from, 2 * count, y);
+  }
 #ifdef __wasm_relaxed_simd__
-  if (kernel == TWIN) {
+  if (kernel & TWIN) {
     const int8_t *tile = h->weights + 4 * TWIN_ROWS * from;
-    return sums_twin12(tile, panel + STEP * from, count, y, tile + TWIN_ROWS * h->all);
+    return halves_dot_twin12(tile, panel + STEP * from, count, y, tile + TWIN_ROWS * h->all);
   }
   if (split(kernel)) {
     v128_t c[2 * TALL];
@@ -257,20 +265,29 @@ INLINE void pack_queries(const Head *h, const float *q, uint32_t stride, uint32_
 // Four scores of step i of row 0; those of the next rows follow after `apart`.
 INLINE float *score_at(const Head *h, uint32_t i, uint32_t kernel) {
   uint32_t rows = rows_of(kernel);
-  return h->scores + (kernel == TWIN ? i / 4 * PAIR * rows + i % 4 * 4 : i * 4 * rows);
+  return h->scores + (kernel & TWIN ? i / 4 * PAIR * rows + i % 4 * 4 : i * 4 * rows);
 }
-INLINE uint32_t apart(uint32_t kernel) { return kernel == TWIN ? PAIR : 4; }
+INLINE uint32_t apart(uint32_t kernel) { return kernel & TWIN ? PAIR : 4; }
 
 // The scores of twins, and the greatest of each.
-INLINE void score_twins(const Head *h, uint32_t keys, const int32_t zeros[], const float scales[], v128_t most[]) {
-#ifdef __wasm_relaxed_simd__
+INLINE void score_twins(const Head *h, uint32_t keys, const int32_t zeros[], const float scales[], uint32_t kernel,
+                        v128_t most[]) {
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
   for (uint32_t s = 0; s < h->all; s += 8) {
-    scaled_twin12(h->queries, h->keys + (uint64_t)s * h->dim, h->dim / 4, score_at(h, s / 4, TWIN), zeros, scales,
-                  h->key_scale + s, h->key_sums + s);
+    const int8_t *panel = h->keys + ((uint64_t)s * h->dim << WORDS);
+#define SCORE(name)                                                                                               \
+  scaled_##name##_twin12(h->queries, panel, steps_of(h->dim), score_at(h, s / 4, kernel), zeros, scales, h->key_scale + s, \
+                         h->key_sums + s)
+#ifdef __wasm_relaxed_simd__
+    if (split(kernel)) SCORE(dot);
+    else SCORE(words1);
+#else
+    SCORE(words);
+#endif
+#undef SCORE
   }
   for (uint32_t s = keys; s < h->all; s++) {
-    for (uint32_t r = 0; r < TWIN_ROWS; r++) score_at(h, s / 4, TWIN)[PAIR * r + s % 4] = -3.4e38f;
+    for (uint32_t r = 0; r < TWIN_ROWS; r++) score_at(h, s / 4, kernel)[PAIR * r + s % 4] = -3.4e38f;
   }
   for (uint32_t r = 0; r < TWIN_ROWS; r++) most[r] = unseen;
   const float *from = h->scores;
@@ -281,16 +298,13 @@ INLINE void score_twins(const Head *h, uint32_t keys, const int32_t zeros[], con
       most[r] = wasm_f32x4_pmax(most[r], wasm_f32x4_pmax(low, high));
     }
   }
-#else
-  (void)h, (void)keys, (void)zeros, (void)scales, (void)most;
-#endif
 }
 
 // Scores of the queries of a tile, as `scales` have it; the greatest of each in the lanes of most[r]. All sums are below
 // 2²⁴, so that the zero point is taken out of them exactly after they have become floats.
 INLINE void score(const Head *h, uint32_t keys, const int32_t zeros[], const float scales[], uint32_t kernel,
                   v128_t most[]) {
-  if (kernel == TWIN) return score_twins(h, keys, zeros, scales, most);
+  if (kernel & TWIN) return score_twins(h, keys, zeros, scales, kernel, most);
   const v128_t unseen = wasm_f32x4_const_splat(-3.4e38f);
   v128_t offset[TALL], step[TALL];
   uint32_t rows = rows_of(kernel);
@@ -426,7 +440,12 @@ void attention_int8(float *out, uint32_t out_stride, const float *q, uint32_t q_
   h.scores = h.value_scale + wide;
   h.copies = rows > COPIED && copyable(dim / 4);
   pack_keys(&h, k, k_stride, keys);
-  if (!WORDS && kernel == TWIN && h.copies) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, TWIN);
-  else if (kernel == VNNI || kernel == TWIN) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, VNNI);
-  else head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, 1);
+#define HEAD(kernel) head(&h, out, out_stride, q, q_stride, v, v_stride, rows, keys, scale, kernel)
+  uint32_t twins = (kernel & TWIN) && h.copies;
+  if (!split(kernel)) return twins ? HEAD(TWIN | 1) : HEAD(1);
+#ifdef __wasm_relaxed_simd__
+  if (twins) HEAD(TWIN | VNNI);
+  else HEAD(VNNI);
+#endif
+#undef HEAD
 }

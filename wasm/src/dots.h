@@ -21,17 +21,14 @@ enum { WORDS = 1 };
 
 // Which kernel computes a product. In the plain build there is one, and this is not looked at.
 // VNNI: dot-add. UNSIGNED, for nibbles beside one row: the same of an engine that takes the operand promised seven bits as
-// unsigned bytes. TWIN, for many rows: dot-add, two vectors at once. Otherwise the number of steps summed in 16 bits: 1, 4
-// or 8.
-enum { VNNI = 0, UNSIGNED = 2, TWIN = 3 };
+// unsigned bytes. Otherwise the number of steps summed in 16 bits: 1, 4 or 8. TWIN beside one of these, for many rows: two
+// vectors at once; in the plain build too.
+enum { VNNI = 0, UNSIGNED = 2, TWIN = 16 };
 
 // Rows of a tile of bytes for it; of a product with int4 weights, where every group of them ends all sums, ROWS.
 INLINE uint32_t rows_of(uint32_t kernel) {
-#ifdef __wasm_relaxed_simd__
-  return kernel == VNNI ? TALL : kernel == TWIN ? TWIN_ROWS : ROWS;
-#else
-  return (void)kernel, ROWS;
-#endif
+  if (kernel & TWIN) return TWIN_ROWS;
+  return !WORDS && kernel == VNNI ? TALL : ROWS;
 }
 
 // Tiles of five rows: the last few of many rows are of four instead, so that no place is empty; of 256 rows, 48 tiles of five
@@ -52,7 +49,7 @@ INLINE uint32_t steps_of(uint32_t k) { return WORDS ? k / 2 : k / 4; }
 
 // Whether a product of so many rows copies its operands; sums of one step in 16 bits are too slow for it to matter, and twins
 // are none the faster.
-INLINE int copied(uint32_t rows, uint32_t kernel) { return rows > COPIED && (WORDS || (kernel != 1 && kernel != TWIN)); }
+INLINE int copied(uint32_t rows, uint32_t kernel) { return rows > COPIED && !(kernel & TWIN) && (WORDS || kernel != 1); }
 
 // Copies tiles for a kernel, one after the other, from chunk `at` on, if they are not there under this key.
 INLINE void copy_rows(uint32_t at, const int8_t *tiles, uint32_t count, uint32_t steps, uint32_t kernel, uint32_t key) {

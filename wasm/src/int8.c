@@ -153,13 +153,20 @@ INLINE void block_copied(float *y, uint32_t row, uint32_t panel, uint32_t steps,
 }
 
 // The same of the first `rows` rows of a tile of twins.
-INLINE void block_twin(float *y, const int8_t *tile, const int8_t *panel, uint32_t steps, const Scales *s, uint32_t rows) {
+#define TWINS_BY(name)                                                                                              \
+  (rows > 8   ? scaled_##name##_twin12(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums)           \
+   : rows > 4 ? scaled_##name##_twin8(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums)            \
+              : scaled_##name##_twin4(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums))
+INLINE void block_twins(float *y, const int8_t *tile, const int8_t *panel, uint32_t steps, const Scales *s, uint32_t rows,
+                        uint32_t kernel) {
 #ifdef __wasm_relaxed_simd__
-  if (rows > 8) scaled_twin12(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
-  else if (rows > 4) scaled_twin8(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
-  else scaled_twin4(tile, panel, steps, y, s->zeros, s->scales, s->w_scale, s->w_sums);
+  if (kernel == (TWIN | VNNI)) TWINS_BY(dot);
+  else if (kernel == (TWIN | 1)) TWINS_BY(words1);
+  else if (kernel == (TWIN | 4)) TWINS_BY(words4);
+  else TWINS_BY(words8);
 #else
-  (void)y, (void)tile, (void)panel, (void)steps, (void)s, (void)rows;
+  (void)kernel;
+  TWINS_BY(words);
 #endif
 }
 
@@ -195,7 +202,7 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
             const int8_t *panel = here + (at * padded << WORDS);
             const Scales s = {zeros + r, scales + r, w_scale + col + half, w_sums + col + half};
             float *to = y + PAIR * (r - row) + half;
-            if (!WORDS && kernel == TWIN) block_twin(to, tile, panel, steps, &s, rows - r);
+            if (kernel & TWIN) block_twins(to, tile, panel, steps, &s, rows - r, kernel);
             else if (copies) block_copied(to, t * chunks, at / 8 * chunks, steps, &s, t < whole, kernel);
             else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
             else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
@@ -219,15 +226,15 @@ void gemm_int8(const int8_t *a, const int32_t *zeros, const float *scales, const
   gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 0, kernel);
 }
 
-// Where one instruction multiplies and adds: VNNI or TWIN. a as quantize8_tall leaves it: of all eight bits, which that
-// instruction takes beside weights of any.
+// Where one instruction multiplies and adds, or words are multiplied. a as quantize8_tall leaves it: of all eight bits, which
+// these take beside weights of any.
 EXPORT(gemm_int4_bytes)
 void gemm_int4_bytes(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
                      const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
                      float *out, uint32_t out_stride, const float *bias, const float *residual,
                      uint32_t residual_stride, uint32_t mode, uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 1, !WORDS && kernel == TWIN ? TWIN : VNNI);
+  gemm(a, zeros, scales, w, w_scale, w_sums, room, key, rows, padded, n, &f, 1, VNNI | (kernel & TWIN));
 }
 
 // out [count, k]: rows ids[i] of the table, times scale.

@@ -80,8 +80,8 @@ INLINE void tiles8_tall(uint8_t *out, int32_t *zeros, float *scales, const float
 EXPORT(quantize8_tall)
 void quantize8_tall(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint32_t stride, uint32_t rows,
                     uint32_t k, uint32_t padded, uint32_t zero, uint32_t lanes) {
-  if (lanes == TALL) tiles8_tall(out, zeros, scales, x, stride, rows, k, padded, zero, TALL);
-  else if (!WORDS) tiles8_tall(out, zeros, scales, x, stride, rows, k, padded, zero, TWIN_ROWS);
+  if (!WORDS && lanes == TALL) tiles8_tall(out, zeros, scales, x, stride, rows, k, padded, zero, TALL);
+  else tiles8_tall(out, zeros, scales, x, stride, rows, k, padded, zero, TWIN_ROWS);
 }
 
 // Tiles [from, end) of all those that `rows` rows take.
@@ -94,8 +94,8 @@ void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint
     uint32_t r = first_row(t, whole, lanes), next = first_row(t + 1, whole, lanes), count = (next < rows ? next : rows) - r;
     uint8_t *to = out + (uint64_t)t * bytes_of(lanes, padded);
     const float *row = x + (uint64_t)r * stride;
-    if (!WORDS && lanes == TWIN_ROWS) tile7(to, zeros + r, scales + r, row, stride, count, k, TWIN_ROWS);
-    else if (lanes == TALL) tile7(to, zeros + r, scales + r, row, stride, count, k, TALL);
+    if (lanes == TWIN_ROWS) tile7(to, zeros + r, scales + r, row, stride, count, k, TWIN_ROWS);
+    else if (!WORDS && lanes == TALL) tile7(to, zeros + r, scales + r, row, stride, count, k, TALL);
     else tile7(to, zeros + r, scales + r, row, stride, count, k, ROWS);
   }
 }

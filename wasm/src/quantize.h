@@ -37,14 +37,25 @@ INLINE void range(const float *x, uint32_t k, float *low, float *high) {
 // Bytes of so many values of each row of a tile.
 INLINE uint32_t bytes_of(uint32_t lanes, uint32_t values) { return lanes * values << (WORDS && lanes > 1); }
 
-// Eight words of each of five rows to their places.
-INLINE void place_words(uint8_t *out, v128_t words[ROWS]) {
-  transpose(words);
-  for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + STEP_ROWS * j, words[j]);
-  wasm_v128_store32_lane(out + 16, words[4], 0);
-  wasm_v128_store32_lane(out + STEP_ROWS + 16, words[4], 1);
-  wasm_v128_store32_lane(out + 2 * STEP_ROWS + 16, words[4], 2);
-  wasm_v128_store32_lane(out + 3 * STEP_ROWS + 16, words[4], 3);
+// Four lanes of each row to their places.
+INLINE void place_lanes(uint8_t *out, v128_t x[], uint32_t lanes) {
+  for (uint32_t r = 0; r + 4 <= lanes; r += 4) {
+    transpose(x + r);
+    for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + 4 * lanes * j + 4 * r, x[r + j]);
+  }
+  if (lanes % 4 == 0) return;
+  if (lanes == TALL) {
+    v128_t low = LANES(x[4], x[5], 0, 4, 1, 5), high = LANES(x[4], x[5], 2, 6, 3, 7);
+    wasm_v128_store64_lane(out + 16, low, 0);
+    wasm_v128_store64_lane(out + STEP_TALL + 16, low, 1);
+    wasm_v128_store64_lane(out + 2 * STEP_TALL + 16, high, 0);
+    wasm_v128_store64_lane(out + 3 * STEP_TALL + 16, high, 1);
+    return;
+  }
+  wasm_v128_store32_lane(out + 16, x[4], 0);
+  wasm_v128_store32_lane(out + STEP_ROWS + 16, x[4], 1);
+  wasm_v128_store32_lane(out + 2 * STEP_ROWS + 16, x[4], 2);
+  wasm_v128_store32_lane(out + 3 * STEP_ROWS + 16, x[4], 3);
 }
 
 // Sixteen bytes of each row to their places.
@@ -53,33 +64,14 @@ INLINE void place(uint8_t *out, v128_t bytes[], uint32_t lanes) {
     wasm_v128_store(out, bytes[0]);
     return;
   }
-  if (WORDS) {
-    v128_t low[ROWS], high[ROWS];
-    for (uint32_t r = 0; r < ROWS; r++) {
-      low[r] = wasm_i16x8_extend_low_i8x16(bytes[r]);
-      high[r] = wasm_i16x8_extend_high_i8x16(bytes[r]);
-    }
-    place_words(out, low);
-    place_words(out + 4 * STEP_ROWS, high);
-    return;
+  if (!WORDS) return place_lanes(out, bytes, lanes);
+  v128_t low[TWIN_ROWS], high[TWIN_ROWS];
+  for (uint32_t r = 0; r < lanes; r++) {
+    low[r] = wasm_i16x8_extend_low_i8x16(bytes[r]);
+    high[r] = wasm_i16x8_extend_high_i8x16(bytes[r]);
   }
-  for (uint32_t r = 0; r + 4 <= lanes; r += 4) {
-    transpose(bytes + r);
-    for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + 4 * lanes * j + 4 * r, bytes[r + j]);
-  }
-  if (lanes % 4 == 0) return;
-  if (lanes == TALL) {
-    v128_t low = LANES(bytes[4], bytes[5], 0, 4, 1, 5), high = LANES(bytes[4], bytes[5], 2, 6, 3, 7);
-    wasm_v128_store64_lane(out + 16, low, 0);
-    wasm_v128_store64_lane(out + STEP_TALL + 16, low, 1);
-    wasm_v128_store64_lane(out + 2 * STEP_TALL + 16, high, 0);
-    wasm_v128_store64_lane(out + 3 * STEP_TALL + 16, high, 1);
-    return;
-  }
-  wasm_v128_store32_lane(out + 16, bytes[4], 0);
-  wasm_v128_store32_lane(out + STEP_ROWS + 16, bytes[4], 1);
-  wasm_v128_store32_lane(out + 2 * STEP_ROWS + 16, bytes[4], 2);
-  wasm_v128_store32_lane(out + 3 * STEP_ROWS + 16, bytes[4], 3);
+  place_lanes(out, low, lanes);
+  place_lanes(out + 16 * lanes, high, lanes);
 }
 
 // How the rows of a tile are rounded. To the nearest whole number, halves to the even one: added to a number so large

@@ -38,25 +38,34 @@ TILES(stage_rows_five)(uint32_t at, const void *from, uint32_t count, uint32_t s
 
 TILE_SUMS(f32, 2 * ROWS);
 
+// Of tiles of twins and panels as they lie: floats of the first so many rows, or sums of all, straight.
+#define SCALED_TWIN(name, rows)                                                                       \
+  TILES(scaled_##name##_twin##rows)(const int8_t *tile, const int8_t *panel, uint32_t steps, float *out, \
+                                    const int32_t *zeros, const float *scales, const float *w_scale,  \
+                                    const int32_t *w_sums)
+#define SCALED_TWINS(name) \
+  SCALED_TWIN(name, 4);    \
+  SCALED_TWIN(name, 8);    \
+  SCALED_TWIN(name, 12)
+TILES(sums_words_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS]);
+
 // What only one of the builds has.
 #ifdef __wasm_relaxed_simd__
 TILES(stage_rows_six)(uint32_t at, const void *from, uint32_t count, uint32_t steps, uint32_t skip, uint32_t key);
 TILE_SUMS(dot, 2 * TALL);
 TILE_SCALED(dot);
-// The same of tiles of twins and panels as they lie: floats of the first so many rows; or sums of all, straight, 128 times those
-// of a tile and those of another.
-#define TILE_TWIN(rows)                                                                                              \
-  TILES(scaled_twin##rows)(const int8_t *tile, const int8_t *panel, uint32_t steps, float *out, const int32_t *zeros, \
-                           const float *scales, const float *w_scale, const int32_t *w_sums)
-TILE_TWIN(4);
-TILE_TWIN(8);
-TILE_TWIN(12);
-TILES(sums_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS], const int8_t *low);
+SCALED_TWINS(dot);
+SCALED_TWINS(words1);
+SCALED_TWINS(words4);
+SCALED_TWINS(words8);
+// 128 times the sums of a tile, and those of the tile `low`.
+TILES(halves_dot_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS], const int8_t *low);
 TILE_SCALED(words4);
 TILE_SCALED(words4_short);
 TILE_SCALED(words8);
 TILE_SCALED(words8_short);
 #else
+SCALED_TWINS(words);
 TILE_SUMS(words, 2 * ROWS);
 TILE_SCALED(words);
 TILE_SCALED(words_short);
