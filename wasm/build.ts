@@ -14,7 +14,8 @@
  */
 
 import { basename, join } from "@std/path";
-import { limitsModule, tilesModule } from "./tiles.ts";
+import { tilesModule } from "./tiles.ts";
+import { limitsModule } from "./twins.ts";
 
 const FOLDER = import.meta.dirname!;
 const [COMPILER, LINKER, NPX] = ["clang-19", "wasm-ld-19", "npx"];

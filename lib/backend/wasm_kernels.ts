@@ -204,9 +204,23 @@ export function selfTest(
   return floatTest(kernels, memory, from) ?? integerTest(kernels, memory, from);
 }
 
-/** Rows enough for copies of operands (`wasm/tiles.ts`), 11 columns, k = 37: every tail of the f32 product at once. */
+/**
+ * Rows enough for copies of operands (`wasm/tiles.ts`), 11 columns, k = 37: every tail of the f32 product at once; and k = 36,
+ * which twins can have.
+ */
 function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): string | undefined {
-  const [rows, n, k] = [36, 11, 37];
+  const twins = waysOf(kernels).twins ? floatProduct(kernels, memory, from, 36, TWIN) : undefined;
+  return twins ?? floatProduct(kernels, memory, from, 37, 0);
+}
+
+function floatProduct(
+  kernels: Kernels,
+  memory: WebAssembly.Memory,
+  from: number,
+  k: number,
+  kernel: number,
+): string | undefined {
+  const [rows, n] = [36, 11];
   const at = { x: from, w: from + 8192, a: from + 12_288, out: from + 20_480, one: from + 24_576 };
   const floats = new Float32Array(memory.buffer);
   const x = (t: number, i: number) => (t * 7 + i * 5) % 11 - 5;
@@ -215,15 +229,15 @@ function floatTest(kernels: Kernels, memory: WebAssembly.Memory, from: number): 
   for (let c = 0; c < 16; c++) {
     for (let i = 0; i < k; i++) floats[at.w / 4 + ((c >> 3) * k + i) * 8 + c % 8] = w(c, i);
   }
-  kernels.pack_f32(at.a, at.x, k, rows, k);
-  kernels.gemm_f32(at.a, at.w, 0, rows, k, n, at.out, n, 0, 0, 0, FINISH.plain);
+  kernels.pack_f32(at.a, at.x, k, rows, k, kernel ? kernels.tile_rows(kernel) : TILE);
+  kernels.gemm_f32(at.a, at.w, 0, rows, k, n, at.out, n, 0, 0, 0, FINISH.plain, kernel);
   kernels.gemv_f32(at.x, at.w, k, n, at.one, 0, 0, FINISH.plain);
   for (let t = 0; t < rows; t++) {
     for (let c = 0; c < n; c++) {
       let expected = 0;
       for (let i = 0; i < k; i++) expected += x(t, i) * w(c, i);
       const found = floats[at.out / 4 + t * n + c];
-      if (found !== expected) return `gemm_f32: expected ${expected}, found ${found}`;
+      if (found !== expected) return `gemm_f32 ${kernel}: expected ${expected}, found ${found}`;
       const single = floats[at.one / 4 + c];
       if (t === 0 && single !== expected) return `gemv_f32: expected ${expected}, found ${single}`;
     }
@@ -340,6 +354,17 @@ function integerTest(kernels: Kernels, memory: WebAssembly.Memory, from: number)
       kernels.gemm_int4(at.a, presets, at.ones, at.w4, at.ones, ...rest);
       const found = wrong(`gemm_int4 ${kernel}`, rows * 8, right4);
       if (found) return found;
+    }
+    if (each.includes(TWIN) && tileBytes === 1) {
+      // Tiles of twins have their presets within: as rows of floats are rounded, whose scales are 1.
+      const [many, kernel, floatRows] = [3 * kernels.tile_rows(TWIN), 8 | TWIN, from + 32_768];
+      for (let at = 0; at < many * k; at++) floats[floatRows / 4 + at] = eight(Math.floor(at / k), at % k);
+      kernels.quantize8(at.a, 0, at.zeros, floatRows, k, many, k, k, kernels.tile_rows(TWIN));
+      const rest = [room, 0, many, k, 8, out, 8, 0, 0, 0, FINISH.plain, kernel, head];
+      kernels.gemm_int4(at.a, 0, at.zeros, at.w4, at.ones, ...rest);
+      const found = wrong(`gemm_int4 ${kernel}`, many * 8, right4);
+      if (found) return found;
+      fill(eight, rows, rows);
     }
     const gemv = head === NARROW ? kernels.gemv_int4 : kernels.gemv_int4_wide;
     for (const kernel of zero === 128 ? [0, UNSIGNED, 8] : [0, 8]) {

@@ -57,6 +57,11 @@ function bytesOf(kernels: Kernels, lanes: number): number {
   return lanes > 1 ? kernels.tile_bytes() : 1;
 }
 
+/** Bytes of a row of 8 bits in a tile with its presets: those of twins stand with the values. */
+export function rowBytes(padded: number, lanes: number, bytes: number): number {
+  return padded * bytes + (lanes === MOST_ROWS ? padded / GROUP * 4 : 0);
+}
+
 /** Bytes of a group of int4 weights whose scales take `head` bytes. */
 export function groupBytes(head: number): number {
   return head + PANEL * GROUP / 2;
@@ -81,10 +86,10 @@ function pairs(
 
 export const PARTS = {
   /** Tiles of rows, f32. */
-  pack_f32(kernels, [to, x, stride, rows, k], from, end) {
-    const row = from * TILE;
-    const count = Math.min(rows, end * TILE) - row;
-    kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k);
+  pack_f32(kernels, [to, x, stride, rows, k, lanes], from, end) {
+    const row = from * lanes;
+    const count = Math.min(rows, end * lanes) - row;
+    kernels.pack_f32(to + row * k * 4, x + row * stride * 4, stride, count, k, lanes);
   },
 
   /** Tiles of rows to 7 bits, of which the kernel tells what rows they have. */
@@ -96,7 +101,7 @@ export const PARTS = {
   quantize8(kernels, [values, presets, scales, x, stride, rows, k, padded, lanes], from, end) {
     const row = from * lanes;
     const [count, of] = [Math.min(rows, end * lanes) - row, x + row * stride * 4];
-    const to = values + row * padded * bytesOf(kernels, lanes);
+    const to = values + row * rowBytes(padded, lanes, bytesOf(kernels, lanes));
     const preset = presets + row * (padded / GROUP) * 4;
     kernels.quantize8(to, preset, scales + row * 4, of, stride, count, k, padded, lanes);
   },
@@ -164,7 +169,7 @@ export const PARTS = {
     );
   }),
 
-  /** Pairs of panels; room to unpack one is at `room` for the first thread, then for the others. */
+  /** Pairs of panels; room to unpack them is at `room` for the first thread, then for the others. */
   gemm_int4: products(
     PAIR,
     (
@@ -174,7 +179,7 @@ export const PARTS = {
       end,
       thread,
     ) => {
-      const own = room + thread * PAIR * padded * kernels.tile_bytes();
+      const own = room + thread * pairBytes(padded, kernels.tile_bytes());
       const panels = w + from * PAIR / PANEL * panelBytes(padded, head);
       const operands = [a, presets, scales, panels, wScale + from * PAIR * 4];
       kernels.gemm_int4(...operands, own, key, rows, padded, ...pairs(n, ends, from, end), head);
@@ -310,6 +315,11 @@ export const PARTS = {
     }
   },
 } satisfies Record<string, Part>;
+
+/** Bytes of a pair of panels of int4 weights, unpacked: values of so many bytes, and the scales of groups. */
+export function pairBytes(padded: number, bytes: number): number {
+  return PAIR * (padded * bytes + padded / GROUP * 4);
+}
 
 export type PartName = keyof typeof PARTS;
 

@@ -9,7 +9,18 @@ import { GROUP, packedBytes, packPanels, paddedK, PANEL, roundUp } from "./layou
 import type { Piece } from "./pieces.ts";
 import type { Arena, WasmTensor } from "./wasm_arena.ts";
 import { bytesZero, type Kernels, TWIN, UNSIGNED, type Ways } from "./wasm_kernels.ts";
-import { MOST_ROWS, NARROW, PAIR, panelBytes, QUAD, STREAMS, TALL_TILE, TILE } from "./wasm_parts.ts";
+import {
+  MOST_ROWS,
+  NARROW,
+  PAIR,
+  pairBytes,
+  panelBytes,
+  QUAD,
+  rowBytes,
+  STREAMS,
+  TALL_TILE,
+  TILE,
+} from "./wasm_parts.ts";
 
 /** Rows multiplied at once: their packed form stays within the second-level cache at the model's widths. */
 const BLOCK_ROWS = 320;
@@ -29,6 +40,9 @@ const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int
  * 4 gave tokens 1.05, 1.04 and 1.07 times as fast as the others (Gemma-2B, EPYC of family 26, model 2).
  */
 const ROW_TICKETS = 4;
+
+/** Floats of twins are multiplied so many values of k at a time. */
+const FOUR = 4;
 
 /** Steps that are shared out together at most: a crew is told no more than so many arguments. */
 const MOST_STEPS = 3;
@@ -64,7 +78,7 @@ export class WasmMatrix implements Matrix {
     readonly zero = 0,
     /** Bytes of the scales of an int4 group: fewer than in a file, where they all fit. */
     readonly head = 0,
-    /** Whether rows that are more than one tile are multiplied as twins, as can be where weights are bytes. */
+    /** Whether rows that are more than one tile are multiplied as twins. */
     readonly twin = false,
   ) {}
 
@@ -121,7 +135,7 @@ export function takeMatrix(
   if (scheme === "f32") {
     const panels = new Float32Array(arena.memory.buffer, piece.start, rows * k);
     packPanels(panels, stored.data as Float32Array, k, 0, n);
-    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE, 4);
+    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE, 4, 0, 0, ways.twins && k % FOUR === 0);
   }
   new Uint8Array(arena.memory.buffer, piece.start, bytes).set(stored.data as Uint8Array);
   const scale = piece.start + bytes;
@@ -149,7 +163,7 @@ export function takeMatrix(
       tileBytes,
       zero,
       head,
-      twins && own > 0,
+      twins && (tileBytes === 1 || own > 0),
     );
   }
   kernels.columns_int8(sums, piece.start, padded, rows / PANEL);
@@ -268,11 +282,14 @@ export function productScratch(scheme: Scheme, rows: number, k: number, threads:
   };
   switch (scheme) {
     case "f32":
-      return most(scheme, TILE);
+      return Math.max(most(scheme, TILE), most(scheme, MOST_ROWS));
     case "int8-p8-s4":
       return most(scheme, MOST_ROWS);
     case "int4-g32-p8":
-      return Math.max(most(scheme, TILE), rows > 1 ? most("int4-bytes", MOST_ROWS) : 0);
+      return Math.max(
+        ...[TILE, MOST_ROWS].map((it) => most(scheme, it)),
+        rows > 1 ? most("int4-bytes", MOST_ROWS) : 0,
+      );
   }
 }
 
@@ -291,7 +308,7 @@ function rowsAtOnce(rows: number, tile: number): number {
 /** Bytes of activations as a kernel reads them, in this order; a single f32 row is read where it lies. */
 function packedSizes({ kind, tile, bytes, padded }: Form, rows: number, threads: number) {
   const tiled = roundUp(rows, tile);
-  const values = tiled * padded * bytes;
+  const values = tiled * (kind === "int4-g32-p8" ? rowBytes(padded, tile, bytes) : padded * bytes);
   if (kind === "f32") return { values: tile > 1 ? values : 0, zeros: 0, scales: 0, rooms: 0 };
   const unpacks = tile > 1 && (kind !== "int8-p8-s4" || bytes > 1);
   const zeros = kind === "int4-g32-p8" ? tiled * (padded / GROUP) * 4 + 4 : tiled * 4;
@@ -299,7 +316,9 @@ function packedSizes({ kind, tile, bytes, padded }: Form, rows: number, threads:
     values: roundUp(values, 16),
     zeros: roundUp(zeros, 16),
     scales: roundUp(tiled * 4, 16),
-    rooms: unpacks ? threads * padded * (kind === "int4-g32-p8" ? PAIR : QUAD) * bytes : 0,
+    rooms: unpacks
+      ? threads * (kind === "int4-g32-p8" ? pairBytes(padded, bytes) : QUAD * padded * bytes)
+      : 0,
   };
 }
 
@@ -328,7 +347,7 @@ function pack(crew: Crew, scratch: Scratch, x: WasmTensor, form: Form): Packed {
   const sizes = packedSizes(form, rows, crew.threads);
   if (kind === "f32") {
     const values = tile > 1 ? scratch(sizes.values) : x.start;
-    if (tile > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded], tiles, cost);
+    if (tile > 1) crew.run("pack_f32", [values, x.start, stride, rows, padded, tile], tiles, cost);
     return { kind, tile, rows, values, scales: 0, zeros: 0, room: 0, key: crew.runs };
   }
   const values = scratch(total(sizes));
@@ -375,7 +394,7 @@ function operands({ kind, rows, values, scales, zeros, room, key }: Packed, w: C
   const kernel = alone && zero === 128 ? UNSIGNED : w.kernel;
   switch (kind) {
     case "f32":
-      return [values, start, ...(alone ? [] : [key, rows]), padded, ...end];
+      return alone ? [values, start, padded, ...end] : [values, start, key, rows, padded, ...end, w.kernel];
     case "int8-p8-s4":
       return [values, zeros, scales, start, scale, sums, ...shape, ...end, kernel];
     case "int4-g32-p8":

@@ -63,7 +63,7 @@ async function prepare(
     },
     operations: 2 * t * n * k,
     bytes: bytes + (stored.scale?.byteLength ?? 0),
-    bound: t === 1 ? "dramRead" : scheme === "f32" ? "fma" : { kernel: kernelOf(backend, scheme, t) },
+    bound: t === 1 ? "dramRead" : { kernel: kernelOf(backend, scheme, t), floats: scheme === "f32" },
     close,
   };
 }

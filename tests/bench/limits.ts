@@ -15,7 +15,7 @@ export interface Limits {
   readonly pmaddubsw: Readonly<Record<(typeof STEPS)[number], number>>;
   readonly fma: number;
   /** The same of two vectors at once, where the engine makes one of them. */
-  readonly twins: Pick<Limits, "dotAdd" | "pmaddubsw">;
+  readonly twins: Pick<Limits, "dotAdd" | "pmaddubsw" | "fma">;
 }
 
 /** 16-bit products summed before they are widened. */
@@ -25,13 +25,11 @@ export const STEPS = [1, 2, 4, 8, 16] as const;
 export type LimitName =
   | "dramRead"
   | "l3Read"
-  | "fma"
   | Product
   | `${Product}_twins`;
-type Product = "dot_add" | `words_${(typeof STEPS)[number]}`;
+type Product = "multiply_add" | "dot_add" | `words_${(typeof STEPS)[number]}`;
 
-interface Loops
-  extends Record<Product | `${Product}_twins` | "multiply_add", (turns: number, seed: number) => number> {
+interface Loops extends Record<Product | `${Product}_twins`, (turns: number, seed: number) => number> {
   read(from: number, bytes: number): number;
   read_streams(from: number, bytes: number): number;
   readonly __heap_base: WebAssembly.Global;
@@ -102,11 +100,10 @@ export function openLimits(threads = 1): (name: LimitName, budgetMs: number) => 
         return fromMemory(budgetMs);
       case "l3Read":
         return fromCache(budgetMs);
-      case "fma":
-        return best(turns * 48 * 8, budgetMs, () => loops.multiply_add(turns, 3));
       default: {
-        const products = (name.startsWith("dot") ? 48 : 80) * (name.endsWith("twins") ? 2 : 1);
-        return best(turns * products * 32, budgetMs, () => loops[name](turns, 3));
+        const vectors = (name.startsWith("words") ? 80 : 48) * (name.endsWith("twins") ? 2 : 1);
+        const operations = vectors * (name.startsWith("multiply") ? 8 : 32);
+        return best(turns * operations, budgetMs, () => loops[name](turns, 3));
       }
     }
   };
@@ -141,9 +138,9 @@ export async function openYardstick(threads: number): Promise<Yardstick> {
 
 /** Measures all limits, `budgetMs` for each in two turns, of which the better counts: others may disturb one of them. */
 export async function measureLimits(yardstick: Yardstick, budgetMs: number): Promise<Limits> {
-  const products: Product[] = ["dot_add", ...STEPS.map((it) => `words_${it}` as const)];
+  const products: Product[] = ["multiply_add", "dot_add", ...STEPS.map((it) => `words_${it}` as const)];
   const twins = products.map((it) => `${it}_twins` as const);
-  const names: LimitName[] = ["dramRead", "l3Read", "fma", ...products, ...twins];
+  const names: LimitName[] = ["dramRead", "l3Read", ...products, ...twins];
   const best = new Map<LimitName, number>();
   for (let turn = 0; turn < 2; turn++) {
     for (const name of names) {
@@ -151,7 +148,8 @@ export async function measureLimits(yardstick: Yardstick, budgetMs: number): Pro
     }
   }
   const rate = (name: LimitName) => best.get(name)!;
-  const integers = (twins: "" | "_twins") => ({
+  const ofProducts = (twins: "" | "_twins") => ({
+    fma: rate(`multiply_add${twins}`),
     dotAdd: rate(`dot_add${twins}`),
     pmaddubsw: Object.fromEntries(
       STEPS.map((it) => [it, rate(`words_${it}${twins}`)]),
@@ -161,9 +159,8 @@ export async function measureLimits(yardstick: Yardstick, budgetMs: number): Pro
     threads: yardstick.threads,
     dramRead: rate("dramRead"),
     l3Read: rate("l3Read"),
-    ...integers(""),
-    fma: rate("fma"),
-    twins: integers("_twins"),
+    ...ofProducts(""),
+    twins: ofProducts("_twins"),
   };
 }
 

@@ -50,10 +50,10 @@ export async function describeMachine(
 export function machineLines(
   { processor, features, cores, load, runtime, kernel, twins, limits }: Machine,
 ): string[] {
-  const integers = ({ dotAdd, pmaddubsw }: Limits["twins"]) =>
-    `dot-add ${dotAdd.toFixed(0)} GOP/s, pmaddubsw ${
-      Object.entries(pmaddubsw).map(([steps, rate]) => `S = ${steps} ${rate.toFixed(0)}`).join(", ")
-    }`;
+  const products = ({ dotAdd, pmaddubsw, fma }: Limits["twins"]) => {
+    const words = Object.entries(pmaddubsw).map(([steps, rate]) => `S = ${steps} ${rate.toFixed(0)}`);
+    return `dot-add ${dotAdd.toFixed(0)} GOP/s, pmaddubsw ${words.join(", ")}; FMA ${fma.toFixed(1)} GFLOP/s`;
+  };
   return [
     `${processor}, ${cores} cores, load ${load.toFixed(1)}, ${
       features.join(" ") || "no vector features reported"
@@ -62,6 +62,6 @@ export function machineLines(
       limits.threads > 1 ? "s" : ""
     }: ` +
     `read ${limits.dramRead.toFixed(1)} GB/s from memory, ${limits.l3Read.toFixed(1)} from cache; ` +
-    `${integers(limits)}, FMA ${limits.fma.toFixed(1)} GFLOP/s; of twins ${integers(limits.twins)}`,
+    `${products(limits)}; of twins ${products(limits.twins)}`,
   ];
 }

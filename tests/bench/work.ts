@@ -30,7 +30,7 @@ export interface Prepared {
   /** Bytes of weights read by a part. */
   readonly bytes: number;
   /** What bounds it. */
-  readonly bound: "dramRead" | "fma" | { readonly kernel: number };
+  readonly bound: "dramRead" | { readonly kernel: number; readonly floats?: boolean };
   /** Further figures, after the runs. */
   readonly extra?: () => { readonly rssBytes?: number; readonly [more: string]: unknown };
   close(): Promise<void>;
@@ -52,9 +52,9 @@ export const TWIN = 16;
 /** The limit that bounds a work, and how it is called; none where nobody knows one. */
 export function limitOf({ bound }: Prepared): { name: LimitName; title: string } | undefined {
   if (bound === "dramRead") return { name: bound, title: "DRAM read" };
-  if (bound === "fma") return { name: bound, title: "FMA" };
   const [kernel, twins] = [bound.kernel & ~TWIN, bound.kernel & TWIN];
   const [of, title] = twins ? ["_twins", " of twins"] as const : ["", ""] as const;
+  if (bound.floats) return { name: `multiply_add${of}`, title: `FMA${title}` };
   if (kernel === 0) return { name: `dot_add${of}`, title: `dot-add${title}` };
   const steps = STEPS.find((it) => it === kernel);
   return steps && { name: `words_${steps}${of}`, title: `pmaddubsw S = ${steps}${title}` };

@@ -86,7 +86,7 @@ void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_strid
   float *packed_keys = scratch, *packed_values = packed_keys + (uint64_t)all_keys * dim;
   float *panel = packed_values + (uint64_t)all_dim * keys, *weights = panel + QUERIES * dim;
   float *mixed = weights + QUERIES * all_keys;
-  pack_f32(packed_keys, k, k_stride, keys, dim);
+  pack_f32(packed_keys, k, k_stride, keys, dim, ROWS);
   pack_values(packed_values, v, v_stride, keys, dim);
   uint32_t queries = rows * group;
   if (prefix > keys) prefix = keys;

@@ -133,6 +133,10 @@ INLINE v128_t descale_int8(v128_t sum, v128_t zero, v128_t w_sums, v128_t scale,
 // Scales take `head` bytes: WIDE, of 16 bits, as files have them, or NARROW, of 8, where narrow_int4 found room enough in
 // these. A token waits for its weights, and reads one byte in eighteen less.
 enum { NARROW = 8, WIDE = 16, GROUPS = 64 };
+
+// Steps of a group where tiles are of twins: the presets of the rows before their values, the scales of the columns, each
+// twice, after theirs.
+enum { TWIN_STEPS = 9 };
 #define GROUP_BYTES(head) ((head) + 8 * 16)
 
 INLINE v128_t scales_of(const int8_t *group, uint32_t head) {

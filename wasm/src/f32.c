@@ -10,26 +10,30 @@ enum {
   BLOCKS = 4,   // chains added in f32
 };
 
-EXPORT(pack_f32)
-void pack_f32(float *out, const float *x, uint32_t stride, uint32_t rows, uint32_t k) {
-  for (uint32_t row = 0; row < rows; row += ROWS) {
+// Rows to tiles [k][lanes], of five or of twins.
+INLINE void pack(float *out, const float *x, uint32_t stride, uint32_t rows, uint32_t k, uint32_t lanes) {
+  for (uint32_t row = 0; row < rows; row += lanes) {
     const float *from = x + (uint64_t)row * stride;
     uint32_t left = rows - row, i = 0;
-    if (left >= ROWS) {
-      for (; i + 4 <= k; i += 4, out += 4 * ROWS) {
+    for (; left >= lanes && i + 4 <= k; i += 4, out += 4 * lanes) {
+      for (uint32_t first = 0; first + 4 <= lanes; first += 4) {
         v128_t four[4];
-        for (uint32_t r = 0; r < 4; r++) four[r] = wasm_v128_load(from + (uint64_t)r * stride + i);
+        for (uint32_t r = 0; r < 4; r++) four[r] = wasm_v128_load(from + (uint64_t)(first + r) * stride + i);
         transpose(four);
-        for (uint32_t j = 0; j < 4; j++) {
-          wasm_v128_store(out + ROWS * j, four[j]);
-          out[ROWS * j + 4] = from[4 * (uint64_t)stride + i + j];
-        }
+        for (uint32_t j = 0; j < 4; j++) wasm_v128_store(out + lanes * j + first, four[j]);
       }
+      for (uint32_t j = 0; lanes == ROWS && j < 4; j++) out[ROWS * j + 4] = from[4 * (uint64_t)stride + i + j];
     }
-    for (; i < k; i++, out += ROWS) {
-      for (uint32_t r = 0; r < ROWS; r++) out[r] = r < left ? from[(uint64_t)r * stride + i] : 0;
+    for (; i < k; i++, out += lanes) {
+      for (uint32_t r = 0; r < lanes; r++) out[r] = r < left ? from[(uint64_t)r * stride + i] : 0;
     }
   }
+}
+
+EXPORT(pack_f32)
+void pack_f32(float *out, const float *x, uint32_t stride, uint32_t rows, uint32_t k, uint32_t lanes) {
+  if (lanes == TWIN_ROWS) pack(out, x, stride, rows, k, TWIN_ROWS);
+  else pack(out, x, stride, rows, k, ROWS);
 }
 
 INLINE void gather_f64(v128_t sums[], const v128_t c[], uint32_t count) {
@@ -64,11 +68,32 @@ INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t pa
   straighten(c, y, ROWS);
 }
 
-// out [rows, n] = a · Wᵀ with a as pack_f32 leaves it; the same key, the same a.
+// The same of tiles of twins, where k is a multiple of four.
+INLINE void gemm_twins(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, const Finish *f) {
+  for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
+    uint32_t cols = n - col < PAIR ? n - col : PAIR;
+    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * TWIN_ROWS) {
+      float y[PAIR * BLOCK_TILES * TWIN_ROWS];
+      uint32_t count = rows - row < BLOCK_TILES * TWIN_ROWS ? rows - row : BLOCK_TILES * TWIN_ROWS;
+      for (uint32_t r = 0; r < count; r += TWIN_ROWS) {
+        for (uint32_t half = 0; half < cols; half += 8) {
+          const float *tile = a + (uint64_t)(row + r) * k, *panel = w + (uint64_t)half * k;
+          if (count - r > 4) f32_twin12(tile, panel, k, y + PAIR * r + half);
+          else f32_twin4(tile, panel, k, y + PAIR * r + half);
+        }
+      }
+      finish(f, row, count, col, cols, y);
+    }
+  }
+}
+
+// out [rows, n] = a · Wᵀ with a as pack_f32 leaves it; the same key, the same a. kernel: 0 or TWIN.
 EXPORT(gemm_f32)
 void gemm_f32(const float *a, const float *w, uint32_t key, uint32_t rows, uint32_t k, uint32_t n, float *out,
-              uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode) {
+              uint32_t out_stride, const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode,
+              uint32_t kernel) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
+  if (kernel) return gemm_twins(a, w, rows, k, n, &f);
   uint32_t copies = rows > COPIED && k >= 4, steps = k / 4 * 4, chunks = chunks_of(steps);
   if (copies) stage_rows_floats(0, a, (rows + ROWS - 1) / ROWS, steps, (k - steps) * 4 * ROWS, key);
   for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {

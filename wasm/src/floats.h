@@ -48,4 +48,4 @@ INLINE void tile_f32(const float *a, const float *b, uint32_t steps, v128_t c[10
 }
 
 // x [rows, k] as tiles [rows/5][k][5]; rows past the end are zero.
-void pack_f32(float *out, const float *x, uint32_t stride, uint32_t rows, uint32_t k);
+void pack_f32(float *out, const float *x, uint32_t stride, uint32_t rows, uint32_t k, uint32_t lanes);

@@ -83,9 +83,20 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
   else for (uint32_t i = 0; i < 10; i++) y[i] = c[i];
 }
 
-// Groups of panels to where tiles are multiplied with them: nibbles, or where tiles are of words, weights times their
-// scales, ±8 · 1023.
-INLINE void unpack(int8_t *to, const int8_t *w, uint32_t head, uint32_t groups) {
+// Tiles of twins, `count` rows, by a panel, to its place in a block.
+INLINE void block_twins(float *y, const int8_t *a, const int8_t *panel, uint32_t groups, uint32_t count) {
+#ifdef __wasm_relaxed_simd__
+  for (uint32_t r = 0; r < count; r += TWIN_ROWS, a += TWIN_STEPS * 4 * TWIN_ROWS * groups) {
+    int4_twin12(a, panel, groups, y + PAIR * r);
+  }
+#else
+  (void)y, (void)a, (void)panel, (void)groups, (void)count;
+#endif
+}
+
+// Groups of panels to where tiles are multiplied with them: nibbles, each group's followed by its scales where tiles are of
+// twins; or where tiles are of words, weights times their scales, ±8 · 1023.
+INLINE void unpack(int8_t *to, const int8_t *w, uint32_t head, uint32_t groups, uint32_t twins) {
   v128_t eight = wasm_i8x16_const_splat(WORDS ? 8 : 0);
   for (; groups; groups--, w += head) {
     v128_t scales = scales_of(w, head), low = TWICE_LOW(scales), high = TWICE_HIGH(scales);
@@ -96,6 +107,11 @@ INLINE void unpack(int8_t *to, const int8_t *w, uint32_t head, uint32_t groups) 
         wasm_v128_store(at, wasm_i16x8_mul(wasm_v128_load(at), low));
         wasm_v128_store(at + 16, wasm_i16x8_mul(wasm_v128_load(at + 16), high));
       }
+    }
+    if (twins) {
+      wasm_v128_store(to, low);
+      wasm_v128_store(to + 16, high);
+      to += STEP;
     }
   }
 }
@@ -128,26 +144,29 @@ uint32_t narrow_int4(int8_t *w, uint32_t groups) {
   return NARROW;
 }
 
-// out [rows, n] = a · Wᵀ; a and presets in tiles of 5 rows, as quantize8 leaves them. Each panel is
-// unpacked once for all rows: `room` holds two of them, 16 · padded bytes, or twice as many where tiles are of words.
+// out [rows, n] = a · Wᵀ; a and presets in tiles of 5 rows, or a of 12, as quantize8 leaves them. Each panel is unpacked once
+// for all rows: `room` holds two of them, 16 · padded bytes, or twice as many where tiles are of words, or 18 of twins.
 EXPORT(gemm_int4)
 void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, const int8_t *w, const float *w_scale,
                int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n, float *out, uint32_t out_stride,
                const float *bias, const float *residual, uint32_t residual_stride, uint32_t mode, uint32_t kernel,
                uint32_t head) {
   const Finish f = {out, out_stride, bias, residual, residual_stride, mode};
-  uint32_t groups = padded / 32, copies = WORDS && copied(rows, kernel);
+  uint32_t groups = padded / 32, copies = WORDS && copied(rows, kernel), tall = rows_of(kernel & TWIN ? TWIN : 1);
   if (copies) copy_rows(0, a, (rows + ROWS - 1) / ROWS, CHUNK * groups, kernel, key);
   for (uint32_t col = 0; col < n; col += PAIR, w += 2 * GROUP_BYTES(head) * groups) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
-    unpack(room, w, head, (cols + 7) / 8 * groups);
+    unpack(room, w, head, (cols + 7) / 8 * groups, kernel & TWIN);
     if (copies) stage_panels(0, room, (cols + 7) / 8, CHUNK * groups, 0, 0);
-    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
-      float y[PAIR * BLOCK_TILES * ROWS];
-      uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
+    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * tall) {
+      float y[PAIR * BLOCK_TILES * TWIN_ROWS];
+      uint32_t count = rows - row < BLOCK_TILES * tall ? rows - row : BLOCK_TILES * tall;
       for (uint32_t half = 0; half < cols; half += 8) {
         const int8_t *panel = room + (half * padded << WORDS), *from = w + half / 8 * GROUP_BYTES(head) * groups;
-        for (uint32_t r = 0; r < count; r += ROWS) {
+        if (kernel & TWIN) {
+          const int8_t *tiles = a + (uint64_t)row * 4 * TWIN_STEPS * groups;
+          block_twins(y + half, tiles, room + half / 8 * TWIN_STEPS * STEP * groups, groups, count);
+        } else for (uint32_t r = 0; r < count; r += ROWS) {
           v128_t sums[10];
           const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
           const int16_t *preset = presets + (uint64_t)(row + r) * groups * 2;

@@ -3,9 +3,9 @@
 
 // A group of every row to 8 bits, and its presets; of the last group only `count` values are there.
 INLINE void step8(uint8_t *out, int16_t *presets, const Tile *tile, uint32_t i, uint32_t count, uint32_t lanes) {
-  v128_t sums[ROWS];
+  v128_t sums[TWIN_ROWS];
   for (uint32_t half = 0; half < 32; half += 16, out += bytes_of(lanes, 16)) {
-    v128_t bytes[ROWS];
+    v128_t bytes[TWIN_ROWS];
     for (uint32_t r = 0; r < lanes; r++) {
       v128_t q[4];
       whole16(tile, r, i + half, count > half ? count - half : 0, q);
@@ -34,7 +34,8 @@ INLINE void set_scale8(Tile *tile, uint32_t r, float *scale, uint32_t k) {
   if (most >= 1e-30f) tile->inverse[r] = wasm_f32x4_splat(127 / most);
 }
 
-// A tile to -127…127, with its presets: per group two sums, of k mod 4 below 2 and of the others.
+// A tile to -127…127, with its presets: per group two sums, of k mod 4 below 2 and of the others. Those of twins stand before
+// the group.
 INLINE void tile8(uint8_t *out, int16_t *presets, float *scales, const float *x, uint32_t stride, uint32_t rows,
                   uint32_t k, uint32_t lanes) {
   Tile tile = tile_of(x, lanes);
@@ -43,11 +44,11 @@ INLINE void tile8(uint8_t *out, int16_t *presets, float *scales, const float *x,
     tile.from[r] = x + (uint64_t)r * stride;
     set_scale8(&tile, r, scales + r, k);
   }
-  uint32_t i = 0;
-  for (; i + 32 <= k; i += 32, out += bytes_of(lanes, 32), presets += 2 * lanes) {
-    step8(out, presets, &tile, i, 32, lanes);
+  for (uint32_t i = 0; i < k; i += 32, out += bytes_of(lanes, 32), presets += 2 * lanes) {
+    if (lanes == TWIN_ROWS) presets = (int16_t *)out, out += 4 * TWIN_ROWS;
+    if (i + 32 <= k) step8(out, presets, &tile, i, 32, lanes);
+    else step8(out, presets, &tile, i, k - i, lanes);
   }
-  if (i < k) step8(out, presets, &tile, i, k - i, lanes);
 }
 
 // Sixteen values of every row to their places, 128 too high, or flipped to what they are.
@@ -104,8 +105,10 @@ EXPORT(quantize8)
 void quantize8(uint8_t *out, int16_t *presets, float *scales, const float *x, uint32_t stride, uint32_t rows,
                uint32_t k, uint32_t padded, uint32_t lanes) {
   if (lanes == 1) return tile8(out, presets, scales, x, stride, 1, k, 1);
-  for (uint32_t r = 0; r < rows; r += ROWS, x += (uint64_t)ROWS * stride, out += bytes_of(ROWS, padded)) {
-    tile8(out, presets, scales + r, x, stride, rows - r, k, ROWS);
-    presets += padded / 32 * 2 * ROWS;
+  uint32_t groups = padded / 32, twins = !WORDS && lanes == TWIN_ROWS;
+  uint32_t bytes = twins ? TWIN_STEPS * 4 * TWIN_ROWS * groups : bytes_of(ROWS, padded);
+  for (uint32_t r = 0; r < rows; r += lanes, x += (uint64_t)lanes * stride, out += bytes, presets += groups * 2 * lanes) {
+    if (twins) tile8(out, presets, scales + r, x, stride, rows - r, k, TWIN_ROWS);
+    else tile8(out, presets, scales + r, x, stride, rows - r, k, ROWS);
   }
 }

@@ -55,7 +55,7 @@ INLINE void transpose(v128_t x[4]) {
 // than the five cycles after which that instruction may go on with the same one, ten do not. The fifth row and the
 // sixth alternate in a vector, rotated once.
 //
-// Where the engine makes one vector of two besides (wasm/tiles.ts), there is room for the sums of twelve.
+// Where the engine makes one vector of two besides (wasm/twins.ts), there is room for the sums of twelve.
 enum { ROWS = 5, TALL = 6, TWIN_ROWS = 12 };
 
 // From the sums of a tile, c[0..3] and c[4..7] diagonals, c[8..9] straight, or with c[10..11] diagonals of two rows,

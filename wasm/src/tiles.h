@@ -47,6 +47,9 @@ TILE_SUMS(f32, 2 * ROWS);
   SCALED_TWIN(name, 4);    \
   SCALED_TWIN(name, 8);    \
   SCALED_TWIN(name, 12)
+// Of floats, exact but for one rounding of each sum of 64 products, and of four such sums; rows of PAIR, the first so many.
+TILES(f32_twin4)(const float *tile, const float *panel, uint32_t k, float *out);
+TILES(f32_twin12)(const float *tile, const float *panel, uint32_t k, float *out);
 TILES(sums_words_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS]);
 
 // What only one of the builds has.
@@ -60,6 +63,9 @@ SCALED_TWINS(words4);
 SCALED_TWINS(words8);
 // 128 times the sums of a tile, and those of the tile `low`.
 TILES(halves_dot_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS], const int8_t *low);
+// Of `groups` groups of int4 weights, times their scales: a group of a tile is its presets and 32 values, a group of a panel
+// 32 nibbles and the scales of its columns, twice. Rows of PAIR.
+TILES(int4_twin12)(const int8_t *tile, const int8_t *panel, uint32_t groups, float *out);
 TILE_SCALED(words4);
 TILE_SCALED(words4_short);
 TILE_SCALED(words8);
