@@ -142,6 +142,46 @@ function wide(
     ${lines(2 * rows, (i) => store(i >> 1, i % 2))})`;
 }
 
+/**
+ * Sums of floats as `attention.c` takes them: of $first steps, any number, then of $block steps each, until $left are done, added up
+ * in f32. Straight, rows of eight.
+ */
+function blockTwins({ name, add: sum }: Product): string {
+  const all = Array.from({ length: TWIN_ROWS }, (_, r) => halves.map((h) => `${r}_${h}`)).flat();
+  const each = (line: (it: string) => string) => all.map(line).join("\n");
+  const step = nextColumns() +
+    nextRows(TWIN_ROWS, (r, h) => set(`c${r}_${h}`, sum(get(`b${h}`), get("a"), get(`c${r}_${h}`))));
+  const some = (count: number) =>
+    `(block $done${count} (loop $next${count}
+      (br_if $done${count} (i32.lt_u ${get("first")} (i32.const ${count})))
+      ${step.repeat(count)} ${add("first", -count)}
+      (br $next${count})))`;
+  return `(func (export "blocks_${name}_twin${TWIN_ROWS}") (param $row i32) (param $panel i32) (param $left i32)
+    (param $first i32) (param $block i32) (param $out i32)
+    (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
+    ${each((it) => `(local $c${it} v128) (local $s${it} v128)`)}
+    (block $end (loop $again
+      (if (i32.gt_u ${get("first")} ${get("left")}) (then ${set("first", get("left"))}))
+      ${set("left", `(i32.sub ${get("left")} ${get("first")})`)}
+      ${some(4)} ${some(1)}
+      ${each((it) => set(`s${it}`, `(f32x4.add ${get(`s${it}`)} ${get(`c${it}`)})`))}
+      ${each((it) => set(`c${it}`, "(v128.const i32x4 0 0 0 0)"))}
+      ${set("first", get("block"))}
+      (br_if $end (i32.eqz ${get("left")}))
+      (br $again)))
+    ${
+    each((it) => it.endsWith("0") ? `(drop (i32x4.add ${get(`s${it}`)} ${get(`s${it.slice(0, -1)}1`)}))` : "")
+  }
+    ${
+    lines(2 * TWIN_ROWS, (i) => {
+      const h = i % 2;
+      return `(v128.store offset=${VECTOR * i} ${get("out")} ${
+        straightRow((r) => get(`s${r}_${h}`), i >> 1)
+      })`;
+    })
+  })`;
+}
+
 /** Of floats: what `f32.c` says of its sums. $left: values of k, a multiple of four. */
 function floatTwins({ name, add: sum, few }: Product, rows: number): string {
   const step = () =>
@@ -186,9 +226,10 @@ export function twinsOf(build: Build): string {
   const products: readonly Product[] = PRODUCTS[build];
   return `${products.flatMap((it) => (it.twins ?? []).map((of) => twin(it, ...of))).join("\n")}
     ${
-    products.filter((it) => it.rows === "floats").flatMap((it) =>
-      [4, TWIN_ROWS].map((rows) => floatTwins(it, rows))
-    ).join("\n")
+    products.filter((it) => it.rows === "floats").flatMap((it) => [
+      ...[4, TWIN_ROWS].map((rows) => floatTwins(it, rows)),
+      blockTwins(it),
+    ]).join("\n")
   }
     ${build === "relaxed" ? groupTwins() : ""}
     ${timeTwins()}`;

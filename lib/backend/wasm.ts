@@ -244,7 +244,7 @@ export class Wasm implements WasmBackend {
     const args = [
       ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],
       ...[qs.rows, ks.rows, kvHeads, group, headDim, scale, softcap, start, Math.max(prefix, 0), window],
-      ...[scratch, scratchBytes],
+      ...[scratch, scratchBytes, this.#ways.twins ? TWIN : 0],
     ];
     const units = attentionUnits(qs.rows, kvHeads, group);
     this.#crew.run("attention", args, units, qs.rows * ks.rows * heads * headDim * ATTEND_NS);

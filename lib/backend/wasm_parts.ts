@@ -248,7 +248,7 @@ export const PARTS = {
    */
   attention(kernels, args, from, end, thread) {
     const [out, outStride, q, qStride, k, kStride, v, vStride, rows, keys, heads, group, dim] = args;
-    const [scale, softcap, start, prefix, window, scratch, scratchBytes] = args.slice(13);
+    const [scale, softcap, start, prefix, window, scratch, scratchBytes, kernel] = args.slice(13);
     const blocks = attentionUnits(rows, 1, group);
     const stop = Math.min(end, heads * blocks);
     for (let unit = from; unit < stop;) {
@@ -277,6 +277,7 @@ export const PARTS = {
           keys,
           group,
           ...how,
+          kernel,
         );
       } else {
         const queries = Math.min(group, last * QUERY_HEADS) - sub;
@@ -331,7 +332,7 @@ export function attentionUnits(rows: number, heads: number, group: number): numb
 /** Bytes of scratch that the attention needs for every thread. */
 export function attentionScratch(rows: number, keys: number, dim: number): number {
   if (rows === 1) return (keys + dim) * 16;
-  const [tiledKeys, tiledDim] = [roundUp(keys, TILE), roundUp(dim, TILE)];
+  const [tiledKeys, tiledDim] = [keys, dim].map((it) => Math.max(roundUp(it, TILE), roundUp(it, MOST_ROWS)));
   return 4 * (tiledKeys * dim + tiledDim * keys + 8 * (dim + tiledKeys + tiledDim));
 }
 

@@ -49,6 +49,15 @@ for (let round = 0; round < 40; round++) {
     return out;
   });
   await compare(outs);
+  // Of rows behind others, some of which they all see.
+  const mixed = backends.map((b) => {
+    const [x, out] = [tensor(b, t, heads * headDim, q), b.tensor(5, heads * headDim)];
+    const options = { heads, kvHeads: 1, headDim, scale: 0.3, start: t - 5, prefix: round % 3 * 7 };
+    const [keys, values] = [b.slice(x, 0, t, 0, headDim), b.slice(x, 0, t, headDim * (heads - 1), headDim)];
+    for (let i = 0; i < 5; i++) b.attention(out, b.slice(x, t - 5, 5), keys, values, options);
+    return out;
+  });
+  await compare(mixed);
 }
 const memory = new WebAssembly.Memory({ initial: 4, maximum: 65_535 });
 const probed = waysOf(instantiate(build, memory)).twins;

@@ -1,10 +1,11 @@
 // softmax(mask(q · kᵀ · scale)) · v for the query heads that share one key-value head.
 //
 // Eight queries at a time, one lane each: neighbouring query heads of one row, then the next row. Both products run
-// in tiles of five keys or five columns of the values by eight queries, so that everything between them (scale, cap,
-// mask, softmax) is a matter of whole vectors. What a query may see is one range of keys: the whole prefix from inside
+// in tiles of five keys or five columns of the values by eight queries, of twins of twelve, so that everything between them
+// (scale, cap, mask, softmax) is a matter of whole vectors. What a query may see is one range of keys: the whole prefix from inside
 // it, otherwise the last `window` keys up to itself.
 #include "floats.h"
+#include "tiles.h"
 
 enum {
   KEYS = 128,   // keys summed before the sum moves on, counted from the first of all, whatever range is looked at
@@ -14,8 +15,10 @@ enum {
 
 #define UNSEEN wasm_f32x4_const_splat(-3.4e38f)
 
-// Adds up a tile over `steps` in blocks, the first of `first` steps, the others of `block`.
-INLINE void sum_tile(const float *a, const float *b, uint32_t steps, uint32_t first, uint32_t block, v128_t y[10]) {
+// Adds up a tile over `steps` in blocks, the first of `first` steps, the others of `block`. tall: its rows, ROWS or TWIN_ROWS.
+INLINE void sum_tile(const float *a, const float *b, uint32_t steps, uint32_t first, uint32_t block, uint32_t tall,
+                     v128_t y[]) {
+  if (tall == TWIN_ROWS) return blocks_f32_twin12(a, b, steps, first, block, y);
   v128_t sums[10] = {0}, c[10];
   for (uint32_t now = first; steps; steps -= now, a += ROWS * now, b += QUERIES * now, now = block) {
     if (now > steps) now = steps;
@@ -25,18 +28,16 @@ INLINE void sum_tile(const float *a, const float *b, uint32_t steps, uint32_t fi
   straighten(sums, y, ROWS);
 }
 
-// v [keys, dim] as [dim/5][keys][5], zeros past the last column.
-static void pack_values(float *out, const float *v, uint32_t stride, uint32_t keys, uint32_t dim) {
-  for (uint32_t col = 0; col < dim; col += ROWS, v += ROWS) {
+// v [keys, dim] as [dim/tall][keys][tall], zeros past the last column.
+INLINE void pack_values(float *out, const float *v, uint32_t stride, uint32_t keys, uint32_t dim, uint32_t tall) {
+  for (uint32_t col = 0; col < dim; col += tall, v += tall) {
     const float *from = v;
-    if (dim - col >= ROWS) {
-      for (uint32_t s = 0; s < keys; s++, from += stride, out += ROWS) {
-        wasm_v128_store(out, wasm_v128_load(from));
-        out[4] = from[4];
-      }
-    } else {
-      for (uint32_t s = 0; s < keys; s++, from += stride) {
-        for (uint32_t i = 0; i < ROWS; i++) *out++ = col + i < dim ? from[i] : 0;
+    for (uint32_t s = 0; s < keys; s++, from += stride, out += tall) {
+      if (dim - col >= tall) {
+        for (uint32_t i = 0; i + 4 <= tall; i += 4) wasm_v128_store(out + i, wasm_v128_load(from + i));
+        if (tall % 4) out[4] = from[4];
+      } else {
+        for (uint32_t i = 0; i < tall; i++) out[i] = col + i < dim ? from[i] : 0;
       }
     }
   }
@@ -76,18 +77,18 @@ INLINE void unpack_queries(float *const to[QUERIES], uint32_t count, const float
 }
 
 // q and out point at the first of `group` heads of `dim` columns, k and v at the shared head. softcap 0 is none.
-// scratch: floats for keys and values packed, [⌈keys/5⌉·5, dim] and [⌈dim/5⌉·5, keys], and 8 each for dim, ⌈keys/5⌉·5
-// and ⌈dim/5⌉·5.
-EXPORT(attention)
-void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k, uint32_t k_stride,
-               const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t group, uint32_t dim,
-               float scale, float softcap, uint32_t start, uint32_t prefix, uint32_t window, float *scratch) {
-  uint32_t all_keys = (keys + ROWS - 1) / ROWS * ROWS, all_dim = (dim + ROWS - 1) / ROWS * ROWS;
+// scratch: floats for keys and values packed, [⌈keys/tall⌉·tall, dim] and [⌈dim/tall⌉·tall, keys], and 8 each for dim,
+// ⌈keys/tall⌉·tall and ⌈dim/tall⌉·tall.
+INLINE void attend(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k, uint32_t k_stride,
+                   const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t group, uint32_t dim,
+                   float scale, float softcap, uint32_t start, uint32_t prefix, uint32_t window, float *scratch,
+                   uint32_t tall) {
+  uint32_t all_keys = (keys + tall - 1) / tall * tall, all_dim = (dim + tall - 1) / tall * tall;
   float *packed_keys = scratch, *packed_values = packed_keys + (uint64_t)all_keys * dim;
   float *panel = packed_values + (uint64_t)all_dim * keys, *weights = panel + QUERIES * dim;
   float *mixed = weights + QUERIES * all_keys;
-  pack_f32(packed_keys, k, k_stride, keys, dim, ROWS);
-  pack_values(packed_values, v, v_stride, keys, dim);
+  pack_f32(packed_keys, k, k_stride, keys, dim, tall);
+  pack_values(packed_values, v, v_stride, keys, dim, tall);
   uint32_t queries = rows * group;
   if (prefix > keys) prefix = keys;
   for (uint32_t first = 0; first < queries; first += QUERIES) {
@@ -108,25 +109,25 @@ void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_strid
       if (high[i] < to_all) to_all = high[i];
     }
     pack_queries(panel, from, dim, scale);
-    uint32_t base = begin / ROWS * ROWS;
+    uint32_t base = begin / tall * tall;
 
     v128_t most[2] = {UNSEEN, UNSEEN};
-    for (uint32_t s = base; s < end; s += ROWS) {
-      v128_t y[10];
-      sum_tile(packed_keys + (uint64_t)s * dim, panel, dim, BLOCK, BLOCK, y);
+    for (uint32_t s = base; s < end; s += tall) {
+      v128_t y[2 * TWIN_ROWS];
+      sum_tile(packed_keys + (uint64_t)s * dim, panel, dim, BLOCK, BLOCK, tall, y);
       if (softcap) {
         v128_t cap = wasm_f32x4_splat(softcap);
-        for (uint32_t i = 0; i < 10; i++) y[i] = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(y[i], cap)), cap);
+        for (uint32_t i = 0; i < 2 * tall; i++) y[i] = wasm_f32x4_mul(tanh_f32(wasm_f32x4_div(y[i], cap)), cap);
       }
-      if (s < from_all || s + ROWS > to_all) {
-        for (uint32_t i = 0; i < 10; i++) {
+      if (s < from_all || s + tall > to_all) {
+        for (uint32_t i = 0; i < 2 * tall; i++) {
           v128_t index = wasm_i32x4_splat(s + i / 2);
           v128_t after = wasm_u32x4_ge(index, wasm_v128_load(low + i % 2 * 4));
           v128_t before = wasm_u32x4_lt(index, wasm_v128_load(high + i % 2 * 4));
           y[i] = wasm_v128_bitselect(y[i], UNSEEN, wasm_v128_and(after, before));
         }
       }
-      for (uint32_t i = 0; i < 10; i++) {
+      for (uint32_t i = 0; i < 2 * tall; i++) {
         most[i % 2] = wasm_f32x4_pmax(most[i % 2], y[i]);
         wasm_v128_store(weights + QUERIES * (s - base) + 4 * i, y[i]);
       }
@@ -154,14 +155,27 @@ void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_strid
     v128_t shares[2];
     for (uint32_t i = 0; i < 2; i++) shares[i] = wasm_f32x4_div(wasm_f32x4_const_splat(1), sums[i]);
     uint32_t chunk = KEYS - begin % KEYS;
-    for (uint32_t c = 0; c < dim; c += ROWS) {
-      v128_t y[10];
-      const float *values = packed_values + (uint64_t)c * keys + ROWS * begin;
-      sum_tile(values, weights + QUERIES * (begin - base), end - begin, chunk, KEYS, y);
-      for (uint32_t i = 0; i < 10; i++) {
+    for (uint32_t c = 0; c < dim; c += tall) {
+      v128_t y[2 * TWIN_ROWS];
+      const float *values = packed_values + (uint64_t)c * keys + tall * begin;
+      sum_tile(values, weights + QUERIES * (begin - base), end - begin, chunk, KEYS, tall, y);
+      for (uint32_t i = 0; i < 2 * tall; i++) {
         wasm_v128_store(mixed + QUERIES * c + 4 * i, wasm_f32x4_mul(y[i], shares[i % 2]));
       }
     }
     unpack_queries(to, count, mixed, dim);
   }
+}
+
+// kernel: 0 or TWIN.
+EXPORT(attention)
+void attention(float *out, uint32_t out_stride, const float *q, uint32_t q_stride, const float *k, uint32_t k_stride,
+               const float *v, uint32_t v_stride, uint32_t rows, uint32_t keys, uint32_t group, uint32_t dim,
+               float scale, float softcap, uint32_t start, uint32_t prefix, uint32_t window, float *scratch,
+               uint32_t kernel) {
+#define ATTEND(tall)                                                                                                 \
+  attend(out, out_stride, q, q_stride, k, k_stride, v, v_stride, rows, keys, group, dim, scale, softcap, start, prefix, \
+         window, scratch, tall)
+  if (kernel) ATTEND(TWIN_ROWS);
+  else ATTEND(ROWS);
 }

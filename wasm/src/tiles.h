@@ -50,6 +50,9 @@ TILE_SUMS(f32, 2 * ROWS);
 // Of floats, exact but for one rounding of each sum of 64 products, and of four such sums; rows of PAIR, the first so many.
 TILES(f32_twin4)(const float *tile, const float *panel, uint32_t k, float *out);
 TILES(f32_twin12)(const float *tile, const float *panel, uint32_t k, float *out);
+// Sums of `first` steps, then of `block` steps each, together, straight.
+TILES(blocks_f32_twin12)(const float *tile, const float *panel, uint32_t steps, uint32_t first, uint32_t block,
+                         v128_t y[2 * TWIN_ROWS]);
 TILES(sums_words_twin12)(const int8_t *tile, const int8_t *panel, uint32_t steps, v128_t sums[2 * TWIN_ROWS]);
 
 // What only one of the builds has.
