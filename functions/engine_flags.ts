@@ -1,7 +1,7 @@
 /**
  * Prints what V8 has to be told before it starts, for `DENO_V8_FLAGS`: that it may make one vector of 256 bits of two, where it
- * can. Products of integers take half the time then (`wasm/tiles.ts`); every number is as it was. It is an experiment of V8's:
- * `DENO_V8_FLAGS=--no-experimental-wasm-revectorize` goes first, and keeps it out.
+ * can. Products of many rows take little more than half the time then (`wasm/twins.ts`); every number is as it was. It is an
+ * experiment of V8's: `DENO_V8_FLAGS=--no-experimental-wasm-revectorize` goes first, and keeps it out.
  *
  * Elsewhere than on x86-64 an engine would not know the flag and refuse to start; there it is told what it does anyway.
  */
