@@ -27,8 +27,20 @@ const nextRows = (rows: number, line: (r: number, half: number) => string) =>
       both("a", r, lanes(get("v"), get("v"), r % 4, r % 4 + 1, r % 4, r % 4 + 1)),
       ...halves.map((h) => line(r, h)),
     ].join("\n")) + add("row", 4 * TWIN_ROWS);
-/** Two rows' sums, straight. */
-const straightRow = (sum: (r: number) => string, r: number) => lanes(sum(r), sum(r ^ 1), 0, 5, 2, 7);
+/** A line for each sum of so many rows, by its row and half. */
+const each = (rows: number, line: (it: string, half: number) => string) =>
+  lines(rows, (r) => halves.map((h) => line(`${r}_${h}`, h)).join("\n"));
+const cleared = (name: string) => set(name, "(v128.const i32x4 0 0 0 0)");
+/** What the engine finds twins by. */
+const found = (of: string, rows: number) =>
+  lines(rows, (r) => `(drop (i32x4.add ${get(`${of}${r}_0`)} ${get(`${of}${r}_1`)}))`);
+/** Stores sums straight, rows so many bytes apart: of two rows the even lanes of the first sum belong to the first. */
+const stored = (of: string, rows: number, apart: number) =>
+  lines(rows, (r) =>
+    halves.map((h) => {
+      const [own, other] = [r, r ^ 1].map((it) => get(`${of}${it}_${h}`));
+      return `(v128.store offset=${apart * r + VECTOR * h} ${get("out")} ${lanes(own, other, 0, 5, 2, 7)})`;
+    }).join("\n"));
 
 /**
  * The first `rows` rows of a tile at $row, of TWIN_ROWS, by the panel at $panel.
@@ -38,14 +50,10 @@ const straightRow = (sum: (r: number) => string, r: number) => lanes(sum(r), sum
  * Two loads, or two fields of a struct, it does not take for a pair, for it looks at the address of each; two vectors of which
  * a lane was replaced it does. Of two rows that are spread from a loaded vector it makes one load. As addresses are looked at
  * all the same, nothing is copied.
- *
- * Of two rows the even lanes of the first sum belong to the first, of the second to the second. They leave straight.
  */
 function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number): string {
-  const [each, scales] = [Array.from({ length: rows }, (_, r) => r), ends === "scaled"];
-  const of = each.flatMap((r) => halves.map((h) => `${r}_${h}`));
-  const [parts, sums] = [of.map((it) => `c${it}`), of.map((it) => few ? `s${it}` : `c${it}`)];
-  const joined = few ? lines(of.length, (i) => set(sums[i], few.join(get(sums[i]), get(parts[i])))) : "";
+  const [sums, scales] = [few ? "s" : "c", ends === "scaled"];
+  const joined = few ? each(rows, (it) => set(`s${it}`, few.join(get(`s${it}`), get(`c${it}`)))) : "";
   const step = (i: number) =>
     nextColumns() +
     nextRows(rows, (r, h) => {
@@ -62,34 +70,30 @@ function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number)
   const allFloats = () =>
     [
       ...["w_sums", "w_scale"].map((name) => paired(name, (h) => load(name, VECTOR * h))),
-      ...each.flatMap((r) => [
-        ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(name, 4 * r, "v128.load64_splat"))),
-        ...halves.map((h) => floats(sums[2 * r + h], h)),
-      ]),
+      lines(rows, (r) =>
+        [
+          ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(name, 4 * r, "v128.load64_splat"))),
+          ...halves.map((h) => floats(`${sums}${r}_${h}`, h)),
+        ].join("\n")),
     ].join("\n");
-  const width = scales ? 4 * VECTOR : 2 * VECTOR;
   const twice = () =>
     `${set("first", get("panel"))} ${set("steps", get("left"))}
     (block $end (loop $again
       ${all}
       (br_if $end (i32.eqz ${get("low")}))
-      ${sums.map((c) => set(c, `(i32x4.shl ${get(c)} (i32.const 7))`)).join("\n")}
+      ${each(rows, (it) => set(`c${it}`, `(i32x4.shl ${get(`c${it}`)} (i32.const 7))`))}
       ${set("row", get("low"))} ${set("panel", get("first"))} ${set("left", get("steps"))}
       ${set("low", "(i32.const 0)")}
       (br $again)))`;
-  const store = (r: number, h: number) =>
-    `(v128.store offset=${width * r + VECTOR * h} ${get("out")} ${
-      straightRow((r) => get(sums[2 * r + h]), r)
-    })`;
   return `(func (export "${ends}_${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
     (param $out i32)
     ${scales ? SCALES : ends === "halves" ? "(param $low i32) (local $first i32) (local $steps i32)" : ""}
     (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
-    ${[...new Set([...parts, ...sums])].map((it) => `(local $${it} v128)`).join(" ")}
+    ${each(rows, (it) => `(local $c${it} v128)`)} ${few ? each(rows, (it) => `(local $s${it} v128)`) : ""}
     ${ends === "halves" ? twice() : all}
     ${scales ? allFloats() : ""}
-    ${each.map((r) => `(drop (i32x4.add ${get(sums[2 * r])} ${get(sums[2 * r + 1])}))`).join("\n")}
-    ${each.flatMap((r) => halves.map((h) => store(r, h))).join("\n")})`;
+    ${found(sums, rows)}
+    ${stored(sums, rows, (scales ? 4 : 2) * VECTOR)})`;
 }
 
 /** `body` again and again, each time with `count` of $left, or those that remain, of which it leaves none. */
@@ -113,9 +117,6 @@ function wide(
   many: number,
   low: string,
 ): string {
-  const all = Array.from({ length: rows }, (_, r) => halves.map((h) => `${r}_${h}`)).flat();
-  const each = (line: (it: string) => string) => all.map(line).join("\n");
-  const zero = (it: string) => set(it, "(v128.const i32x4 0 0 0 0)");
   const gather = (it: string) => {
     const [high, s] = [lanes(get(`s${it}`), get(`s${it}`), 2, 3, 2, 3), get(`s${it}`)];
     return [["l", s], ["h", high]].map(([d, half]) =>
@@ -126,20 +127,15 @@ function wide(
     const [l, h] = ["l", "h"].map((d) => `(f32x4.demote_f64x2_zero ${get(`${d}${it}`)})`);
     return set(`s${it}`, lanes(l, h, 0, 1, 4, 5));
   };
-  const some = inTurns("some", few.count, few.body + each(few.join) + each((it) => zero(`c${it}`)));
-  const store = (r: number, h: number) =>
-    `(v128.store offset=${4 * VECTOR * r + VECTOR * h} ${get("out")} ${
-      straightRow((r) => get(`s${r}_${h}`), r)
-    })`;
-  const pairs = each((it) =>
-    it.endsWith("0") ? `(drop (i32x4.add ${get(`s${it}`)} ${get(`s${it.slice(0, -1)}1`)}))` : ""
-  );
+  const some = few.body + each(rows, few.join) + each(rows, (it) => cleared(`c${it}`));
+  const all = inTurns("some", few.count, some) + found("s", rows) + each(rows, gather) +
+    each(rows, (it) => cleared(`s${it}`));
   return `(func (export "${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
     (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128) (local $some i32) (local $many i32)
-    ${each((it) => ["c", "s", "l", "h"].map((of) => `(local $${of}${it} v128)`).join(" "))}
-    ${inTurns("many", many, some + pairs + each(gather) + each((it) => zero(`s${it}`)))}
-    ${each(narrow)}
-    ${lines(2 * rows, (i) => store(i >> 1, i % 2))})`;
+    ${each(rows, (it) => ["c", "s", "l", "h"].map((of) => `(local $${of}${it} v128)`).join(" "))}
+    ${inTurns("many", many, all)}
+    ${each(rows, narrow)}
+    ${stored("s", rows, 4 * VECTOR)})`;
 }
 
 /**
@@ -147,39 +143,29 @@ function wide(
  * in f32. Straight, rows of eight.
  */
 function blockTwins({ name, add: sum }: Product): string {
-  const all = Array.from({ length: TWIN_ROWS }, (_, r) => halves.map((h) => `${r}_${h}`)).flat();
-  const each = (line: (it: string) => string) => all.map(line).join("\n");
+  const rows = TWIN_ROWS;
   const step = nextColumns() +
-    nextRows(TWIN_ROWS, (r, h) => set(`c${r}_${h}`, sum(get(`b${h}`), get("a"), get(`c${r}_${h}`))));
+    nextRows(rows, (r, h) => set(`c${r}_${h}`, sum(get(`b${h}`), get("a"), get(`c${r}_${h}`))));
   const some = (count: number) =>
     `(block $done${count} (loop $next${count}
       (br_if $done${count} (i32.lt_u ${get("first")} (i32.const ${count})))
       ${step.repeat(count)} ${add("first", -count)}
       (br $next${count})))`;
-  return `(func (export "blocks_${name}_twin${TWIN_ROWS}") (param $row i32) (param $panel i32) (param $left i32)
+  return `(func (export "blocks_${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
     (param $first i32) (param $block i32) (param $out i32)
     (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
-    ${each((it) => `(local $c${it} v128) (local $s${it} v128)`)}
+    ${each(rows, (it) => `(local $c${it} v128) (local $s${it} v128)`)}
     (block $end (loop $again
       (if (i32.gt_u ${get("first")} ${get("left")}) (then ${set("first", get("left"))}))
       ${set("left", `(i32.sub ${get("left")} ${get("first")})`)}
       ${some(4)} ${some(1)}
-      ${each((it) => set(`s${it}`, `(f32x4.add ${get(`s${it}`)} ${get(`c${it}`)})`))}
-      ${each((it) => set(`c${it}`, "(v128.const i32x4 0 0 0 0)"))}
+      ${each(rows, (it) => set(`s${it}`, `(f32x4.add ${get(`s${it}`)} ${get(`c${it}`)})`))}
+      ${each(rows, (it) => cleared(`c${it}`))}
       ${set("first", get("block"))}
       (br_if $end (i32.eqz ${get("left")}))
       (br $again)))
-    ${
-    each((it) => it.endsWith("0") ? `(drop (i32x4.add ${get(`s${it}`)} ${get(`s${it.slice(0, -1)}1`)}))` : "")
-  }
-    ${
-    lines(2 * TWIN_ROWS, (i) => {
-      const h = i % 2;
-      return `(v128.store offset=${VECTOR * i} ${get("out")} ${
-        straightRow((r) => get(`s${r}_${h}`), i >> 1)
-      })`;
-    })
-  })`;
+    ${found("s", rows)}
+    ${stored("s", rows, 2 * VECTOR)})`;
 }
 
 /** Of floats: what `f32.c` says of its sums. $left: values of k, a multiple of four. */
@@ -267,29 +253,25 @@ function timeTwins(): string {
  * names. `steps`: which sums in 16 bits.
  */
 export function limitsModule(steps: readonly number[]): string {
-  const sums = [0, 1, 2, 3, 4];
-  const each = (line: (c: string, h: number) => string, of = sums) =>
-    of.flatMap((i) => halves.map((h) => line(`${i}_${h}`, h))).join("\n");
-  const loop = (name: string, of: number[], begin: string, turn: string) =>
+  const loop = (name: string, sums: number, begin: string, turn: string) =>
     `(func (export "${name}_twins") (param $turns i32) (param $seed i32) (result i32) (local $a0 v128) (local $a1 v128)
-      ${each((it) => `(local $b${it} v128) (local $c${it} v128) (local $s${it} v128)`, of)}
+      ${each(sums, (it) => `(local $b${it} v128) (local $c${it} v128) (local $s${it} v128)`)}
       ${begin}
       (block $done (loop $next
         ${turn} ${add("turns", -1)} (br_if $done (i32.eqz ${get("turns")}))
         ${turn} ${add("turns", -1)} (br_if $next ${get("turns")})))
       ${
-      of.map((i) => set("a0", `(v128.xor ${get("a0")} (i32x4.add ${get(`s${i}_0`)} ${get(`s${i}_1`)}))`))
-        .join("\n")
+      lines(sums, (i) => set("a0", `(v128.xor ${get("a0")} (i32x4.add ${get(`s${i}_0`)} ${get(`s${i}_1`)}))`))
     }
       (i32x4.extract_lane 0 ${get("a0")}))`;
   const splat = (add: number) => `(i8x16.splat (i32.add ${get("seed")} (i32.const ${add})))`;
-  const rows = Array.from({ length: TWIN_ROWS }, (_, i) => i);
   const alone = (name: string, of: string, a0: string) => {
     const { add: sum } = PRODUCTS.relaxed.find((it) => it.name === of)!;
-    const turn = each((it) => set(`s${it}`, sum(get("a0"), get("a0"), get(`s${it}`))), rows);
-    return loop(name, rows, set("a0", a0), turn.repeat(4));
+    const turn = each(TWIN_ROWS, (it) => set(`s${it}`, sum(get("a0"), get("a0"), get(`s${it}`))));
+    return loop(name, TWIN_ROWS, set("a0", a0), turn.repeat(4));
   };
   const word = (count: number) => {
+    const sums = 5;
     const { add: sum, first, few } = words(count);
     // No product may occur twice, or the engine computes it once: operands trade places, then one of them changes.
     const step = (i: number) => {
@@ -301,13 +283,13 @@ export function limitsModule(steps: readonly number[]): string {
       };
       const joined = (i + 1) % count
         ? ""
-        : each((it) => set(`s${it}`, few!.join(get(`s${it}`), get(`c${it}`))));
+        : each(sums, (it) => set(`s${it}`, few!.join(get(`s${it}`), get(`c${it}`))));
       const next = i % 2
         ? halves.map((h) => set(`a${h}`, `(i8x16.add ${get(`a${h}`)} ${get(`b0_${h}`)})`)).join("")
         : "";
-      return each(product) + joined + next;
+      return each(sums, product) + joined + next;
     };
-    const begin = paired("a", splat) + sums.map((i) => paired(`b${i}_`, (h) => splat(2 * i + h))).join("");
+    const begin = paired("a", splat) + lines(sums, (i) => paired(`b${i}_`, (h) => splat(2 * i + h)));
     return loop(`words_${count}`, sums, begin, lines(16, step));
   };
   const float = `(f32x4.splat (f32.convert_i32_s ${get("seed")}))`;

@@ -41,8 +41,8 @@ const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int
  */
 const ROW_TICKETS = 4;
 
-/** Floats of twins are multiplied so many values of k at a time. */
-const FOUR = 4;
+/** K of floats that twins multiply is a multiple of this. */
+const FLOATS_K = 4;
 
 /** Steps that are shared out together at most: a crew is told no more than so many arguments. */
 const MOST_STEPS = 3;
@@ -135,7 +135,21 @@ export function takeMatrix(
   if (scheme === "f32") {
     const panels = new Float32Array(arena.memory.buffer, piece.start, rows * k);
     packPanels(panels, stored.data as Float32Array, k, 0, n);
-    return new WasmMatrix(scheme, n, k, piece, padded, 0, 0, 0, TILE, 4, 0, 0, ways.twins && k % FOUR === 0);
+    return new WasmMatrix(
+      scheme,
+      n,
+      k,
+      piece,
+      padded,
+      0,
+      0,
+      0,
+      TILE,
+      4,
+      0,
+      0,
+      ways.twins && k % FLOATS_K === 0,
+    );
   }
   new Uint8Array(arena.memory.buffer, piece.start, bytes).set(stored.data as Uint8Array);
   const scale = piece.start + bytes;
