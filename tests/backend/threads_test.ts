@@ -13,7 +13,7 @@ import { examples } from "../../models/demo.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
 import * as shared from "../../wasm/kernels_shared.js";
 import { random, tensor, testBackend } from "./suite.ts";
-import { twin } from "./twin.ts";
+import { alike } from "./alike.ts";
 
 const odd = (how: string) => new URL(`./odd_thread.ts?${how}`, import.meta.url);
 
@@ -30,20 +30,20 @@ function many(threads: number, options: WasmOptions & { simd?: boolean }): Threa
 }
 
 // The whole suite, every operation shared out however small, each result also against one thread.
-testBackend("wasm, 1 thread, shared memory", () => twin(createWasmBackend({ simd, relaxed }), many(1, {})));
-testBackend("wasm, 2 threads", () => twin(createWasmBackend({ simd, relaxed }), many(2, {})));
+testBackend("wasm, 1 thread, shared memory", () => alike(createWasmBackend({ simd, relaxed }), many(1, {})));
+testBackend("wasm, 2 threads", () => alike(createWasmBackend({ simd, relaxed }), many(2, {})));
 testBackend(
   "wasm, 3 threads, 16-bit sums",
-  () => twin(createWasmBackend(relaxed, { multiplier: "words" }), many(3, { multiplier: "words" })),
+  () => alike(createWasmBackend(relaxed, { multiplier: "words" }), many(3, { multiplier: "words" })),
 );
 for (const multiplier of ["dot", "words"] as const) {
   const ways = { multiplier, twins: true };
   testBackend(
     `wasm, 3 threads, twins, ${multiplier}`,
-    () => twin(createWasmBackend(relaxed, ways), many(3, ways)),
+    () => alike(createWasmBackend(relaxed, ways), many(3, ways)),
   );
 }
-testBackend("wasm, 3 threads, plain SIMD", () => twin(createWasmBackend(simd), many(3, { simd: true })));
+testBackend("wasm, 3 threads, plain SIMD", () => alike(createWasmBackend(simd), many(3, { simd: true })));
 
 Deno.test("threads: both shared builds pass the self-test", () => {
   assert.equal(selfTest(shared.simd, createSharedMemory()), undefined);
@@ -55,7 +55,7 @@ for (const threads of [2, 3, 5]) {
     const b = createThreadedBackend(shared, { threads });
     try {
       await b.ready;
-      const both = twin(createWasmBackend({ simd, relaxed }), b);
+      const both = alike(createWasmBackend({ simd, relaxed }), b);
       for (const scheme of ["f32", "int8-p8-s4", "int4-g32-p8"] as Scheme[]) {
         for (const [t, k, n] of [[1, 2048, 2056], [64, 1152, 1001], [330, 320, 999]]) {
           const w = both.matrix(pack(scheme, random(n * k, 1), n, k));
@@ -154,7 +154,7 @@ Deno.test("threads: the memory grows under them, and they see what lies in the n
   const b = createThreadedBackend(shared, { threads: 3, shareAboveNs: 0 });
   try {
     await b.ready;
-    const both = twin(createWasmBackend({ simd, relaxed }), b);
+    const both = alike(createWasmBackend({ simd, relaxed }), b);
     const w = both.matrix(pack("int8-p8-s4", random(160 * 64, 1), 160, 64));
     for (let i = 0; i < 40; i++) {
       const before = b.memoryBytes;

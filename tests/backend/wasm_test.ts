@@ -6,6 +6,7 @@ import { chooseKernels, instantiate, probeZero, selfTest, UNSIGNED } from "../..
 import { pack } from "../../lib/weights/load.ts";
 import { boundedSteps, quantizeInt8 } from "../../lib/weights/quantize.ts";
 import { relaxed, simd } from "../../wasm/kernels.js";
+import { alike } from "./alike.ts";
 import { random, tensor, testBackend } from "./suite.ts";
 
 testBackend("reference", createReferenceBackend);
@@ -18,7 +19,9 @@ const WAYS = [false, true].flatMap((twins) =>
   ] as const
 );
 for (const { name, module, ways } of WAYS) {
-  testBackend(`wasm, ${name}${ways.twins ? ", twins" : ""}`, () => createWasmBackend(module, ways));
+  const make = (twins: boolean) => createWasmBackend(module, { ...ways, twins });
+  if (ways.twins) testBackend(`wasm, ${name}, twins`, () => alike(make(false), make(true)));
+  else testBackend(`wasm, ${name}`, () => make(false));
 }
 
 Deno.test("both builds pass the self-test, and the relaxed one is taken", () => {

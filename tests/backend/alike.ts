@@ -21,7 +21,7 @@ class MatrixPair implements Matrix {
 }
 
 /** Errors are those of the first. */
-export function twin(first: Backend, second: Backend): Backend {
+export function alike(first: Backend, second: Backend): Backend {
   const each = <T>(run: (b: Backend, i: 0 | 1) => T): [T, T] => [run(first, 0), run(second, 1)];
   const of = (t: Tensor, i: 0 | 1) => (t as Pair).both[i];
   const matrix = (w: Matrix, i: 0 | 1) => (w as MatrixPair).both[i];
@@ -37,7 +37,7 @@ export function twin(first: Backend, second: Backend): Backend {
     options(more, i),
   ];
   return {
-    name: "twin",
+    name: "alike",
     get sizeBytes() {
       return first.sizeBytes + second.sizeBytes;
     },
