@@ -68,21 +68,25 @@ INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t pa
   straighten(c, y, ROWS);
 }
 
-// The same of tiles of twins, where k is a multiple of four.
+// The same of tiles of twins, where k is a multiple of four. Four panels at once: rows that are too many for the second-level
+// cache are read once for two pairs.
 INLINE void gemm_twins(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, const Finish *f) {
-  for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
-    uint32_t cols = n - col < PAIR ? n - col : PAIR;
+  for (uint32_t first = 0; first < n; first += QUAD, w += (uint64_t)QUAD * k) {
+    uint32_t end = n - first < QUAD ? n : first + QUAD;
     for (uint32_t row = 0; row < rows; row += BLOCK_TILES * TWIN_ROWS) {
-      float y[PAIR * BLOCK_TILES * TWIN_ROWS];
       uint32_t count = rows - row < BLOCK_TILES * TWIN_ROWS ? rows - row : BLOCK_TILES * TWIN_ROWS;
-      for (uint32_t r = 0; r < count; r += TWIN_ROWS) {
-        for (uint32_t half = 0; half < cols; half += 8) {
-          const float *tile = a + (uint64_t)(row + r) * k, *panel = w + (uint64_t)half * k;
-          if (count - r > 4) f32_twin12(tile, panel, k, y + PAIR * r + half);
-          else f32_twin4(tile, panel, k, y + PAIR * r + half);
+      for (uint32_t col = first; col < end; col += PAIR) {
+        float y[PAIR * BLOCK_TILES * TWIN_ROWS];
+        uint32_t cols = end - col < PAIR ? end - col : PAIR;
+        for (uint32_t r = 0; r < count; r += TWIN_ROWS) {
+          for (uint32_t half = 0; half < cols; half += 8) {
+            const float *tile = a + (uint64_t)(row + r) * k, *panel = w + (uint64_t)(col - first + half) * k;
+            if (count - r > 4) f32_twin12(tile, panel, k, y + PAIR * r + half);
+            else f32_twin4(tile, panel, k, y + PAIR * r + half);
+          }
         }
+        finish(f, row, count, col, cols, y);
       }
-      finish(f, row, count, col, cols, y);
     }
   }
 }
