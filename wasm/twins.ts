@@ -6,15 +6,15 @@
 import { type Build, type Ends, type Product, PRODUCTS, TWIN_ROWS, words } from "./products.ts";
 import { add, descaled, get, lanes, lines, load, rotated, SCALES, set, steps, VECTOR } from "./text.ts";
 
+/** The two halves of a panel. */
+const halves = [0, 1];
 /** Two vectors that may be a pair: each of its own first half and itself. */
 const paired = (name: string, value: (half: number) => string) =>
-  [0, 1].map((h) => set(`${name}${h}`, value(h))).join("") +
-  [0, 1].map((h) => get(`${name}${h}`)).map((it, h) =>
+  halves.map((h) => set(`${name}${h}`, value(h))).join("") +
+  halves.map((h) => get(`${name}${h}`)).map((it, h) =>
     set(`${name}${h}`, `(f64x2.replace_lane 0 ${it} (f64x2.extract_lane 0 ${it}))`)
   ).join("");
 
-/** The two halves of a panel. */
-const halves = [0, 1];
 /** Of two rows, which it spreads or trades. */
 const both = (name: string, r: number, spread: string) => set(name, r % 2 ? rotated(get(name), 1) : spread);
 /** Columns of a step at $panel to twins $b0 and $b1. */
@@ -27,9 +27,21 @@ const nextRows = (rows: number, line: (r: number, half: number) => string) =>
       both("a", r, lanes(get("v"), get("v"), r % 4, r % 4 + 1, r % 4, r % 4 + 1)),
       ...halves.map((h) => line(r, h)),
     ].join("\n")) + add("row", 4 * TWIN_ROWS);
+/** A step of so many rows: what becomes of each sum $c. */
+const nextProducts = (rows: number, product: (columns: string, row: string, sum: string) => string) =>
+  nextColumns() +
+  nextRows(rows, (r, h) => {
+    const c = `c${r}_${h}`;
+    return set(c, product(get(`b${h}`), get("a"), get(c)));
+  });
+/** What steps are taken with. */
+const STEP_LOCALS = "(local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)";
 /** A line for each sum of so many rows, by its row and half. */
 const each = (rows: number, line: (it: string, half: number) => string) =>
   lines(rows, (r) => halves.map((h) => line(`${r}_${h}`, h)).join("\n"));
+/** Sums $c joined with $s. */
+const joinedBy = (rows: number, join: (sum: string, few: string, half: number) => string) =>
+  each(rows, (it, h) => set(`s${it}`, join(get(`s${it}`), get(`c${it}`), h)));
 const cleared = (name: string) => set(name, "(v128.const i32x4 0 0 0 0)");
 /** What the engine finds twins by. */
 const found = (of: string, rows: number) =>
@@ -53,16 +65,9 @@ const stored = (of: string, rows: number, apart: number) =>
  */
 function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number): string {
   const [sums, scales] = [few ? "s" : "c", ends === "scaled"];
-  const joined = few ? each(rows, (it) => set(`s${it}`, few.join(get(`s${it}`), get(`c${it}`)))) : "";
+  const joined = few ? joinedBy(rows, few.join) : "";
   const step = (i: number) =>
-    nextColumns() +
-    nextRows(rows, (r, h) => {
-      const [columns, c] = [get(`b${h}`), `c${r}_${h}`];
-      return set(
-        c,
-        first && i % few!.steps === 0 ? first(columns, get("a")) : sum(columns, get("a"), get(c)),
-      );
-    }) +
+    nextProducts(rows, first && i % few!.steps === 0 ? first : sum) +
     (few && (i + 1) % few.steps === 0 ? joined : "");
   const all = steps("", step, { end: (i) => few && i % few.steps ? joined : "" });
   const floats = (c: string, h: number) =>
@@ -88,7 +93,7 @@ function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number)
   return `(func (export "${ends}_${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
     (param $out i32)
     ${scales ? SCALES : ends === "halves" ? "(param $low i32) (local $first i32) (local $steps i32)" : ""}
-    (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
+    ${STEP_LOCALS}
     ${each(rows, (it) => `(local $c${it} v128)`)} ${few ? each(rows, (it) => `(local $s${it} v128)`) : ""}
     ${ends === "halves" ? twice() : all}
     ${scales ? allFloats() : ""}
@@ -113,7 +118,7 @@ const inTurns = (name: string, count: number, body: string) =>
 function wide(
   name: string,
   rows: number,
-  few: { readonly count: number; readonly body: string; readonly join: (it: string) => string },
+  few: { readonly count: number; readonly body: string; readonly join: Parameters<typeof joinedBy>[1] },
   many: number,
   low: string,
 ): string {
@@ -127,11 +132,11 @@ function wide(
     const [l, h] = ["l", "h"].map((d) => `(f32x4.demote_f64x2_zero ${get(`${d}${it}`)})`);
     return set(`s${it}`, lanes(l, h, 0, 1, 4, 5));
   };
-  const some = few.body + each(rows, few.join) + each(rows, (it) => cleared(`c${it}`));
+  const some = few.body + joinedBy(rows, few.join) + each(rows, (it) => cleared(`c${it}`));
   const all = inTurns("some", few.count, some) + found("s", rows) + each(rows, gather) +
     each(rows, (it) => cleared(`s${it}`));
   return `(func (export "${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
-    (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128) (local $some i32) (local $many i32)
+    ${STEP_LOCALS} (local $some i32) (local $many i32)
     ${each(rows, (it) => ["c", "s", "l", "h"].map((of) => `(local $${of}${it} v128)`).join(" "))}
     ${inTurns("many", many, all)}
     ${each(rows, narrow)}
@@ -142,10 +147,9 @@ function wide(
  * Sums of floats as `attention.c` takes them: of $first steps, any number, then of $block steps each, until $left are done, added up
  * in f32. Straight, rows of eight.
  */
-function blockTwins({ name, add: sum }: Product): string {
+function blockTwins({ name, add: sum, few }: Product): string {
   const rows = TWIN_ROWS;
-  const step = nextColumns() +
-    nextRows(rows, (r, h) => set(`c${r}_${h}`, sum(get(`b${h}`), get("a"), get(`c${r}_${h}`))));
+  const step = nextProducts(rows, sum);
   const some = (count: number) =>
     `(block $done${count} (loop $next${count}
       (br_if $done${count} (i32.lt_u ${get("first")} (i32.const ${count})))
@@ -153,13 +157,12 @@ function blockTwins({ name, add: sum }: Product): string {
       (br $next${count})))`;
   return `(func (export "blocks_${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
     (param $first i32) (param $block i32) (param $out i32)
-    (local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)
-    ${each(rows, (it) => `(local $c${it} v128) (local $s${it} v128)`)}
+    ${STEP_LOCALS} ${each(rows, (it) => `(local $c${it} v128) (local $s${it} v128)`)}
     (block $end (loop $again
       (if (i32.gt_u ${get("first")} ${get("left")}) (then ${set("first", get("left"))}))
       ${set("left", `(i32.sub ${get("left")} ${get("first")})`)}
       ${some(4)} ${some(1)}
-      ${each(rows, (it) => set(`s${it}`, `(f32x4.add ${get(`s${it}`)} ${get(`c${it}`)})`))}
+      ${joinedBy(rows, few!.join)}
       ${each(rows, (it) => cleared(`c${it}`))}
       ${set("first", get("block"))}
       (br_if $end (i32.eqz ${get("left")}))
@@ -170,17 +173,9 @@ function blockTwins({ name, add: sum }: Product): string {
 
 /** Of floats: what `f32.c` says of its sums. $left: values of k, a multiple of four. */
 function floatTwins({ name, add: sum, few }: Product, rows: number): string {
-  const step = () =>
-    nextColumns() +
-    nextRows(rows, (r, h) => set(`c${r}_${h}`, sum(get(`b${h}`), get("a"), get(`c${r}_${h}`))));
-  const join = (it: string) => set(`s${it}`, few!.join(get(`s${it}`), get(`c${it}`)));
-  return wide(
-    name,
-    rows,
-    { count: few!.steps, body: steps("", step), join },
-    4 * few!.steps,
-    "f64x2.promote_low_f32x4",
-  );
+  const { steps: count, join } = few!;
+  const body = steps("", () => nextProducts(rows, sum));
+  return wide(name, rows, { count, body, join }, 4 * count, "f64x2.promote_low_f32x4");
 }
 
 /**
@@ -189,21 +184,16 @@ function floatTwins({ name, add: sum, few }: Product, rows: number): string {
  * f64 at once as GROUPS of `wasm/src/dots.h`.
  */
 function groupTwins(): string {
-  const dot = (columns: string) => `(i16x8.relaxed_dot_i8x16_i7x16_s ${get("a")} ${columns})`;
+  // Rows are the operand of eight bits here, nibbles that of seven.
+  const { add: sum } = words(8);
   const body = [
     nextRows(TWIN_ROWS, (r, h) => set(`c${r}_${h}`, get("a"))),
-    lines(8, () =>
-      nextColumns() +
-      nextRows(TWIN_ROWS, (r, h) =>
-        set(`c${r}_${h}`, `(i16x8.add ${get(`c${r}_${h}`)} ${dot(get(`b${h}`))})`))),
+    lines(8, () => nextProducts(TWIN_ROWS, (columns, row, c) => sum(row, columns, c))),
     nextColumns(),
     add("left", -1),
   ].join("\n");
-  const join = (it: string) =>
-    set(
-      `s${it}`,
-      `(i32x4.add ${get(`s${it}`)} (i32x4.dot_i16x8_s ${get(`c${it}`)} ${get(`b${it.at(-1)}`)}))`,
-    );
+  const join = (sum: string, few: string, half: number) =>
+    `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${few} ${get(`b${half}`)}))`;
   return wide("int4", TWIN_ROWS, { count: 1, body, join }, 64, "f64x2.convert_low_i32x4_s");
 }
 
@@ -281,9 +271,7 @@ export function limitsModule(steps: readonly number[]): string {
         const [x, y] = operands(it, h);
         return set(`c${it}`, i % count ? sum(x, y, get(`c${it}`)) : first!(x, y));
       };
-      const joined = (i + 1) % count
-        ? ""
-        : each(sums, (it) => set(`s${it}`, few!.join(get(`s${it}`), get(`c${it}`))));
+      const joined = (i + 1) % count ? "" : joinedBy(sums, few!.join);
       const next = i % 2
         ? halves.map((h) => set(`a${h}`, `(i8x16.add ${get(`a${h}`)} ${get(`b0_${h}`)})`)).join("")
         : "";

@@ -72,6 +72,11 @@ export function panelBytes(padded: number, head: number): number {
   return padded / GROUP * groupBytes(head);
 }
 
+/** Bytes of a pair of panels of int4 weights, unpacked: values of so many bytes, and the scales of groups. */
+export function pairBytes(padded: number, bytes: number): number {
+  return PAIR * (padded * bytes + padded / GROUP * 4);
+}
+
 /** How a product of several rows ends, from the number of its columns on: the same of pairs of panels [from, end). */
 function pairs(
   n: number,
@@ -316,11 +321,6 @@ export const PARTS = {
     }
   },
 } satisfies Record<string, Part>;
-
-/** Bytes of a pair of panels of int4 weights, unpacked: values of so many bytes, and the scales of groups. */
-export function pairBytes(padded: number, bytes: number): number {
-  return PAIR * (padded * bytes + padded / GROUP * 4);
-}
 
 export type PartName = keyof typeof PARTS;
 

@@ -148,7 +148,7 @@ export function takeMatrix(
       4,
       0,
       0,
-      ways.twins && k % FLOATS_K === 0,
+      twins && k % FLOATS_K === 0,
     );
   }
   new Uint8Array(arena.memory.buffer, piece.start, bytes).set(stored.data as Uint8Array);
