@@ -20,6 +20,20 @@ export function nameOf(driver: keyof typeof DRIVERS): string {
   return hardware ? "hardware" : driver === "lavapipe" ? "lavapipe" : "SwiftShader";
 }
 
+/**
+ * Devices of this file of tests. What it has asked them for comes back before the file ends, and then they are closed:
+ * Dawn aborts the process where the isolate ends and one of its promises is still open.
+ */
+const opened: WebgpuBackend[] = [];
+Deno.test.afterAll(async () => {
+  for (const it of opened) {
+    // Reads come in their order; of a device that was lost each fails.
+    await it.read(it.tensor(1, 1)).catch(() => {});
+    it.close();
+    await it.lost;
+  }
+});
+
 /** What to open. */
 export interface Software {
   readonly driver: keyof typeof DRIVERS;
@@ -28,7 +42,8 @@ export interface Software {
 }
 
 /**
- * A backend on a driver; undefined where the machine has no such driver, unless `GPU_TESTS=must` says that it has.
+ * A backend on a driver, open to the end of the file's tests; undefined where the machine has no such driver, unless
+ * `GPU_TESTS=must` says that it has.
  *
  * @throws {Error} with `GPU_TESTS=hardware`, where there is no GPU.
  */
@@ -38,12 +53,15 @@ export async function openSoftware(
   if (hardware) {
     const backend = await openGpu(provider, options);
     if (backend.software) throw new Error(`Cannot test on hardware: found "${backend.adapter}"`);
+    opened.push(backend);
     return backend;
   }
   // The loader reads it for every device anew.
   Deno.env.set("VK_DRIVER_FILES", DRIVERS[driver]);
   try {
-    return await openGpu(provider, options);
+    const backend = await openGpu(provider, options);
+    opened.push(backend);
+    return backend;
   } catch (error) {
     if (Deno.env.get("GPU_TESTS") === "must") throw error;
     return undefined;

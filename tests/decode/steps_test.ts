@@ -175,7 +175,7 @@ Deno.test({
     const dispatches = async (count: number) => {
       const turns = Array.from({ length: count }, (_, i) => ({ cache: decoder.cache(1), id: 400 + i }));
       const before = gpu!.queue.dispatches;
-      await decoder.steps!(turns, pause);
+      await (await decoder.steps!(turns, pause)).found;
       for (const { cache } of turns) cache.free();
       return gpu!.queue.dispatches - before;
     };
