@@ -45,7 +45,7 @@ const WAKE = 10;
 /** Least tickets that share an operation: drawing one and giving it back takes 0.1 to 0.2 µs. */
 const LEAST = 2;
 /** At most so many tickets a thread, where nobody asks for fewer. */
-const TICKETS_EACH = 8;
+export const TICKETS_EACH = 8;
 /** A thread without work sleeps after this long. */
 const IDLE_MS = 2;
 /** Looks at a word before the clock is read or the thread waits: some ten microseconds. */

@@ -17,7 +17,7 @@ import type {
   StoredMatrix,
   Tensor,
 } from "./backend.ts";
-import { alone, type Crew } from "./crew.ts";
+import { alone, type Crew, TICKETS_EACH } from "./crew.ts";
 import { checkStored } from "./layout.ts";
 import * as shapes from "./shapes.ts";
 import type { Piece } from "./pieces.ts";
@@ -76,6 +76,8 @@ export interface Hands {
 const [ROW_NS, ADD_NS] = [0.5, 0.1];
 /** The same for a query's value times a key's, and its weight times a value's. */
 const ATTEND_NS = 0.07;
+/** Tickets for each thread of an attention of floats: keys and values are packed for every one anew. */
+const ATTEND_TICKETS = 3;
 
 /** The backend itself; with `hands`, the module is one for a shared memory. */
 export class Wasm implements WasmBackend {
@@ -247,7 +249,7 @@ export class Wasm implements WasmBackend {
       ...[scratch, scratchBytes, this.#ways.twins ? TWIN : 0],
     ];
     const units = attentionUnits(qs.rows, kvHeads, group);
-    this.#crew.run("attention", args, units, qs.rows * ks.rows * heads * headDim * ATTEND_NS);
+    this.#crew.run("attention", args, units, qs.rows * ks.rows * heads * headDim * ATTEND_NS, ATTEND_TICKETS);
   }
 
   attentionEach(
@@ -272,14 +274,18 @@ export class Wasm implements WasmBackend {
     const { multiplier, twins } = this.#ways;
     const kernel = { dot: 0, words: 1 }[multiplier] | (twins ? TWIN : 0);
     const tile = this.#kernels.tile_rows(kernel);
+    const tiles = Math.ceil(rows / tile);
+    // A head's keys and values are packed for every unit anew: as few of them as leave each thread its tickets.
+    const units = Math.min(tiles, Math.ceil(this.#crew.threads * TICKETS_EACH / heads));
+    const most = Math.ceil(tiles / units) * tile;
     const args = [
       ...[o.start, o.stride, qs.start, qs.stride, ks.start, ks.stride, vs.start, vs.stride],
-      ...[rows, heads, headDim, scale, scratch, scratchBytes, kernel, tile],
+      ...[rows, heads, headDim, scale, scratch, scratchBytes, kernel, most],
     ];
     this.#crew.run(
       "attention_int8",
       args,
-      heads * Math.ceil(rows / tile),
+      heads * Math.ceil(rows / most),
       rows * rows * heads * headDim * ATTEND_NS,
     );
   }

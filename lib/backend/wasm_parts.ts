@@ -291,17 +291,16 @@ export const PARTS = {
     }
   },
 
-  /** Tiles of `tile` queries, of one head, then of the next; scratch as above. */
+  /** At most `most` queries of one head, then of the next; scratch as above. */
   attention_int8(kernels, args, from, end, thread) {
     const [out, outStride, q, qStride, k, kStride, v, vStride, rows, heads, dim, scale] = args;
-    const [scratch, scratchBytes, kernel, tile] = args.slice(12);
-    const tiles = Math.ceil(rows / tile);
-    for (let unit = from; unit < Math.min(end, heads * tiles);) {
-      const head = Math.floor(unit / tiles);
-      const first = unit - head * tiles;
-      const last = Math.min(end - head * tiles, tiles);
-      unit = head * tiles + last;
-      const [row, col] = [first * tile, head * dim * 4];
+    const [scratch, scratchBytes, kernel, most] = args.slice(12);
+    const units = Math.ceil(rows / most);
+    for (let unit = from; unit < Math.min(end, heads * units);) {
+      const head = Math.floor(unit / units);
+      const [first, last] = [unit - head * units, Math.min(end - head * units, units)];
+      unit = head * units + last;
+      const [row, col] = [first * most, head * dim * 4];
       kernels.attention_int8(
         out + row * outStride * 4 + col,
         outStride,
@@ -311,7 +310,7 @@ export const PARTS = {
         kStride,
         v + col,
         vStride,
-        Math.min(rows, last * tile) - row,
+        Math.min(rows, last * most) - row,
         rows,
         dim,
         scale,
