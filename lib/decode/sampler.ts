@@ -61,9 +61,10 @@ export function choose(
   near: (id: number) => readonly Span[] | undefined = () => undefined,
 ): Choice {
   const { scores, total, best: free } = scored(logits, limit, never);
-  const open = allowed ? only(scores, allowed) : scores;
-  const best = allowed ? argmax(open) : free;
-  const id = sampling.temperature > 0 ? draw(open, best, sampling, random) : best;
+  const best = allowed ? bestOf(scores, allowed) : free;
+  const id = sampling.temperature > 0
+    ? draw(allowed ? only(scores, allowed) : scores, best, sampling, random)
+    : best;
   const logprob = Math.min(0, scores[id] - total);
   const meant = near(id);
   return {
@@ -84,10 +85,29 @@ export function scored(logits: Float32Array, limit: number, never: readonly numb
   const scores = logits.subarray(0, limit);
   for (const id of never) if (id < limit) scores[id] = -Infinity;
   const best = argmax(scores);
-  const most = scores[best];
+  return { scores, best, total: scores[best] + Math.log(weightOf(scores, scores[best], 1)) };
+}
+
+/** Sum of e^((score − most) / temperature). */
+function weightOf(scores: Float32Array, most: number, temperature: number): number {
   let sum = 0;
-  for (const score of scores) sum += Math.exp(score - most);
-  return { scores, best, total: most + Math.log(sum) };
+  for (let id = 0; id < scores.length; id++) sum += decay((most - scores[id]) / temperature);
+  return sum;
+}
+
+/** Halvings that are looked up, what is beyond them being nothing beside 1, and parts of each. */
+const [HALVINGS, PARTS] = [64, 32];
+const POWERS = Float64Array.from({ length: HALVINGS * PARTS + 1 }, (_, part) => 2 ** (-part / PARTS));
+
+/**
+ * e^−x for x ≥ 0, to 2·10⁻¹³ of it, and 0 from 2⁻⁶⁴ on. All of Gemma's ids go through it for every token: in 0.7 ms, in 3 to
+ * 4 with Math.exp (EPYC of family 26, model 2).
+ */
+export function decay(x: number): number {
+  if (x >= HALVINGS * Math.LN2) return 0;
+  const part = x * (PARTS / Math.LN2) | 0;
+  const rest = x - part * (Math.LN2 / PARTS);
+  return POWERS[part] * (1 - rest * (1 - rest * (1 / 2 - rest * (1 / 6 - rest * (1 / 24 - rest / 120)))));
 }
 
 /** Logarithm of the probability of all ids in the spans together; scores are those of the ids from `start` on. */
@@ -106,62 +126,79 @@ export function neverSampled({ padId, bosId }: ModelConfig): readonly number[] {
 
 /** The first of the largest scores. */
 export function argmax(scores: Float32Array): number {
-  let best = 0;
-  for (let id = 1; id < scores.length; id++) if (scores[id] > scores[best]) best = id;
+  let [best, most] = [0, scores[0]];
+  for (let id = 1; id < scores.length; id++) if (scores[id] > most) [best, most] = [id, scores[id]];
   return best;
+}
+
+/** The first of the largest scores inside the spans. @throws {RangeError} where there is none. */
+function bestOf(scores: Float32Array, spans: readonly Span[]): number {
+  let [best, most] = [-1, -Infinity];
+  for (const [first, end] of spans) {
+    const own = scores.subarray(first, end);
+    const id = first + argmax(own);
+    if (own.length && (scores[id] > most || scores[id] === most && id < best)) {
+      [best, most] = [id, scores[id]];
+    }
+  }
+  if (best >= 0) return best;
+  throw new RangeError(
+    `Cannot choose: expected an allowed id among ${scores.length}, found ${spans.length} spans`,
+  );
 }
 
 /** A copy with -Infinity outside the spans. */
 function only(scores: Float32Array, spans: readonly Span[]): Float32Array {
   const open = new Float32Array(scores.length).fill(-Infinity);
   for (const [first, end] of spans) open.set(scores.subarray(first, end), first);
-  if (open.every((it) => it === -Infinity)) {
-    throw new RangeError(
-      `Cannot choose: expected an allowed id among ${scores.length}, found ${spans.length} spans`,
-    );
-  }
   return open;
 }
 
 /** Draws from softmax(scores / temperature), cut to the top K and then to the smallest set of mass topP. */
 function draw(scores: Float32Array, best: number, sampling: Sampling, random: () => number): number {
   const { temperature, topK, topP } = sampling;
-  const weight = (id: number) => Math.exp((scores[id] - scores[best]) / temperature);
-  const all = topK > 0 ? largest(scores, topK) : scores.keys().toArray();
-  const total = all.reduce((sum, id) => sum + weight(id), 0);
-  const { ids, mass } = topP < 1 ? nucleus(scores, all, weight, topP * total) : { ids: all, mass: total };
+  const weight = (id: number) => decay((scores[best] - scores[id]) / temperature);
+  if (topK === 0 && topP === 1) {
+    let left = random() * weightOf(scores, scores[best], temperature);
+    for (let id = 0; id < scores.length; id++) {
+      left -= weight(id);
+      if (left < 0) return id;
+    }
+    return best; // only by rounding in the last subtraction
+  }
+  const few = topK > 0 ? largest(scores, topK) : undefined;
+  const total = few
+    ? few.reduce((sum, id) => sum + weight(id), 0)
+    : weightOf(scores, scores[best], temperature);
+  const { ids, mass } = topP < 1
+    ? nucleus(scores, few?.length ?? scores.length, weight, topP * total)
+    : { ids: few!, mass: total };
   let left = random() * mass;
   for (const id of ids) {
     left -= weight(id);
     if (left < 0) return id;
   }
-  return best; // only by rounding in the last subtraction
+  return best;
 }
 
-/** The fewest of the likeliest ids whose weights sum to at least `wanted`. Sorts everything only if it must. */
-function nucleus(
-  scores: Float32Array,
-  all: readonly number[],
-  weight: (id: number) => number,
-  wanted: number,
-) {
+/** The fewest of the `most` likeliest ids whose weights sum to at least `wanted`. Sorts everything only if it must. */
+function nucleus(scores: Float32Array, most: number, weight: (id: number) => number, wanted: number) {
   for (const count of [256, scores.length]) {
-    const ids = largest(scores, Math.min(count, all.length));
+    const ids = largest(scores, Math.min(count, most));
     let mass = 0;
     for (let i = 0; i < ids.length; i++) {
       mass += weight(ids[i]);
-      if (mass >= wanted || ids.length === all.length && i === ids.length - 1) {
+      if (mass >= wanted || ids.length === most && i === ids.length - 1) {
         return { ids: ids.slice(0, i + 1), mass };
       }
     }
   }
-  throw new RangeError(`Broken nucleus: ${all.length} weights do not reach ${wanted}`);
+  throw new RangeError(`Broken nucleus: ${most} weights do not reach ${wanted}`);
 }
 
 /** Ids of the `count` largest scores, largest first, lower id first among equals. */
 function largest(scores: Float32Array, count: number): number[] {
-  const before = (a: number, b: number) => scores[b] - scores[a] || a - b;
-  if (count >= scores.length / 8) return scores.keys().toArray().sort(before).slice(0, count);
+  if (count >= scores.length / 8) return sorted(scores, count);
   const kept: number[] = []; // sorted, at most `count`
   for (let id = 0; id < scores.length; id++) {
     if (kept.length === count && !(scores[id] > scores[kept[count - 1]])) continue;
@@ -175,4 +212,19 @@ function largest(scores: Float32Array, count: number): number[] {
     if (kept.length > count) kept.pop();
   }
   return kept;
+}
+
+/** Bits of an id, beside the 32 of a score in a whole number of f64. */
+const ID = 2 ** 21;
+
+/** The same by sorting all, as numbers: the order of a score, and the id from the end. */
+function sorted(scores: Float32Array, count: number): number[] {
+  const bits = new Int32Array(scores.map((it) => it + 0).buffer); // one 0
+  const keys = new Float64Array(bits.length);
+  for (let id = 0; id < keys.length; id++) {
+    const ordered = (bits[id] < 0 ? ~bits[id] : bits[id] ^ 1 << 31) >>> 0;
+    keys[id] = ordered * ID + (ID - 1 - id);
+  }
+  const ids = keys.sort().subarray(-count).reverse().map((key) => ID - 1 - key % ID);
+  return Array.from(ids);
 }

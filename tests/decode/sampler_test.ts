@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { choose, GREEDY, randomFrom } from "../../lib/decode/sampler.ts";
+import { choose, decay, GREEDY, randomFrom } from "../../lib/decode/sampler.ts";
 
 const never: number[] = [];
 
@@ -46,7 +46,7 @@ Deno.test("a token's near ones count with it, whatever may be chosen", () => {
   close(logprob, 0.15);
   close(nearLogprob, 0.5);
   assert.equal(pick((id) => id === 0 ? [[0, 4]] : undefined).nearLogprob, logprob);
-  assert.equal(pick(() => [[0, 4]]).nearLogprob, 0);
+  close(pick(() => [[0, 4]]).nearLogprob, 1);
 });
 
 Deno.test("temperature 1 draws from softmax", () => {
@@ -87,4 +87,38 @@ Deno.test("the same seed gives the same numbers, another seed others", () => {
   const take = (seed: number) => Array.from({ length: 5 }, randomFrom(seed));
   assert.deepEqual(take(3), take(3));
   assert.notDeepEqual(take(3), take(4));
+});
+
+Deno.test("powers of e are right to 2e-13, and nothing is left of one 2⁶⁴ times less likely", () => {
+  const random = randomFrom(5);
+  for (let i = 0; i < 100_000; i++) {
+    const x = random() * 44.3;
+    assert.ok(Math.abs(decay(x) / Math.exp(-x) - 1) < 2e-13, `${x}: ${decay(x)}`);
+  }
+  assert.deepEqual([0, 1e-300, 44.37, Infinity, NaN].map(decay), [1, 1, 0, 0, NaN]);
+});
+
+Deno.test("candidates are in the order of their logits, lower ids first among equals, few or all", () => {
+  const random = randomFrom(3);
+  const logits = Float32Array.from(
+    { length: 1000 },
+    (_, id) => Math.round((random() - 0.5) * 60) * (id % 3 ? 1 : 0.1),
+  );
+  logits.set([0, -0, 1e-40, -1e-40, 3e38, -3e38, Infinity, -Infinity], 500);
+  const expected = [...logits.keys()].sort((a, b) => logits[a] === logits[b] ? a - b : logits[b] - logits[a]);
+  for (const count of [1, 100, 124, 125, 999, 1000, 2000]) {
+    const { top } = choose(logits.slice(), 1000, never, GREEDY, () => 0, count);
+    assert.deepEqual(top.map((it) => it.id), expected.slice(0, count), `${count}`);
+  }
+});
+
+Deno.test("the best of what is allowed, in whatever order the spans are, and an error where nothing is", () => {
+  const pick = (...spans: [number, number][]) =>
+    choose(Float32Array.from([1, 7, 3, 7, 9, 2]), 6, [4], GREEDY, () => 0, 0, spans).id;
+  assert.equal(pick([3, 6], [0, 2]), 1);
+  assert.equal(pick([2, 4], [5, 6], [2, 3]), 3);
+  assert.equal(pick([5, 100], [2, 3]), 2);
+  for (const none of [[], [[4, 5]], [[2, 2]], [[6, 9]]] as [number, number][][]) {
+    assert.throws(() => pick(...none), { name: "RangeError", message: /expected an allowed id among 6/ });
+  }
 });
