@@ -109,8 +109,10 @@ export interface Backend {
   /**
    * Row-major copy of `t`, when all that was issued before is done. What is issued afterwards does not change it: `t` may
    * be written over, or freed, at once.
+   *
+   * @param room of as many values: may be what is filled and returned, where a new array is not wanted.
    */
-  read(t: Tensor): Promise<Float32Array>;
+  read(t: Tensor, room?: Float32Array): Promise<Float32Array>;
 
   /** out [T, N] = x [T, K] · Wᵀ, the weights being read once for up to 16 rows; then bias, activation, residual. `out` may be `residual`, never `x`. */
   linear(out: Tensor, x: Tensor, w: Matrix, options?: LinearOptions): void;

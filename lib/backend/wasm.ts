@@ -154,9 +154,10 @@ export class Wasm implements WasmBackend {
     }
   }
 
-  read(t: Tensor): Promise<Float32Array> {
+  read(t: Tensor, room?: Float32Array): Promise<Float32Array> {
     const { start, rows, cols, stride } = inside(t);
-    const values = new Float32Array(rows * cols);
+    if (room) shapes.same("read", room.length, rows * cols);
+    const values = room ?? new Float32Array(rows * cols);
     for (let r = 0; r < rows; r++) values.set(this.#floats(start + r * stride * 4, cols), r * cols);
     return Promise.resolve(values);
   }

@@ -142,6 +142,8 @@ class Run {
   /** Under way, each with one token of it. */
   #passes = 0;
   #id = -1;
+  /** Logits that were looked at. */
+  #room: Float32Array | undefined;
   readonly #choices: Choice[] = [];
   #end: { readonly reason: End } | { readonly error: unknown } | undefined;
   #left = false;
@@ -179,7 +181,9 @@ class Run {
   /** Its turn in the next pass. */
   join(): Turn {
     const passes = this.#passes++;
-    return { cache: this.cache, id: passes ? undefined : this.#id, choice: this.sequence.choice(passes) };
+    const choice = this.sequence.choice(passes);
+    if (passes) return { cache: this.cache, choice };
+    return { cache: this.cache, id: this.#id, choice, room: this.#room };
   }
 
   /** A pass is over; what it found is nothing to one that had ended when that was not known. */
@@ -200,6 +204,7 @@ class Run {
   #take(found: Found): void {
     try {
       const choice = this.sequence.take(found);
+      if (found instanceof Float32Array) this.#room = found;
       if (choice) {
         this.#choices.push(choice);
         this.#id = choice.id;

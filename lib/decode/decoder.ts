@@ -40,6 +40,8 @@ export interface Turn {
   readonly id?: number;
   /** How the backend may choose the id after it, so that no logits are read; absent where they are wanted. */
   readonly choice?: TurnChoice;
+  /** [V] that its logits may go to, which nobody looks at any more: fresh memory for every token costs more than to fill it. */
+  readonly room?: Float32Array;
 }
 
 /** How to choose, and what is near what is chosen. */

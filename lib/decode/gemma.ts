@@ -300,8 +300,8 @@ class Gemma implements Decoder {
   async #found(turns: readonly Turn[], logits: Tensor): Promise<Found[]> {
     const { backend, model } = this;
     const whole = Promise.all(
-      turns.map(({ choice }, row) =>
-        backend.sample && choice ? undefined : backend.read(backend.slice(logits, row, 1))
+      turns.map(({ choice, room }, row) =>
+        backend.sample && choice ? undefined : backend.read(backend.slice(logits, row, 1), room)
       ),
     );
     if (!backend.sample || turns.every((it) => !it.choice)) return await whole as Float32Array[];

@@ -253,3 +253,13 @@ Deno.test("a freed tensor is neither used nor freed again", () => {
   assert.throws(() => b.add(part, part), { name: "TypeError", message: /freed/ });
   assert.throws(() => b.free(x), { name: "TypeError", message: /freed before/ });
 });
+
+Deno.test("wasm: values are read to where there is room for them, and not where there is not", async () => {
+  const b = createWasmBackend({ simd, relaxed });
+  const x = tensor(b, 3, 8, random(24, 1));
+  const room = new Float32Array(6);
+  assert.equal(await b.read(b.slice(x, 1, 2, 4, 3), room), room);
+  const values = random(24, 1);
+  assert.deepEqual([...room], [...values.subarray(12, 15), ...values.subarray(20, 23)]);
+  assert.throws(() => b.read(x, room), { name: "RangeError", message: /read: expected 24, found 6/ });
+});

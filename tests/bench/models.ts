@@ -140,14 +140,17 @@ async function decode(settings: Settings): Promise<Prepared> {
   const head = config.decoder.vocab * config.decoder.width;
   let runs = 0;
   const sequence = decoder.cache(rows + TOKENS);
-  await prefill(sequence, noPause);
+  let room = await prefill(sequence, noPause);
   clock.clear();
   return {
     parts: TOKENS,
     ready: () => Promise.resolve(sequence.truncate(rows)),
     async run(pause) {
       runs++;
-      for (let i = 0; i < TOKENS; i++) await decoder.step(sequence, 7 + i, pause);
+      for (let i = 0; i < TOKENS; i++) {
+        const { found } = await decoder.steps!([{ cache: sequence, id: 7 + i, room }], pause);
+        room = (await found)[0] as Float32Array;
+      }
     },
     operations: 2 * (values + head),
     bytes: bytes + head + 4 * config.decoder.vocab,

@@ -225,3 +225,24 @@ test("a decoder for one sequence at a time takes turns", async (batch) => {
     choices: alone[0].choices.slice(5),
   });
 });
+
+Deno.test("logits of an answer's tokens lie in one room, that of the logits after its prefix", async () => {
+  const rooms = new Set<unknown>();
+  const told: Decoder = {
+    ...watched,
+    async prefill(...all) {
+      const logits = await decoder.prefill(...all);
+      rooms.add(logits);
+      return logits;
+    },
+    async steps(turns, pause) {
+      const { found } = await decoder.steps!(turns, pause);
+      for (const { room } of turns) rooms.add(room);
+      for (const it of await found) rooms.add(it);
+      return { found };
+    },
+  };
+  const { choices } = await answer(new Batch(told, config, pause), { seed: 2 });
+  assert.deepEqual(choices, (await answer(new Batch(single, config, pause), { seed: 2 })).choices);
+  assert.equal(rooms.size, 1);
+});
