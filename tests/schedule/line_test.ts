@@ -30,3 +30,18 @@ Deno.test("a computation pauses where the clock stands still while it computes, 
     performance.now = now;
   }
 });
+
+Deno.test("a request that comes while something is computed is answered within a few pauses", async () => {
+  const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, () => new Response("heard"));
+  let answer = "";
+  const asked = fetch(`http://127.0.0.1:${server.addr.port}/`).then(async (it) => answer = await it.text());
+  const pause = createPause();
+  let pauses = 0;
+  for (; !answer && pauses < 100; pauses++) {
+    for (const since = performance.now(); performance.now() - since < 25;);
+    await pause();
+  }
+  await asked;
+  await server.shutdown();
+  assert.ok(pauses < 20, `${pauses} pauses`);
+});
