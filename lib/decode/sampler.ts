@@ -90,24 +90,25 @@ export function scored(logits: Float32Array, limit: number, never: readonly numb
 
 /** Sum of e^((score − most) / temperature). */
 function weightOf(scores: Float32Array, most: number, temperature: number): number {
+  const scale = 1 / temperature;
   let sum = 0;
-  for (let id = 0; id < scores.length; id++) sum += decay((most - scores[id]) / temperature);
+  for (let id = 0; id < scores.length; id++) sum += decay((most - scores[id]) * scale);
   return sum;
 }
 
 /** Halvings that are looked up, what is beyond them being nothing beside 1, and parts of each. */
-const [HALVINGS, PARTS] = [64, 32];
+const [HALVINGS, PARTS] = [64, 256];
 const POWERS = Float64Array.from({ length: HALVINGS * PARTS + 1 }, (_, part) => 2 ** (-part / PARTS));
 
 /**
- * e^−x for x ≥ 0, to 2·10⁻¹³ of it, and 0 from 2⁻⁶⁴ on. All of Gemma's ids go through it for every token: in 0.7 ms, in 3 to
- * 4 with Math.exp (EPYC of family 26, model 2).
+ * e^−x for x ≥ 0, to 3·10⁻¹² of it, and 0 from 2⁻⁶⁴ on. All of Gemma's ids go through it for every token, in a third of the
+ * time of Math.exp.
  */
 export function decay(x: number): number {
   if (x >= HALVINGS * Math.LN2) return 0;
   const part = x * (PARTS / Math.LN2) | 0;
   const rest = x - part * (Math.LN2 / PARTS);
-  return POWERS[part] * (1 - rest * (1 - rest * (1 / 2 - rest * (1 / 6 - rest * (1 / 24 - rest / 120)))));
+  return POWERS[part] * (1 - rest * (1 - rest * (1 / 2 - rest * (1 / 6))));
 }
 
 /** Logarithm of the probability of all ids in the spans together; scores are those of the ids from `start` on. */
