@@ -37,9 +37,10 @@ const STRUCT_BYTES: Record<Scheme, number> = { f32: 336, "int8-p8-s4": 784, "int
 
 /**
  * Tickets for each thread of a product of one row. Each begins its streams of weights anew: of 3, 4, 6 and 8 for two threads,
- * 4 gave tokens 1.05, 1.04 and 1.07 times as fast as the others (Gemma-2B, EPYC of family 26, model 2).
+ * 4 gave tokens 1.05, 1.04 and 1.07 times as fast as the others (Gemma-2B, EPYC of family 26, model 2). Logits, which take
+ * twenty times as long as the others, have more, one for so many nanoseconds: threads end together.
  */
-const ROW_TICKETS = 4;
+const [ROW_TICKETS, MOST_ROW_TICKETS, ROW_TICKET_NS] = [4, 16, 500_000];
 
 /** K of floats that twins multiply is a multiple of this. */
 const FLOATS_K = 4;
@@ -385,7 +386,11 @@ function product(crew: Crew, packed: Packed, of: readonly Columns[]): void {
     n * padded * (alone ? READ_NS[scheme] : rows * MULTIPLY_NS[scheme]);
   const cost = of.reduce((sum, it) => sum + each(it), 0);
   const args = [of.length, ...of.flatMap((it) => [it.n, ...operands(packed, it)])];
-  crew.run(part, args, units, cost, alone ? ROW_TICKETS : undefined);
+  crew.run(part, args, units, cost, alone ? rowTickets(cost / crew.threads) : undefined);
+}
+
+function rowTickets(cost: number): number {
+  return Math.max(ROW_TICKETS, Math.min(MOST_ROW_TICKETS, Math.floor(cost / ROW_TICKET_NS)));
 }
 
 /** Parts that multiply rows, and a row alone. */
