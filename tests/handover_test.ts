@@ -86,8 +86,14 @@ Deno.test("an answer changes its place for speed, both ways, once, and has the t
   };
   try {
     const [here, there] = [await open("local"), await open("pixels")];
-    const [{ tokenIds, timings }, also] = [(await ask(here)).answer, (await ask(there)).answer];
-    assert.deepEqual([tokenIds.length, also.tokenIds], [TOKENS, tokenIds]);
+    const { tokenIds } = (await ask(there)).answer;
+    // What a token takes here, of several answers, since in one of them the machine may have been busy.
+    let tokenMs = Infinity;
+    for (let i = 0; i < 3; i++) {
+      const { answer } = await ask(here);
+      assert.deepEqual([answer.tokenIds, tokenIds.length], [tokenIds, TOKENS]);
+      tokenMs = Math.min(tokenMs, answer.timings.perToken);
+    }
 
     /** Holds an answer to being handed over. */
     const handedOver = async (pipeline: LocalPipeline, from: string, to: string) => {
@@ -105,7 +111,7 @@ Deno.test("an answer changes its place for speed, both ways, once, and has the t
     };
 
     await t.step("from here to the pool", async () => {
-      slowly = SLOW_MS / timings.perToken;
+      slowly = SLOW_MS / tokenMs;
       await handedOver(here, "local", "pixels");
       assert.ok(here.planner().factors["edge/step"] > 5, "and the next question knows");
       slowly = 1;
