@@ -101,14 +101,14 @@ const [HALVINGS, PARTS] = [64, 256];
 const POWERS = Float64Array.from({ length: HALVINGS * PARTS + 1 }, (_, part) => 2 ** (-part / PARTS));
 
 /**
- * e^−x for x ≥ 0, to 3·10⁻¹² of it, and 0 from 2⁻⁶⁴ on. All of Gemma's ids go through it for every token, in a third of the
+ * e^−x for x ≥ 0, to 10⁻¹⁴ of it, and 0 from 2⁻⁶⁴ on. All of Gemma's ids go through it for every token, in a third of the
  * time of Math.exp.
  */
 export function decay(x: number): number {
   if (x >= HALVINGS * Math.LN2) return 0;
   const part = x * (PARTS / Math.LN2) | 0;
   const rest = x - part * (Math.LN2 / PARTS);
-  return POWERS[part] * (1 - rest * (1 - rest * (1 / 2 - rest * (1 / 6))));
+  return POWERS[part] * (1 - rest * (1 - rest * (1 / 2 - rest * (1 / 6 - rest * (1 / 24)))));
 }
 
 /** Logarithm of the probability of all ids in the spans together; scores are those of the ids from `start` on. */
@@ -159,27 +159,23 @@ function only(scores: Float32Array, spans: readonly Span[]): Float32Array {
 function draw(scores: Float32Array, best: number, sampling: Sampling, random: () => number): number {
   const { temperature, topK, topP } = sampling;
   const weight = (id: number) => decay((scores[best] - scores[id]) / temperature);
-  if (topK === 0 && topP === 1) {
-    let left = random() * weightOf(scores, scores[best], temperature);
-    for (let id = 0; id < scores.length; id++) {
-      left -= weight(id);
-      if (left < 0) return id;
+  const pick = (count: number, idAt: (at: number) => number, mass: number) => {
+    let left = random() * mass;
+    for (let at = 0; at < count; at++) {
+      left -= weight(idAt(at));
+      if (left < 0) return idAt(at);
     }
     return best; // only by rounding in the last subtraction
-  }
+  };
   const few = topK > 0 ? largest(scores, topK) : undefined;
   const total = few
     ? few.reduce((sum, id) => sum + weight(id), 0)
     : weightOf(scores, scores[best], temperature);
-  const { ids, mass } = topP < 1
-    ? nucleus(scores, few?.length ?? scores.length, weight, topP * total)
-    : { ids: few!, mass: total };
-  let left = random() * mass;
-  for (const id of ids) {
-    left -= weight(id);
-    if (left < 0) return id;
+  if (topP < 1) {
+    const { ids, mass } = nucleus(scores, few?.length ?? scores.length, weight, topP * total);
+    return pick(ids.length, (at) => ids[at], mass);
   }
-  return best;
+  return few ? pick(few.length, (at) => few[at], total) : pick(scores.length, (at) => at, total);
 }
 
 /** The fewest of the `most` likeliest ids whose weights sum to at least `wanted`. Sorts everything only if it must. */

@@ -50,18 +50,20 @@ export interface Software {
 export async function openSoftware(
   { driver, provider = "dawn", options }: Software,
 ): Promise<WebgpuBackend | undefined> {
-  if (hardware) {
+  const open = async () => {
     const backend = await openGpu(provider, options);
-    if (backend.software) throw new Error(`Cannot test on hardware: found "${backend.adapter}"`);
     opened.push(backend);
+    return backend;
+  };
+  if (hardware) {
+    const backend = await open();
+    if (backend.software) throw new Error(`Cannot test on hardware: found "${backend.adapter}"`);
     return backend;
   }
   // The loader reads it for every device anew.
   Deno.env.set("VK_DRIVER_FILES", DRIVERS[driver]);
   try {
-    const backend = await openGpu(provider, options);
-    opened.push(backend);
-    return backend;
+    return await open();
   } catch (error) {
     if (Deno.env.get("GPU_TESTS") === "must") throw error;
     return undefined;

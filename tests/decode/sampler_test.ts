@@ -46,7 +46,7 @@ Deno.test("a token's near ones count with it, whatever may be chosen", () => {
   close(logprob, 0.15);
   close(nearLogprob, 0.5);
   assert.equal(pick((id) => id === 0 ? [[0, 4]] : undefined).nearLogprob, logprob);
-  close(pick(() => [[0, 4]]).nearLogprob, 1);
+  assert.equal(pick(() => [[0, 4]]).nearLogprob, 0);
 });
 
 Deno.test("temperature 1 draws from softmax", () => {
@@ -89,11 +89,11 @@ Deno.test("the same seed gives the same numbers, another seed others", () => {
   assert.notDeepEqual(take(3), take(4));
 });
 
-Deno.test("powers of e are right to 3e-12, and nothing is left of one 2⁶⁴ times less likely", () => {
+Deno.test("powers of e are right to 1e-14, and nothing is left of one 2⁶⁴ times less likely", () => {
   const random = randomFrom(5);
   for (let i = 0; i < 100_000; i++) {
     const x = random() * 44.3;
-    assert.ok(Math.abs(decay(x) / Math.exp(-x) - 1) < 3e-12, `${x}: ${decay(x)}`);
+    assert.ok(Math.abs(decay(x) / Math.exp(-x) - 1) < 1e-14, `${x}: ${decay(x)}`);
   }
   assert.deepEqual([0, 1e-300, 44.37, Infinity, NaN].map(decay), [1, 1, 0, 0, NaN]);
 });
