@@ -112,8 +112,8 @@ const inTurns = (name: string, count: number, body: string) =>
     (br $${name})))`;
 
 /**
- * A function that adds up products in $c, these in $s after `some` of $left, and these in f64 after `many`, and makes one float of
- * each in the end, straight, rows of sixteen.
+ * A function whose `body` leaves in $c the sums of as many of $left as `count` says, or of those that remain. They are added up
+ * in $s, these after `many` in f64, of which it makes floats in the end, straight, rows of sixteen.
  */
 function wide(
   name: string,
@@ -132,7 +132,7 @@ function wide(
     const [l, h] = ["l", "h"].map((d) => `(f32x4.demote_f64x2_zero ${get(`${d}${it}`)})`);
     return set(`s${it}`, lanes(l, h, 0, 1, 4, 5));
   };
-  const some = few.body + joinedBy(rows, few.join) + each(rows, (it) => cleared(`c${it}`));
+  const some = few.body + joinedBy(rows, few.join);
   const all = inTurns("some", few.count, some) + found("s", rows) + each(rows, gather) +
     each(rows, (it) => cleared(`s${it}`));
   return `(func (export "${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
@@ -174,7 +174,10 @@ function blockTwins({ name, add: sum, few }: Product): string {
 /** Of floats: what `f32.c` says of its sums. $left: values of k, a multiple of four. */
 function floatTwins({ name, add: sum, few }: Product, rows: number): string {
   const { steps: count, join } = few!;
-  const body = steps("", () => nextProducts(rows, sum));
+  const next = () => nextProducts(rows, sum);
+  // A chain begins with products alone: sums that were cleared for it would cost a twentieth of the time.
+  const body = nextProducts(rows, (columns, row) => `(f32x4.mul ${columns} ${row})`) + lines(3, next) +
+    add("left", -4) + `(if ${get("left")} (then ${steps("", next)}))`;
   return wide(name, rows, { count, body, join }, 4 * count, "f64x2.promote_low_f32x4");
 }
 
