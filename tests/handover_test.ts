@@ -5,7 +5,6 @@ import { join } from "@std/path";
 import { directoryFiles, TINY } from "../functions/model.ts";
 import { writePoolKeys } from "../functions/pool_keys.ts";
 import { createWasmBackend } from "../lib/backend/wasm.ts";
-import type { Decoder } from "../lib/decode/decoder.ts";
 import { loadDecoder } from "../lib/decode/gemma.ts";
 import { createMetrics } from "../lib/metrics.ts";
 import { collect, createPipeline, type LocalPipeline, type Pipeline } from "../lib/pipeline.ts";
@@ -20,6 +19,7 @@ import { openWeights } from "../lib/weights/load.ts";
 import { revisionOf } from "../lib/weights/revision.ts";
 import { relaxed, simd } from "../wasm/kernels.js";
 import { Link } from "./bench/planner/link.ts";
+import { slower } from "./bench/planner/slower.ts";
 import { startWorker } from "./doors/pool_worker.ts";
 
 const TOKENS = 60;
@@ -53,20 +53,9 @@ Deno.test("an answer changes its place for speed, both ways, once, and has the t
   const backend = createWasmBackend({ simd, relaxed });
   const files = directoryFiles(TINY);
   const weights = await openWeights(files, await readConfig(files));
-  const quick = await loadDecoder(backend, weights);
   /** How much longer a token takes here. */
   let waitMs = 0;
-  const decoder: Decoder = {
-    cache: (...all) => quick.cache(...all),
-    prefill: (...all) => quick.prefill(...all),
-    step: (...all) => quick.step(...all),
-    extend: (...all) => quick.extend(...all),
-    async steps(...all) {
-      const issued = await quick.steps!(...all);
-      if (waitMs) await new Promise((wake) => setTimeout(wake, waitMs));
-      return issued;
-    },
-  };
+  const decoder = slower(await loadDecoder(backend, weights), (name) => name === "steps" ? waitMs : 0);
   const stages = { vision: await loadVision(backend, weights), decoder, revision: await revisionOf(files) };
   const metrics = createMetrics();
   const open = (route: string) =>

@@ -28,10 +28,13 @@ export interface Product {
  */
 export type Ends = "sums" | "scaled" | "halves";
 
+const multiplied = (columns: string, rows: string) => `(f32x4.mul ${columns} ${rows})`;
+
 const floats = (add: Product["add"]): Product => ({
   name: "f32",
   rows: "floats",
   ends: ["sums"],
+  first: multiplied,
   add,
   few: { steps: 64, join: (sum, few) => `(f32x4.add ${sum} ${few})` },
 });
@@ -56,7 +59,7 @@ const addWords: Product["add"] = (columns, rows, sum) =>
 /** Of each build; where there is no product of bytes, these are words, and a step is half as many. */
 export const PRODUCTS = {
   simd: [
-    floats((columns, rows, sum) => `(f32x4.add (f32x4.mul ${columns} ${rows}) ${sum})`),
+    floats((columns, rows, sum) => `(f32x4.add ${multiplied(columns, rows)} ${sum})`),
     {
       name: "words",
       rows: "five",

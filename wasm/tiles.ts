@@ -172,7 +172,9 @@ function product(
   const fields = turns.length + 1;
   const rows = `rows_${layout}`;
   const sums = 8 + 2 * beyond;
-  const begins = (i: number) => few && i % few.steps === 0 && first;
+  // Sums of more than a struct are cleared instead.
+  const long = few && few.steps > STEPS;
+  const begins = (i: number) => few && !long && i % few.steps === 0 && first;
   const pair = (i: number, ...pairs: number[]) =>
     pairs.map((c, half) => {
       const [columns, c0] = [get(`b${half}`), `c${c}`];
@@ -196,7 +198,6 @@ function product(
   const begin = [[rows, "row"], ["panels", "panel"]].map(([of, index]) =>
     set(of, at(of, `(global.get $all_${of})`, index)) + add(index, 1)
   );
-  const long = few && few.steps > STEPS;
   const ended = (i: number) => few ? field("sums", i) : get(`c${i}`);
   const scales = ends === "scaled" ? SCALES : "";
   return `(func (export "${ends}_${name}${short ? "_short" : ""}") (param $row i32) (param $panel i32)

@@ -172,12 +172,12 @@ function blockTwins({ name, add: sum, few }: Product): string {
 }
 
 /** Of floats: what `f32.c` says of its sums. $left: values of k, a multiple of four. */
-function floatTwins({ name, add: sum, few }: Product, rows: number): string {
+function floatTwins({ name, first, add: sum, few }: Product, rows: number): string {
   const { steps: count, join } = few!;
   const next = () => nextProducts(rows, sum);
   // A chain begins with products alone: sums that were cleared for it would cost a twentieth of the time.
-  const body = nextProducts(rows, (columns, row) => `(f32x4.mul ${columns} ${row})`) + lines(3, next) +
-    add("left", -4) + `(if ${get("left")} (then ${steps("", next)}))`;
+  const body = nextProducts(rows, first!) + lines(3, next) + add("left", -4) +
+    `(if ${get("left")} (then ${steps("", next)}))`;
   return wide(name, rows, { count, body, join }, 4 * count, "f64x2.promote_low_f32x4");
 }
 

@@ -119,10 +119,10 @@ async function openScene(keys: string): Promise<Scene> {
   const backend = createWasmBackend({ simd, relaxed });
   const files = directoryFiles(TINY);
   const weights = await openWeights(files, await readConfig(files));
-  const by = () => scene.slower;
+  const moreMs = (_: string | symbol, tookMs: number) => (scene.slower - 1) * tookMs;
   const stages: Stages = {
-    vision: slower(await loadVision(backend, weights), by),
-    decoder: slower(await loadDecoder(backend, weights), by),
+    vision: slower(await loadVision(backend, weights), moreMs),
+    decoder: slower(await loadDecoder(backend, weights), moreMs),
     revision: await revisionOf(files),
   };
   const scene: Scene = {

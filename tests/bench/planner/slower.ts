@@ -1,7 +1,10 @@
 /** A slower machine than this one. */
 
-/** The same object, whose promises take so many times as long, by the name of what makes them. */
-export function slower<T extends object>(stage: T, by: (name: string | symbol) => number): T {
+/** The same object, whose promises take longer by what is said, from the name of what makes them and the time they took. */
+export function slower<T extends object>(
+  stage: T,
+  moreMs: (name: string | symbol, tookMs: number) => number,
+): T {
   return new Proxy(stage, {
     get(target, name) {
       const value = Reflect.get(target, name);
@@ -11,8 +14,8 @@ export function slower<T extends object>(stage: T, by: (name: string | symbol) =
         const made = value.apply(target, args);
         if (!(made instanceof Promise)) return made;
         return made.then(async (it) => {
-          const tookMs = performance.now() - since;
-          await new Promise((wake) => setTimeout(wake, (by(name) - 1) * tookMs));
+          const waitMs = moreMs(name, performance.now() - since);
+          if (waitMs > 0) await new Promise((wake) => setTimeout(wake, waitMs));
           return it;
         });
       };
