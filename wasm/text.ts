@@ -40,8 +40,7 @@ export function steps(
     (br $next)))`;
 }
 
-/** What `scaled` reads. */
-export const SCALES =
-  ["zeros", "scales", "w_scale", "w_sums"].map((name) => `(param $${name} i32)`).join(" ") +
-  ["zeros", "scales"].flatMap((name) => ["0", "1", "2", "3", "_last0", "_last1"].map((of) => name + of))
-    .concat(["w_scale0", "w_scale1", "w_sums0", "w_sums1"]).map((name) => `(local $${name} v128)`).join(" ");
+/** Where the zero points and scales of rows are, and the scales and sums of columns. */
+export const SCALES = ["zeros", "scales", "w_scale", "w_sums"].map((name) => `(param $${name} i32)`).join(
+  " ",
+);

@@ -112,6 +112,12 @@ function stage(type: string, { stride, rest: [, rest], turns }: Layout): string 
       (global.set $key_${type} ${get("key")}))`;
 }
 
+/** What `scaled` reads. */
+const SCALED_LOCALS = ["zeros", "scales"].flatMap((name) =>
+  ["0", "1", "2", "3", "_last0", "_last1"].map((of) => name + of)
+)
+  .concat(["w_scale0", "w_scale1", "w_sums0", "w_sums1"]).map((name) => `(local $${name} v128)`).join(" ");
+
 /**
  * Sums of a tile to floats, `out` rows of sixteen: less the zero points of rows times the sums of columns, times the scales
  * of both. They lie as the loop leaves them: lane i of sum j belongs to row i + j, of four; of those beyond four likewise.
@@ -199,7 +205,7 @@ function product(
     set(of, at(of, `(global.get $all_${of})`, index)) + add(index, 1)
   );
   const ended = (i: number) => few ? field("sums", i) : get(`c${i}`);
-  const scales = ends === "scaled" ? SCALES : "";
+  const scales = ends === "scaled" ? SCALES + SCALED_LOCALS : "";
   return `(func (export "${ends}_${name}${short ? "_short" : ""}") (param $row i32) (param $panel i32)
     (param $left i32) (param $out i32) ${scales} (local $${rows} (ref $${rows})) (local $panels (ref $panels))
     (local $sums (ref $sums)) (local $structs i32)

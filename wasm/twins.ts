@@ -4,64 +4,84 @@
  */
 
 import { type Build, type Ends, type Product, PRODUCTS, TWIN_ROWS, words } from "./products.ts";
-import { add, descaled, get, lanes, lines, load, rotated, SCALES, set, steps, VECTOR } from "./text.ts";
+import { add, descaled, get, lanes, lines, load, SCALES, set, steps, VECTOR } from "./text.ts";
 
 /** The two halves of a panel. */
 const halves = [0, 1];
-/** Two vectors that may be a pair: each of its own first half and itself. */
-const paired = (name: string, value: (half: number) => string) =>
-  halves.map((h) => set(`${name}${h}`, value(h))).join("") +
-  halves.map((h) => get(`${name}${h}`)).map((it, h) =>
-    set(`${name}${h}`, `(f64x2.replace_lane 0 ${it} (f64x2.extract_lane 0 ${it}))`)
-  ).join("");
-
-/** Of two rows, which it spreads or trades. */
-const both = (name: string, r: number, spread: string) => set(name, r % 2 ? rotated(get(name), 1) : spread);
-/** Columns of a step at $panel to twins $b0 and $b1. */
-const nextColumns = () => paired("b", (h) => load("panel", VECTOR * h)) + add("panel", 2 * VECTOR);
-/** Each of the first `rows` rows of a step at $row to $a, and what is done with it for both halves. */
+/** Of the eight of a name, those that a sum of row r is of: as `chosen` leaves them, or neighbours traded. */
+const columnsOf = (r: number, half: number, name = "b") => get(`${name}${r % 2 ? "_traded" : ""}${half}`);
+const chosenLocals = (name: string) =>
+  ["0", "1", "_traded0", "_traded1"].map((it) => `(local $${name}${it} v128)`).join(" ");
+/**
+ * Eight values at $from, 32 bits each, to twins: 0, 1, 4, 5 and 2, 3, 6, 7. Two loads are no pair for the engine, but the halves of
+ * one, extended, are, and so is what is chosen of two such pairs.
+ */
+function chosen(name: string, from: string): string {
+  const wide = (half: number, it: string) => `(i64x2.extend_${half ? "high" : "low"}_i32x4_u ${get(it)})`;
+  const own = (half: number) => get(`${name}${half}`);
+  return [
+    set("a", load(from, 0)),
+    set("v", load(from, VECTOR)),
+    ...halves.map((h) => set(`${name}${h}`, lanes(wide(h, "a"), wide(h, "v"), 0, 2, 4, 6))),
+    ...halves.map((h) => set(`${name}_traded${h}`, lanes(own(h), own(h), 1, 0, 3, 2))),
+  ].join("\n");
+}
+/** Columns of a step at $panel to twins. */
+const nextColumns = () => chosen("b", "panel") + add("panel", 2 * VECTOR);
+/** Each two of the first `rows` rows of a step at $row to $a, and what is done with it for the sums of both. */
 const nextRows = (rows: number, line: (r: number, half: number) => string) =>
-  lines(rows, (r) =>
-    [
-      r % 4 ? "" : set("v", load("row", 4 * r)),
-      both("a", r, lanes(get("v"), get("v"), r % 4, r % 4 + 1, r % 4, r % 4 + 1)),
-      ...halves.map((h) => line(r, h)),
-    ].join("\n")) + add("row", 4 * TWIN_ROWS);
+  lines(rows / 2, (i) => {
+    const lane = 2 * i % 4;
+    return [
+      lane ? "" : set("v", load("row", 8 * i)),
+      set("a", lanes(get("v"), get("v"), lane, lane + 1, lane, lane + 1)),
+      ...[0, 1].flatMap((r) => halves.map((h) => line(2 * i + r, h))),
+    ].join("\n");
+  }) + add("row", 4 * TWIN_ROWS);
 /** A step of so many rows: what becomes of each sum $c. */
 const nextProducts = (rows: number, product: (columns: string, row: string, sum: string) => string) =>
   nextColumns() +
-  nextRows(rows, (r, h) => {
-    const c = `c${r}_${h}`;
-    return set(c, product(get(`b${h}`), get("a"), get(c)));
-  });
+  nextRows(rows, (r, h) => set(`c${r}_${h}`, product(columnsOf(r, h), get("a"), get(`c${r}_${h}`))));
+/** What a sum is made a float with. */
+const OF_COLUMNS = ["w_sums", "w_scale"];
 /** What steps are taken with. */
-const STEP_LOCALS = "(local $a v128) (local $b0 v128) (local $b1 v128) (local $v v128)";
+const STEP_LOCALS = `(local $a v128) (local $v v128) ${chosenLocals("b")}`;
 /** A line for each sum of so many rows, by its row and half. */
-const each = (rows: number, line: (it: string, half: number) => string) =>
-  lines(rows, (r) => halves.map((h) => line(`${r}_${h}`, h)).join("\n"));
+const each = (rows: number, line: (it: string, half: number, r: number) => string) =>
+  lines(rows, (r) => halves.map((h) => line(`${r}_${h}`, h, r)).join("\n"));
 /** Sums $c joined with $s. */
-const joinedBy = (rows: number, join: (sum: string, few: string, half: number) => string) =>
-  each(rows, (it, h) => set(`s${it}`, join(get(`s${it}`), get(`c${it}`), h)));
+const joinedBy = (rows: number, join: (sum: string, few: string, columns: string) => string) =>
+  each(rows, (it, h, r) => set(`s${it}`, join(get(`s${it}`), get(`c${it}`), columnsOf(r, h))));
 const cleared = (name: string) => set(name, "(v128.const i32x4 0 0 0 0)");
 /** What the engine finds twins by. */
-const found = (of: string, rows: number) =>
-  lines(rows, (r) => `(drop (i32x4.add ${get(`${of}${r}_0`)} ${get(`${of}${r}_1`)}))`);
-/** Stores sums straight, rows so many bytes apart: of two rows the even lanes of the first sum belong to the first. */
-const stored = (of: string, rows: number, apart: number) =>
-  lines(rows, (r) =>
-    halves.map((h) => {
-      const [own, other] = [r, r ^ 1].map((it) => get(`${of}${it}_${h}`));
-      return `(v128.store offset=${apart * r + VECTOR * h} ${get("out")} ${lanes(own, other, 0, 5, 2, 7)})`;
-    }).join("\n"));
+const found = (a: string, b: string) => `(drop (i32x4.add ${get(a)} ${get(b)}))`;
+const foundAll = (of: string, rows: number) => lines(rows, (r) => found(`${of}${r}_0`, `${of}${r}_1`));
+/**
+ * Stores sums straight, rows so many bytes apart, each two after they are `made`. Of two rows the first has the even lanes of the
+ * first sum, and those of the second beside them; the second row has the odd lanes, those of the second sum first.
+ */
+const stored = (of: string, rows: number, apart: number, made = (_: number) => "") =>
+  lines(rows, (r) => {
+    const [first, second] = [r, r ^ 1].map((it) => (h: number) => get(`${of}${it}_${h}`));
+    const straight = (h: number, of: string, other: string) => lanes(of, other, h, 2 + h, 4 + h, 6 + h);
+    return [
+      r % 2 ? "" : made(r),
+      ...["a", "v"].map((to, h) => set(to, straight(r % 2, first(h), second(h)))),
+      found("a", "v"),
+      ...halves.map((h) =>
+        `(v128.store offset=${apart * r + VECTOR * h} ${get("out")} ${straight(h, get("a"), get("v"))})`
+      ),
+    ].join("\n");
+  });
 
 /**
  * The first `rows` rows of a tile at $row, of TWIN_ROWS, by the panel at $panel.
  *
  * Twins are two sums of the same row, and all they are made of. The engine looks for an addition of two vectors that are made
  * alike, and from there on for the same operations in pairs. So such an addition is there, though nobody wants its result.
- * Two loads, or two fields of a struct, it does not take for a pair, for it looks at the address of each; two vectors of which
- * a lane was replaced it does. Of two rows that are spread from a loaded vector it makes one load. As addresses are looked at
- * all the same, nothing is copied.
+ * Two loads, or two fields of a struct, it does not take for a pair, for it looks at the address of each: `chosen` tells what is
+ * done instead. Of two rows that are spread from a loaded vector it makes one load. As addresses are looked at all the same,
+ * nothing is copied. So a step is 31 instructions, 12 of them dot-adds.
  */
 function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number): string {
   const [sums, scales] = [few ? "s" : "c", ends === "scaled"];
@@ -70,16 +90,17 @@ function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number)
     nextProducts(rows, first && i % few!.steps === 0 ? first : sum) +
     (few && (i + 1) % few.steps === 0 ? joined : "");
   const all = steps("", step, { end: (i) => few && i % few.steps ? joined : "" });
-  const floats = (c: string, h: number) =>
-    set(c, descaled(get(c), get("zeros0"), get(`w_sums${h}`), get("scales0"), get(`w_scale${h}`)));
-  const allFloats = () =>
+  const floats = (r: number, h: number) => {
+    const c = `${sums}${r}_${h}`;
+    const [wSums, wScale] = OF_COLUMNS.map((name) => columnsOf(r, h, name));
+    return set(c, descaled(get(c), get("zero"), wSums, get("scale"), wScale));
+  };
+  const twoRows = (r: number) =>
     [
-      ...["w_sums", "w_scale"].map((name) => paired(name, (h) => load(name, VECTOR * h))),
-      lines(rows, (r) =>
-        [
-          ...["zeros", "scales"].map((name) => both(`${name}0`, r, load(name, 4 * r, "v128.load64_splat"))),
-          ...halves.map((h) => floats(`${sums}${r}_${h}`, h)),
-        ].join("\n")),
+      ...[["zero", "zeros"], ["scale", "scales"]].map(([to, from]) =>
+        set(to, load(from, 4 * r, "v128.load64_splat"))
+      ),
+      ...[r, r + 1].flatMap((it) => halves.map((h) => floats(it, h))),
     ].join("\n");
   const twice = () =>
     `${set("first", get("panel"))} ${set("steps", get("left"))}
@@ -93,12 +114,12 @@ function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number)
   return `(func (export "${ends}_${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32)
     (param $out i32)
     ${scales ? SCALES : ends === "halves" ? "(param $low i32) (local $first i32) (local $steps i32)" : ""}
+    (local $zero v128) (local $scale v128) ${OF_COLUMNS.map(chosenLocals).join(" ")}
     ${STEP_LOCALS}
     ${each(rows, (it) => `(local $c${it} v128)`)} ${few ? each(rows, (it) => `(local $s${it} v128)`) : ""}
     ${ends === "halves" ? twice() : all}
-    ${scales ? allFloats() : ""}
-    ${found(sums, rows)}
-    ${stored(sums, rows, (scales ? 4 : 2) * VECTOR)})`;
+    ${scales ? OF_COLUMNS.map((name) => chosen(name, name)).join("\n") : ""}
+    ${stored(sums, rows, (scales ? 4 : 2) * VECTOR, scales ? twoRows : undefined)})`;
 }
 
 /** `body` again and again, each time with `count` of $left, or those that remain, of which it leaves none. */
@@ -133,7 +154,7 @@ function wide(
     return set(`s${it}`, lanes(l, h, 0, 1, 4, 5));
   };
   const some = few.body + joinedBy(rows, few.join);
-  const all = inTurns("some", few.count, some) + found("s", rows) + each(rows, gather) +
+  const all = inTurns("some", few.count, some) + foundAll("s", rows) + each(rows, gather) +
     each(rows, (it) => cleared(`s${it}`));
   return `(func (export "${name}_twin${rows}") (param $row i32) (param $panel i32) (param $left i32) (param $out i32)
     ${STEP_LOCALS} (local $some i32) (local $many i32)
@@ -167,7 +188,6 @@ function blockTwins({ name, add: sum, few }: Product): string {
       ${set("first", get("block"))}
       (br_if $end (i32.eqz ${get("left")}))
       (br $again)))
-    ${found("s", rows)}
     ${stored("s", rows, 2 * VECTOR)})`;
 }
 
@@ -195,8 +215,8 @@ function groupTwins(): string {
     nextColumns(),
     add("left", -1),
   ].join("\n");
-  const join = (sum: string, few: string, half: number) =>
-    `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${few} ${get(`b${half}`)}))`;
+  const join = (sum: string, few: string, columns: string) =>
+    `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${few} ${columns}))`;
   return wide("int4", TWIN_ROWS, { count: 1, body, join }, 64, "f64x2.convert_low_i32x4_s");
 }
 
@@ -240,6 +260,13 @@ function timeTwins(): string {
   }))
     (i32x4.extract_lane 0 ${get("a")}))`;
 }
+
+/** Two vectors that may be a pair: each of its own first half and itself. */
+const paired = (name: string, value: (half: number) => string) =>
+  halves.map((h) => set(`${name}${h}`, value(h))).join("") +
+  halves.map((h) => get(`${name}${h}`)).map((it, h) =>
+    set(`${name}${h}`, `(f64x2.replace_lane 0 ${it} (f64x2.extract_lane 0 ${it}))`)
+  ).join("");
 
 /**
  * Loops with nothing in them but products of twins, for the benchmark: what `wasm/limits.c` has of single vectors, of the same

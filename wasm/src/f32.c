@@ -73,17 +73,15 @@ INLINE void tile_exact(const float *a, const float *w, uint32_t row, uint32_t pa
 INLINE void gemm_twins(const float *a, const float *w, uint32_t rows, uint32_t k, uint32_t n, const Finish *f) {
   for (uint32_t first = 0; first < n; first += QUAD, w += (uint64_t)QUAD * k) {
     uint32_t end = n - first < QUAD ? n : first + QUAD;
-    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * TWIN_ROWS) {
-      uint32_t count = rows - row < BLOCK_TILES * TWIN_ROWS ? rows - row : BLOCK_TILES * TWIN_ROWS;
+    for (uint32_t row = 0; row < rows; row += TWIN_ROWS) {
+      uint32_t count = rows - row < TWIN_ROWS ? rows - row : TWIN_ROWS;
       for (uint32_t col = first; col < end; col += PAIR) {
-        float y[PAIR * BLOCK_TILES * TWIN_ROWS];
+        float y[PAIR * TWIN_ROWS];
         uint32_t cols = end - col < PAIR ? end - col : PAIR;
-        for (uint32_t r = 0; r < count; r += TWIN_ROWS) {
-          for (uint32_t half = 0; half < cols; half += 8) {
-            const float *tile = a + (uint64_t)(row + r) * k, *panel = w + (uint64_t)(col - first + half) * k;
-            if (count - r > 4) f32_twin12(tile, panel, k, y + PAIR * r + half);
-            else f32_twin4(tile, panel, k, y + PAIR * r + half);
-          }
+        for (uint32_t half = 0; half < cols; half += 8) {
+          const float *tile = a + (uint64_t)row * k, *panel = w + (uint64_t)(col - first + half) * k;
+          if (count > 4) f32_twin12(tile, panel, k, y + half);
+          else f32_twin4(tile, panel, k, y + half);
         }
         finish(f, row, count, col, cols, y);
       }
@@ -103,18 +101,15 @@ void gemm_f32(const float *a, const float *w, uint32_t key, uint32_t rows, uint3
   for (uint32_t col = 0; col < n; col += PAIR, w += (uint64_t)PAIR * k) {
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
     if (copies) stage_panels(0, w, (cols + 7) / 8, steps, (k - steps) * 32, 0);
-    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * ROWS) {
-      float y[PAIR * BLOCK_TILES * ROWS];
-      uint32_t count = rows - row < BLOCK_TILES * ROWS ? rows - row : BLOCK_TILES * ROWS;
-      for (uint32_t r = 0; r < count; r += ROWS) {
-        const float *tile = a + (uint64_t)(row + r) * k;
-        for (uint32_t half = 0; half < cols; half += 8) {
-          v128_t sums[10];
-          uint32_t from = (row + r) / ROWS * chunks, panel = half / 8 * chunks;
-          if (copies) tile_exact(tile, w + (uint64_t)half * k, from, panel, k, 1, sums);
-          else tile_exact(tile, w + (uint64_t)half * k, 0, 0, k, 0, sums);
-          keep_tile(y + PAIR * r + half, sums, ROWS);
-        }
+    for (uint32_t row = 0; row < rows; row += ROWS) {
+      float y[PAIR * ROWS];
+      uint32_t count = rows - row < ROWS ? rows - row : ROWS;
+      for (uint32_t half = 0; half < cols; half += 8) {
+        v128_t sums[10];
+        const float *tile = a + (uint64_t)row * k, *panel = w + (uint64_t)half * k;
+        if (copies) tile_exact(tile, panel, row / ROWS * chunks, half / 8 * chunks, k, 1, sums);
+        else tile_exact(tile, panel, 0, 0, k, 0, sums);
+        keep_tile(y + half, sums, ROWS);
       }
       finish(&f, row, count, col, cols, y);
     }

@@ -83,14 +83,12 @@ INLINE void tile_int4(const int8_t *a, const int16_t *presets, const int8_t *pan
   else for (uint32_t i = 0; i < 10; i++) y[i] = c[i];
 }
 
-// Tiles of twins, `count` rows, by a panel, to its place in a block.
-INLINE void block_twins(float *y, const int8_t *a, const int8_t *panel, uint32_t groups, uint32_t count) {
+// A tile of twins by a panel, to its half of a block.
+INLINE void block_twins(float *y, const int8_t *tile, const int8_t *panel, uint32_t groups) {
 #ifdef __wasm_relaxed_simd__
-  for (uint32_t r = 0; r < count; r += TWIN_ROWS, a += TWIN_STEPS * 4 * TWIN_ROWS * groups) {
-    int4_twin12(a, panel, groups, y + PAIR * r);
-  }
+  int4_twin12(tile, panel, groups, y);
 #else
-  (void)y, (void)a, (void)panel, (void)groups, (void)count;
+  (void)y, (void)tile, (void)panel, (void)groups;
 #endif
 }
 
@@ -158,22 +156,22 @@ void gemm_int4(const int8_t *a, const int16_t *presets, const float *scales, con
     uint32_t cols = n - col < PAIR ? n - col : PAIR;
     unpack(room, w, head, (cols + 7) / 8 * groups, kernel & TWIN);
     if (copies) stage_panels(0, room, (cols + 7) / 8, CHUNK * groups, 0, 0);
-    for (uint32_t row = 0; row < rows; row += BLOCK_TILES * tall) {
-      float y[PAIR * BLOCK_TILES * TWIN_ROWS];
-      uint32_t count = rows - row < BLOCK_TILES * tall ? rows - row : BLOCK_TILES * tall;
+    for (uint32_t row = 0; row < rows; row += tall) {
+      float y[PAIR * TWIN_ROWS];
+      uint32_t count = rows - row < tall ? rows - row : tall;
       for (uint32_t half = 0; half < cols; half += 8) {
-        const int8_t *panel = room + (half * padded << WORDS), *from = w + half / 8 * GROUP_BYTES(head) * groups;
         if (kernel & TWIN) {
-          const int8_t *tiles = a + (uint64_t)row * 4 * TWIN_STEPS * groups;
-          block_twins(y + half, tiles, room + half / 8 * TWIN_STEPS * STEP * groups, groups, count);
-        } else for (uint32_t r = 0; r < count; r += ROWS) {
+          block_twins(y + half, a + (uint64_t)row * 4 * TWIN_STEPS * groups,
+                      room + half / 8 * TWIN_STEPS * STEP * groups, groups);
+        } else {
           v128_t sums[10];
-          const int8_t *tile = a + ((uint64_t)(row + r) * padded << WORDS);
-          const int16_t *preset = presets + (uint64_t)(row + r) * groups * 2;
-          uint32_t at = (row + r) / ROWS * groups, other = half / 8 * groups;
+          const int8_t *panel = room + (half * padded << WORDS), *from = w + half / 8 * GROUP_BYTES(head) * groups;
+          const int8_t *tile = a + ((uint64_t)row * padded << WORDS);
+          const int16_t *preset = presets + (uint64_t)row * groups * 2;
+          uint32_t at = row / ROWS * groups, other = half / 8 * groups;
           if (kernel == VNNI) tile_int4(tile, preset, panel, from, head, groups, copies, at, other, VNNI, sums);
           else tile_int4(tile, preset, panel, from, head, groups, copies, at, other, 8, sums);
-          keep_tile(y + PAIR * r + half, sums, ROWS);
+          keep_tile(y + half, sums, ROWS);
         }
         descale_block(y + half, count, scales + row, w_scale + col + half);
       }

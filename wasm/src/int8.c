@@ -128,7 +128,7 @@ INLINE void unpack_int4(int8_t *to, const int8_t *w, uint32_t groups) {
   }
 }
 
-// A tile by a panel, to its place in a block.
+// A tile by a panel, to its half of a block.
 INLINE void block_int8(float *y, const int8_t *tile, const int8_t *panel, uint32_t padded, const Scales *s,
                        uint32_t kernel) {
   v128_t sums[2 * TALL];
@@ -172,7 +172,7 @@ INLINE void block_twins(float *y, const int8_t *tile, const int8_t *panel, uint3
 
 // out [rows, n] = a · Wᵀ; a in tiles, with a zero point. Panels are unpacked once for all rows, but where weights lie as
 // they are multiplied: `room` holds four of them, 32 · padded bytes, or twice as many where tiles are of words. Four, so
-// that a block of rows too many for the cache is read once for two pairs.
+// that rows too many for the cache are read once for two pairs.
 INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, const int8_t *w, const float *w_scale,
                  const int32_t *w_sums, int8_t *room, uint32_t key, uint32_t rows, uint32_t padded, uint32_t n,
                  const Finish *f, uint32_t int4, uint32_t kernel) {
@@ -187,28 +187,23 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
     else if (WORDS) unpack(room, w, panels * (padded / 4));
     if (copies) stage_panels(0, here, panels, steps, 0, 0);
     w += panels * panel_bytes;
-    for (uint32_t begin = 0; begin < tiles; begin += BLOCK_TILES) {
-      uint32_t end = tiles - begin < BLOCK_TILES ? tiles : begin + BLOCK_TILES;
-      uint32_t row = first_row(begin, whole, tall), next = first_row(end, whole, tall);
+    for (uint32_t t = 0; t < tiles; t++) {
+      uint32_t row = first_row(t, whole, tall), next = first_row(t + 1, whole, tall);
       uint32_t count = (next < rows ? next : rows) - row;
+      const int8_t *tile = a + ((uint64_t)t * tall * padded << WORDS);
       for (uint32_t col = first; col < first + wide; col += PAIR) {
-        float y[PAIR * BLOCK_TILES * TWIN_ROWS];
+        float y[PAIR * TWIN_ROWS];
         uint32_t cols = first + wide - col < PAIR ? first + wide - col : PAIR;
-        for (uint32_t t = begin; t < end; t++) {
-          uint32_t r = first_row(t, whole, tall);
-          const int8_t *tile = a + ((uint64_t)t * tall * padded << WORDS);
-          for (uint32_t half = 0; half < cols; half += 8) {
-            uint32_t at = col - first + half;
-            const int8_t *panel = here + (at * padded << WORDS);
-            const Scales s = {zeros + r, scales + r, w_scale + col + half, w_sums + col + half};
-            float *to = y + PAIR * (r - row) + half;
-            if (kernel & TWIN) block_twins(to, tile, panel, steps, &s, rows - r, kernel);
-            else if (copies) block_copied(to, t * chunks, at / 8 * chunks, steps, &s, t < whole, kernel);
-            else if (kernel == VNNI) block_int8(to, tile, panel, padded, &s, VNNI);
-            else if (kernel == 4) block_int8(to, tile, panel, padded, &s, 4);
-            else if (kernel == 8) block_int8(to, tile, panel, padded, &s, 8);
-            else block_int8(to, tile, panel, padded, &s, 1);
-          }
+        for (uint32_t half = 0; half < cols; half += 8) {
+          uint32_t at = col - first + half;
+          const int8_t *panel = here + (at * padded << WORDS);
+          const Scales s = {zeros + row, scales + row, w_scale + col + half, w_sums + col + half};
+          if (kernel & TWIN) block_twins(y + half, tile, panel, steps, &s, count, kernel);
+          else if (copies) block_copied(y + half, t * chunks, at / 8 * chunks, steps, &s, t < whole, kernel);
+          else if (kernel == VNNI) block_int8(y + half, tile, panel, padded, &s, VNNI);
+          else if (kernel == 4) block_int8(y + half, tile, panel, padded, &s, 4);
+          else if (kernel == 8) block_int8(y + half, tile, panel, padded, &s, 8);
+          else block_int8(y + half, tile, panel, padded, &s, 1);
         }
         finish(f, row, count, col, cols, y);
       }

@@ -142,14 +142,14 @@ INLINE v128_t finish4(v128_t y, const float *out, const float *bias, const float
   return y;
 }
 
-// Rows are finished in blocks of so many, two panels at once, so that whole lines of the cache are written: the sums
-// of a block wait in an array of the stack, [BLOCK_TILES * rows of a tile][PAIR].
-enum { BLOCK_TILES = 4, PAIR = 16, QUAD = 2 * PAIR };
+// A tile is finished for two panels at once, so that whole lines of the cache are written: its sums by both wait in a
+// block on the stack, [rows of a tile][PAIR]. Not more tiles at once: so few lines are written while the next is multiplied.
+enum { PAIR = 16, QUAD = 2 * PAIR };
 
 // Finishes and stores columns [col, col + cols) of rows [row, row + rows); cols at most PAIR, y [rows][PAIR].
 void finish(const Finish *f, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols, const float *y);
 
-// The sums of a tile, as `straighten` leaves them, to a panel of such an array.
+// The sums of a tile, as `straighten` leaves them, to a half of such a block.
 INLINE void keep_tile(float *y, const v128_t tile[2 * TALL], uint32_t rows) {
   for (uint32_t r = 0; r < rows; r++) {
     wasm_v128_store(y + PAIR * r, tile[2 * r]);
