@@ -125,26 +125,32 @@ export function bytesZero(kernels: Kernels, { multiplier, twins }: Ways): 128 | 
 /** What `probeTwins` found in this process: it does not change. */
 let joins: boolean | undefined;
 
-/** Turns of a probe, a few microseconds; how long it may take, and how often it is looked at where clocks stand still. */
-const [PROBE_TURNS, PROBE_MS, PROBE_LOOKS] = [2000, 20, 8];
+/** Turns of a look, some microseconds; how long looks may go on in ms, and how many there are where clocks stand still. */
+const [PROBE_TURNS, PROBE_MS, PROBE_LOOKS] = [2000, 100, 8];
+/** Looks in a row that are believed, and how many tell that there is nothing to be seen in optimised code. */
+const [SURE, ENOUGH] = [16, 128];
 
 /**
  * Whether the engine makes one vector of 256 bits of two: V8 with `--experimental-wasm-revectorize`, and only what it has
- * optimised, which takes it a few milliseconds. The results are the same, so that only the time tells.
+ * optimised, which takes it some 10 ms, or 40 beside other work. The results are the same, so that only the time tells: single
+ * vectors take twice that of pairs then, and half of what they took at first.
  */
 function probeTwins({ time_twins: time }: Kernels): boolean {
   const since = performance.now();
-  let [single, pairs, faster] = [Infinity, Infinity, 0];
-  for (let looks = 0, now = since; now - since < PROBE_MS; looks++) {
+  let [atFirst, faster, optimised] = [Infinity, 0, 0];
+  for (let looks = 0, now = since; now - since < PROBE_MS && optimised < ENOUGH; looks++) {
     if (now === since && looks === PROBE_LOOKS) return false;
     time(PROBE_TURNS, 0);
     const between = performance.now();
     time(PROBE_TURNS, 1);
     const end = performance.now();
-    [single, pairs, now] = [Math.min(single, between - now), Math.min(pairs, end - between), end];
-    // Twice, since it may have become faster between the one and the other.
+    const [single, pairs] = [between - now, end - between];
+    // Not one look or a few: a thread that has to wait meanwhile would tell anything.
     faster = pairs < 0.7 * single ? faster + 1 : 0;
-    if (faster === 2) return true;
+    if (faster === SURE) return true;
+    if (looks < SURE) atFirst = Math.min(atFirst, single);
+    else if (single < 0.6 * atFirst) optimised++;
+    now = end;
   }
   return false;
 }

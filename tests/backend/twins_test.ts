@@ -32,6 +32,20 @@ Deno.test("the tasks tell V8 what it knows, beside what it was told already, and
   assert.equal(await run(["eval", "console.log(1)"], { DENO_V8_FLAGS: flag }), "1");
 });
 
+Deno.test({
+  name: "whether an engine makes one vector of two is found at each start, and found right",
+  ignore: Deno.build.arch !== "x86_64",
+  async fn() {
+    const script = join(ROOT, "tests/backend/probed.ts");
+    for (const build of ["relaxed", "plain", "relaxed", "plain", "relaxed"]) {
+      for (const flags of [FLAGS, {}]) {
+        const found = await run(["run", "-A", "-q", "--no-check", "--no-lock", script, build], flags);
+        assert.equal(found, String(flags === FLAGS), `${build}, ${JSON.stringify(flags)}`);
+      }
+    }
+  },
+});
+
 for (const way of ["dot", "words", "plain"]) {
   Deno.test({
     name: `twins that are one vector give every bit of two, in less time, and the probe finds them: ${way}`,
