@@ -18,6 +18,11 @@ export interface Product {
   first?(columns: string, rows: string): string;
   /** What its sums end as, of copies. */
   readonly ends: readonly ("sums" | "scaled")[];
+  /**
+   * Who trades neighbours in tiles of twins, so that every row meets every column: the columns of a step, once for all rows, or
+   * every second row. Rows where a product waits for its addition in the register that columns in two orders would need.
+   */
+  readonly traders: "columns" | "rows";
   /** The same of twins, and of so many rows; nothing if there are none. */
   readonly twins?: readonly (readonly [ends: Ends, rows: number])[];
 }
@@ -30,12 +35,13 @@ export type Ends = "sums" | "scaled" | "halves";
 
 const multiplied = (columns: string, rows: string) => `(f32x4.mul ${columns} ${rows})`;
 
-const floats = (add: Product["add"]): Product => ({
+const floats = (add: Product["add"], traders: Product["traders"]): Product => ({
   name: "f32",
   rows: "floats",
   ends: ["sums"],
   first: multiplied,
   add,
+  traders,
   few: { steps: 64, join: (sum, few) => `(f32x4.add ${sum} ${few})` },
 });
 
@@ -47,6 +53,8 @@ export const words = (steps: number): Product => {
     rows: "five",
     ends: ["scaled"],
     twins: SCALED_TWINS,
+    // Sums of a few steps have left the registers already; to rotate rows would cost more.
+    traders: "columns",
     first,
     add: (columns, rows, sum) => `(i16x8.add ${sum} ${first(columns, rows)})`,
     few: { steps, join },
@@ -59,26 +67,28 @@ const addWords: Product["add"] = (columns, rows, sum) =>
 /** Of each build; where there is no product of bytes, these are words, and a step is half as many. */
 export const PRODUCTS = {
   simd: [
-    floats((columns, rows, sum) => `(f32x4.add ${multiplied(columns, rows)} ${sum})`),
+    floats((columns, rows, sum) => `(f32x4.add ${multiplied(columns, rows)} ${sum})`, "rows"),
     {
       name: "words",
       rows: "five",
       ends: ["sums", "scaled"],
       twins: [...SCALED_TWINS, SUMS_OF_TWINS],
+      traders: "rows",
       add: addWords,
     },
   ],
   relaxed: [
-    floats((columns, rows, sum) => `(f32x4.relaxed_madd ${columns} ${rows} ${sum})`),
+    floats((columns, rows, sum) => `(f32x4.relaxed_madd ${columns} ${rows} ${sum})`, "columns"),
     { ...words(1), ends: [] },
     words(4),
     words(8),
-    { name: "words", rows: "five", ends: [], twins: [SUMS_OF_TWINS], add: addWords },
+    { name: "words", rows: "five", ends: [], twins: [SUMS_OF_TWINS], traders: "rows", add: addWords },
     {
       name: "dot",
       rows: "six",
       ends: ["sums", "scaled"],
       twins: [...SCALED_TWINS, ["halves", TWIN_ROWS]],
+      traders: "columns",
       add: (columns, rows, sum) => `(i32x4.relaxed_dot_i8x16_i7x16_add_s ${columns} ${rows} ${sum})`,
     },
   ],

@@ -8,40 +8,50 @@ import { add, descaled, get, lanes, lines, load, SCALES, set, steps, VECTOR } fr
 
 /** The two halves of a panel. */
 const halves = [0, 1];
-/** Of the eight of a name, those that a sum of row r is of: as `chosen` leaves them, or neighbours traded. */
-const columnsOf = (r: number, half: number, name = "b") => get(`${name}${r % 2 ? "_traded" : ""}${half}`);
+type Traders = Product["traders"];
+const traded = (value: string) => lanes(value, value, 1, 0, 3, 2);
+/** Of the eight of a name, those that a sum of row r is of. */
+const columnsOf = (traders: Traders, r: number, half: number, name = "b") =>
+  get(`${name}${traders === "columns" && r % 2 ? "_traded" : ""}${half}`);
+/** What row r, after those before it, makes of a local that two rows share. */
+const turned = (traders: Traders, r: number, local: string) =>
+  traders === "rows" && r % 2 ? set(local, traded(get(local))) : "";
 const chosenLocals = (name: string) =>
   ["0", "1", "_traded0", "_traded1"].map((it) => `(local $${name}${it} v128)`).join(" ");
 /**
  * Eight values at $from, 32 bits each, to twins: 0, 1, 4, 5 and 2, 3, 6, 7. Two loads are no pair for the engine, but the halves of
  * one, extended, are, and so is what is chosen of two such pairs.
  */
-function chosen(name: string, from: string): string {
+function chosen(traders: Traders, name: string, from: string): string {
   const wide = (half: number, it: string) => `(i64x2.extend_${half ? "high" : "low"}_i32x4_u ${get(it)})`;
-  const own = (half: number) => get(`${name}${half}`);
   return [
     set("a", load(from, 0)),
     set("v", load(from, VECTOR)),
     ...halves.map((h) => set(`${name}${h}`, lanes(wide(h, "a"), wide(h, "v"), 0, 2, 4, 6))),
-    ...halves.map((h) => set(`${name}_traded${h}`, lanes(own(h), own(h), 1, 0, 3, 2))),
+    ...traders === "rows" ? [] : halves.map((h) => set(`${name}_traded${h}`, traded(get(`${name}${h}`)))),
   ].join("\n");
 }
 /** Columns of a step at $panel to twins. */
-const nextColumns = () => chosen("b", "panel") + add("panel", 2 * VECTOR);
-/** Each two of the first `rows` rows of a step at $row to $a, and what is done with it for the sums of both. */
-const nextRows = (rows: number, line: (r: number, half: number) => string) =>
-  lines(rows / 2, (i) => {
-    const lane = 2 * i % 4;
-    return [
-      lane ? "" : set("v", load("row", 8 * i)),
-      set("a", lanes(get("v"), get("v"), lane, lane + 1, lane, lane + 1)),
-      ...[0, 1].flatMap((r) => halves.map((h) => line(2 * i + r, h))),
-    ].join("\n");
-  }) + add("row", 4 * TWIN_ROWS);
+const nextColumns = (traders: Traders) => chosen(traders, "b", "panel") + add("panel", 2 * VECTOR);
+/** Each of the first `rows` rows of a step at $row to $a, beside its neighbour, and what is done with it for both halves. */
+const nextRows = (traders: Traders, rows: number, line: (r: number, half: number) => string) =>
+  lines(rows, (r) =>
+    [
+      r % 4 ? "" : set("v", load("row", 4 * r)),
+      r % 2
+        ? turned(traders, r, "a")
+        : set("a", lanes(get("v"), get("v"), r % 4, r % 4 + 1, r % 4, r % 4 + 1)),
+      ...halves.map((h) => line(r, h)),
+    ].join("\n")) + add("row", 4 * TWIN_ROWS);
 /** A step of so many rows: what becomes of each sum $c. */
-const nextProducts = (rows: number, product: (columns: string, row: string, sum: string) => string) =>
-  nextColumns() +
-  nextRows(rows, (r, h) => set(`c${r}_${h}`, product(columnsOf(r, h), get("a"), get(`c${r}_${h}`))));
+const nextProducts = (
+  traders: Traders,
+  rows: number,
+  product: (columns: string, row: string, sum: string) => string,
+) =>
+  nextColumns(traders) +
+  nextRows(traders, rows, (r, h) =>
+    set(`c${r}_${h}`, product(columnsOf(traders, r, h), get("a"), get(`c${r}_${h}`))));
 /** What a sum is made a float with. */
 const OF_COLUMNS = ["w_sums", "w_scale"];
 /** What steps are taken with. */
@@ -50,26 +60,28 @@ const STEP_LOCALS = `(local $a v128) (local $v v128) ${chosenLocals("b")}`;
 const each = (rows: number, line: (it: string, half: number, r: number) => string) =>
   lines(rows, (r) => halves.map((h) => line(`${r}_${h}`, h, r)).join("\n"));
 /** Sums $c joined with $s. */
-const joinedBy = (rows: number, join: (sum: string, few: string, columns: string) => string) =>
-  each(rows, (it, h, r) => set(`s${it}`, join(get(`s${it}`), get(`c${it}`), columnsOf(r, h))));
+const joinedBy = (rows: number, join: (sum: string, few: string, half: number, r: number) => string) =>
+  each(rows, (it, h, r) => set(`s${it}`, join(get(`s${it}`), get(`c${it}`), h, r)));
 const cleared = (name: string) => set(name, "(v128.const i32x4 0 0 0 0)");
 /** What the engine finds twins by. */
 const found = (a: string, b: string) => `(drop (i32x4.add ${get(a)} ${get(b)}))`;
 const foundAll = (of: string, rows: number) => lines(rows, (r) => found(`${of}${r}_0`, `${of}${r}_1`));
 /**
  * Stores sums straight, rows so many bytes apart, each two after they are `made`. Of two rows the first has the even lanes of the
- * first sum, and those of the second beside them; the second row has the odd lanes, those of the second sum first.
+ * first sum, and beside each of them one of the second sum's; the second row has the others.
  */
-const stored = (of: string, rows: number, apart: number, made = (_: number) => "") =>
+const stored = (traders: Traders, of: string, rows: number, apart: number, made = (_: number) => "") =>
   lines(rows, (r) => {
-    const [first, second] = [r, r ^ 1].map((it) => (h: number) => get(`${of}${it}_${h}`));
-    const straight = (h: number, of: string, other: string) => lanes(of, other, h, 2 + h, 4 + h, 6 + h);
+    const [own, other] = [r, r ^ 1].map((it) => (h: number) => get(`${of}${it}_${h}`));
+    const [i, j] = traders === "rows" ? [0, 1] : [r % 2, r % 2];
     return [
       r % 2 ? "" : made(r),
-      ...["a", "v"].map((to, h) => set(to, straight(r % 2, first(h), second(h)))),
+      ...["a", "v"].map((to, h) => set(to, lanes(own(h), other(h), i, 2 + i, 4 + j, 6 + j))),
       found("a", "v"),
       ...halves.map((h) =>
-        `(v128.store offset=${apart * r + VECTOR * h} ${get("out")} ${straight(h, get("a"), get("v"))})`
+        `(v128.store offset=${apart * r + VECTOR * h} ${get("out")} ${
+          lanes(get("a"), get("v"), h, 2 + h, 4 + h, 6 + h)
+        })`
       ),
     ].join("\n");
   });
@@ -81,18 +93,19 @@ const stored = (of: string, rows: number, apart: number, made = (_: number) => "
  * alike, and from there on for the same operations in pairs. So such an addition is there, though nobody wants its result.
  * Two loads, or two fields of a struct, it does not take for a pair, for it looks at the address of each: `chosen` tells what is
  * done instead. Of two rows that are spread from a loaded vector it makes one load. As addresses are looked at all the same,
- * nothing is copied. So a step is 31 instructions, 12 of them dot-adds.
+ * nothing is copied. So a step is 31 instructions where products are dot-adds, 12 of them.
  */
-function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number): string {
+function twin(product: Product, ends: Ends, rows: number): string {
+  const { name, add: sum, first, few, traders } = product;
   const [sums, scales] = [few ? "s" : "c", ends === "scaled"];
   const joined = few ? joinedBy(rows, few.join) : "";
   const step = (i: number) =>
-    nextProducts(rows, first && i % few!.steps === 0 ? first : sum) +
+    nextProducts(traders, rows, first && i % few!.steps === 0 ? first : sum) +
     (few && (i + 1) % few.steps === 0 ? joined : "");
   const all = steps("", step, { end: (i) => few && i % few.steps ? joined : "" });
   const floats = (r: number, h: number) => {
     const c = `${sums}${r}_${h}`;
-    const [wSums, wScale] = OF_COLUMNS.map((name) => columnsOf(r, h, name));
+    const [wSums, wScale] = OF_COLUMNS.map((name) => columnsOf(traders, r, h, name));
     return set(c, descaled(get(c), get("zero"), wSums, get("scale"), wScale));
   };
   const twoRows = (r: number) =>
@@ -100,7 +113,10 @@ function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number)
       ...[["zero", "zeros"], ["scale", "scales"]].map(([to, from]) =>
         set(to, load(from, 4 * r, "v128.load64_splat"))
       ),
-      ...[r, r + 1].flatMap((it) => halves.map((h) => floats(it, h))),
+      ...[r, r + 1].flatMap((it) => [
+        ...["zero", "scale"].map((local) => turned(traders, it, local)),
+        ...halves.map((h) => floats(it, h)),
+      ]),
     ].join("\n");
   const twice = () =>
     `${set("first", get("panel"))} ${set("steps", get("left"))}
@@ -118,8 +134,8 @@ function twin({ name, add: sum, first, few }: Product, ends: Ends, rows: number)
     ${STEP_LOCALS}
     ${each(rows, (it) => `(local $c${it} v128)`)} ${few ? each(rows, (it) => `(local $s${it} v128)`) : ""}
     ${ends === "halves" ? twice() : all}
-    ${scales ? OF_COLUMNS.map((name) => chosen(name, name)).join("\n") : ""}
-    ${stored(sums, rows, (scales ? 4 : 2) * VECTOR, scales ? twoRows : undefined)})`;
+    ${scales ? OF_COLUMNS.map((name) => chosen(traders, name, name)).join("\n") : ""}
+    ${stored(traders, sums, rows, (scales ? 4 : 2) * VECTOR, scales ? twoRows : undefined)})`;
 }
 
 /** `body` again and again, each time with `count` of $left, or those that remain, of which it leaves none. */
@@ -137,6 +153,7 @@ const inTurns = (name: string, count: number, body: string) =>
  * in $s, these after `many` in f64, of which it makes floats in the end, straight, rows of sixteen.
  */
 function wide(
+  traders: Traders,
   name: string,
   rows: number,
   few: { readonly count: number; readonly body: string; readonly join: Parameters<typeof joinedBy>[1] },
@@ -161,16 +178,16 @@ function wide(
     ${each(rows, (it) => ["c", "s", "l", "h"].map((of) => `(local $${of}${it} v128)`).join(" "))}
     ${inTurns("many", many, all)}
     ${each(rows, narrow)}
-    ${stored("s", rows, 4 * VECTOR)})`;
+    ${stored(traders, "s", rows, 4 * VECTOR)})`;
 }
 
 /**
  * Sums of floats as `attention.c` takes them: of $first steps, any number, then of $block steps each, until $left are done, added up
  * in f32. Straight, rows of eight.
  */
-function blockTwins({ name, add: sum, few }: Product): string {
-  const rows = TWIN_ROWS;
-  const step = nextProducts(rows, sum);
+function blockTwins(product: Product): string {
+  const { name, add: sum, few, traders } = product, rows = TWIN_ROWS;
+  const step = nextProducts(traders, rows, sum);
   const some = (count: number) =>
     `(block $done${count} (loop $next${count}
       (br_if $done${count} (i32.lt_u ${get("first")} (i32.const ${count})))
@@ -188,17 +205,18 @@ function blockTwins({ name, add: sum, few }: Product): string {
       ${set("first", get("block"))}
       (br_if $end (i32.eqz ${get("left")}))
       (br $again)))
-    ${stored("s", rows, 2 * VECTOR)})`;
+    ${stored(traders, "s", rows, 2 * VECTOR)})`;
 }
 
 /** Of floats: what `f32.c` says of its sums. $left: values of k, a multiple of four. */
-function floatTwins({ name, first, add: sum, few }: Product, rows: number): string {
+function floatTwins(product: Product, rows: number): string {
+  const { name, first, add: sum, few, traders } = product;
   const { steps: count, join } = few!;
-  const next = () => nextProducts(rows, sum);
+  const next = () => nextProducts(traders, rows, sum);
   // A chain begins with products alone: sums that were cleared for it would cost a twentieth of the time.
-  const body = nextProducts(rows, first!) + lines(3, next) + add("left", -4) +
+  const body = nextProducts(traders, rows, first!) + lines(3, next) + add("left", -4) +
     `(if ${get("left")} (then ${steps("", next)}))`;
-  return wide(name, rows, { count, body, join }, 4 * count, "f64x2.promote_low_f32x4");
+  return wide(traders, name, rows, { count, body, join }, 4 * count, "f64x2.promote_low_f32x4");
 }
 
 /**
@@ -208,16 +226,16 @@ function floatTwins({ name, first, add: sum, few }: Product, rows: number): stri
  */
 function groupTwins(): string {
   // Rows are the operand of eight bits here, nibbles that of seven.
-  const { add: sum } = words(8);
+  const { add: sum, traders } = words(8);
   const body = [
-    nextRows(TWIN_ROWS, (r, h) => set(`c${r}_${h}`, get("a"))),
-    lines(8, () => nextProducts(TWIN_ROWS, (columns, row, c) => sum(row, columns, c))),
-    nextColumns(),
+    nextRows(traders, TWIN_ROWS, (r, h) => set(`c${r}_${h}`, get("a"))),
+    lines(8, () => nextProducts(traders, TWIN_ROWS, (columns, row, c) => sum(row, columns, c))),
+    nextColumns(traders),
     add("left", -1),
   ].join("\n");
-  const join = (sum: string, few: string, columns: string) =>
-    `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${few} ${columns}))`;
-  return wide("int4", TWIN_ROWS, { count: 1, body, join }, 64, "f64x2.convert_low_i32x4_s");
+  const join = (sum: string, few: string, half: number, r: number) =>
+    `(i32x4.add ${sum} (i32x4.dot_i16x8_s ${few} ${columnsOf(traders, r, half)}))`;
+  return wide(traders, "int4", TWIN_ROWS, { count: 1, body, join }, 64, "f64x2.convert_low_i32x4_s");
 }
 
 /** All of a build, and what times them. */
