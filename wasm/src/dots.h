@@ -44,6 +44,12 @@ INLINE uint32_t first_row(uint32_t tile, uint32_t whole, uint32_t tall) {
   return tile < whole ? tile * tall : whole * tall + (tile - whole) * SHORT;
 }
 
+// How many of so many rows a tile has.
+INLINE uint32_t rows_in(uint32_t tile, uint32_t rows, uint32_t whole, uint32_t tall) {
+  uint32_t next = first_row(tile + 1, whole, tall);
+  return (next < rows ? next : rows) - first_row(tile, whole, tall);
+}
+
 // Steps of so many values of k.
 INLINE uint32_t steps_of(uint32_t k) { return WORDS ? k / 2 : k / 4; }
 

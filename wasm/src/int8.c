@@ -188,8 +188,7 @@ INLINE void gemm(const int8_t *a, const int32_t *zeros, const float *scales, con
     if (copies) stage_panels(0, here, panels, steps, 0, 0);
     w += panels * panel_bytes;
     for (uint32_t t = 0; t < tiles; t++) {
-      uint32_t row = first_row(t, whole, tall), next = first_row(t + 1, whole, tall);
-      uint32_t count = (next < rows ? next : rows) - row;
+      uint32_t row = first_row(t, whole, tall), count = rows_in(t, rows, whole, tall);
       const int8_t *tile = a + ((uint64_t)t * tall * padded << WORDS);
       for (uint32_t col = first; col < first + wide; col += PAIR) {
         float y[PAIR * TWIN_ROWS];

@@ -92,7 +92,7 @@ void quantize7(uint8_t *out, int32_t *zeros, float *scales, const float *x, uint
   if (lanes == 1) return tile7(out, zeros, scales, x, stride, 1, k, 1);
   uint32_t whole = whole_tiles(rows, lanes);
   for (uint32_t t = from; t < end; t++) {
-    uint32_t r = first_row(t, whole, lanes), next = first_row(t + 1, whole, lanes), count = (next < rows ? next : rows) - r;
+    uint32_t r = first_row(t, whole, lanes), count = rows_in(t, rows, whole, lanes);
     uint8_t *to = out + (uint64_t)t * bytes_of(lanes, padded);
     const float *row = x + (uint64_t)r * stride;
     if (lanes == TWIN_ROWS) tile7(to, zeros + r, scales + r, row, stride, count, k, TWIN_ROWS);
